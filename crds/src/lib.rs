@@ -1,0 +1,3 @@
+//! The ModelProfile API.
+
+pub mod worker;

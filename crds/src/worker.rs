@@ -1,0 +1,148 @@
+//! The worker's admin API, as values: what `GET /admin/v1/state` returns and `PUT /admin/v1/profile` takes. The operator,
+//! the local mode and the worker share these types, so that they cannot drift apart.
+
+use serde::{Deserialize, Serialize};
+
+/// Life of a worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkerPhase {
+    /// Quantizing or loading; not ready.
+    #[default]
+    Preparing,
+    /// Serving.
+    Ready,
+    /// Finishing what it has; refuses new requests.
+    Draining,
+    /// Could not prepare; `message` says why.
+    Failed,
+}
+
+/// One profile as the worker sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkerProfile {
+    /// Name in the manifest.
+    pub name: String,
+    /// Key of its artifact; empty until known.
+    pub artifact_key: String,
+    /// Packed weight bytes; 0 until known.
+    pub weight_bytes: u64,
+    /// Tokens that the KV cache holds in this profile within the memory budget; 0 until known.
+    pub kv_tokens: u64,
+    /// Progress of its preparation, 0 to 100.
+    pub prepared_percent: f64,
+    /// What the preparation is doing ("quantizing layer 3 of 30"); empty when done.
+    pub activity: String,
+}
+
+/// Use of the KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkerKv {
+    /// Blocks of the active profile.
+    pub blocks_total: u64,
+    /// Blocks owned by running requests.
+    pub blocks_used: u64,
+    /// Reusable blocks of the prefix cache; they count as free.
+    pub blocks_cached: u64,
+    /// Tokens of a block.
+    pub block_tokens: u64,
+}
+
+/// Requests in the worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkerRequests {
+    /// Being computed.
+    pub running: u64,
+    /// Waiting for room.
+    pub waiting: u64,
+    /// Age of the oldest waiting request.
+    pub oldest_waiting_seconds: f64,
+    /// Generated tokens per second over the last 5 seconds.
+    pub tokens_per_second: f64,
+}
+
+/// Memory of the worker, all in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkerMemory {
+    /// `weights + KV pool + workspace` never exceeds this.
+    pub budget_bytes: u64,
+    /// Packed weights of the active profile.
+    pub weight_bytes: u64,
+    /// The KV pool at its present size.
+    pub kv_bytes: u64,
+    /// Activations and scratch.
+    pub workspace_bytes: u64,
+}
+
+/// How a switch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SwitchOutcome {
+    /// The target is active.
+    Completed,
+    /// The target cannot be switched to; the worker serves on in the old profile.
+    Refused,
+    /// A later request for another profile came before this one began to swap.
+    Replaced,
+}
+
+/// A switch of the active profile.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SwitchReport {
+    /// Profile before.
+    pub from: String,
+    /// Profile asked for.
+    pub to: String,
+    /// RFC 3339, UTC.
+    pub start_time: String,
+    /// From the request to the report.
+    pub duration_millis: u64,
+    /// Time that the engine could not compute a step because of the swap.
+    pub pause_millis: f64,
+    /// Requests preempted to shrink the KV pool (they are recomputed, not failed).
+    pub preempted: u64,
+    /// How it ended.
+    pub outcome: SwitchOutcome,
+    /// A sentence for a person.
+    pub message: String,
+}
+
+/// What a worker says of itself: `GET /admin/v1/state`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkerState {
+    /// Version of the worker.
+    pub version: String,
+    /// Name that the API serves the model under.
+    pub served_name: String,
+    /// Life of the worker.
+    pub phase: WorkerPhase,
+    /// Why it is in this phase, when that is not obvious.
+    pub message: String,
+    /// Profile that computes now; `None` before the first is ready.
+    pub active_profile: Option<String>,
+    /// Profile of a switch under way.
+    pub target_profile: Option<String>,
+    /// The ladder.
+    pub profiles: Vec<WorkerProfile>,
+    /// KV cache.
+    pub kv: WorkerKv,
+    /// Requests.
+    pub requests: WorkerRequests,
+    /// Memory.
+    pub memory: WorkerMemory,
+    /// The latest switch, if any.
+    pub last_switch: Option<SwitchReport>,
+}
+
+/// Body of `PUT /admin/v1/profile`. The answer is a [`SwitchReport`] once the switch ended: status 200 `Completed`, 409
+/// `Refused` or `Replaced`; 404 for a name that is not in the ladder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchRequest {
+    /// Profile to change to.
+    pub profile: String,
+}

@@ -1,0 +1,1 @@
+//! Text around the engine: tokenizer, chat template, incremental decoding, stop strings.

@@ -1,0 +1,140 @@
+//! What model code needs from a device. `Cpu` implements it; a GPU implements it with its own buffers.
+//!
+//! All activations are `[rows, width]` FP32 matrices that live in [`Device::Buffer`]s. No signature here takes or returns
+//! a CPU slice of device data: host data crosses only in [`Device::upload`], [`Device::download`] and
+//! [`Device::weight`].
+
+use crate::{BlockMove, KvLayout, KvScales, PackedWeight, Result, StepPlan};
+
+/// A row-major FP32 matrix on the host.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HostTensor {
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub width: usize,
+    /// `rows * width` values.
+    pub data: Vec<f32>,
+}
+
+/// Memory of a device: buffers, resident weights, the KV pool.
+pub trait Device: Send + 'static {
+    /// An FP32 matrix `[rows, width]`.
+    type Buffer: Send;
+    /// A packed linear weight that can be computed with.
+    type Weight: Send;
+    /// The paged KV pool of all layers.
+    type Kv: Send;
+
+    /// A zeroed buffer.
+    fn buffer(&self, rows: usize, width: usize) -> Result<Self::Buffer>;
+    /// Copies a host matrix to the device (norm gains, biases, rotary tables).
+    fn upload(&self, host: &HostTensor) -> Result<Self::Buffer>;
+    /// Copies the first `rows` rows to the host, after all work that writes them.
+    fn download(&self, buffer: &Self::Buffer, rows: usize, host: &mut HostTensor) -> Result<()>;
+    /// Makes a packed weight usable. On the CPU this is a view of the mapped file: its pages are read at first use.
+    fn weight(&self, packed: &PackedWeight) -> Result<Self::Weight>;
+    /// A pool with `blocks` usable blocks, able to grow to `max_blocks` without moving.
+    fn kv(&self, layout: KvLayout, scales: &KvScales, blocks: usize, max_blocks: usize) -> Result<Self::Kv>;
+    /// Changes the number of usable blocks; memory of blocks above it goes back to the system.
+    fn kv_resize(&self, kv: &mut Self::Kv, blocks: usize) -> Result<()>;
+    /// Copies blocks, in order.
+    fn kv_move(&self, kv: &mut Self::Kv, moves: &[BlockMove]) -> Result<()>;
+}
+
+/// Attention geometry of one layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads; a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+    /// Positions older than this many are not attended (Mistral); `None` attends all.
+    pub sliding_window: Option<usize>,
+    /// Factor on the logits, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+}
+
+/// Rotary embedding and the optional per-head norms before it (Qwen3).
+#[derive(Debug)]
+pub struct Rotary<'a, B> {
+    /// Inverse frequencies `[1, rotary_dim / 2]`, long-context scaling already applied. Halves are rotated as
+    /// `(x[i], x[i + rotary_dim/2])`, the Hugging Face order.
+    pub inverse_frequencies: &'a B,
+    /// Factor on cos and sin (YaRN's attention factor); 1 otherwise.
+    pub attention_factor: f32,
+    /// RMS gain `[1, head_dim]` on each query head, before the rotation.
+    pub query_norm: Option<&'a B>,
+    /// RMS gain `[1, head_dim]` on each key head, before the rotation.
+    pub key_norm: Option<&'a B>,
+    /// Epsilon of these norms.
+    pub norm_epsilon: f32,
+}
+
+/// What [`Backend::linear`] does with the output's previous content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// `y = x w`.
+    Overwrite,
+    /// `y += x w` (the residual add).
+    Add,
+}
+
+/// The operations of a decoder-only transformer. Each computes the rows of the current step (`step.rows()` unless it
+/// says otherwise).
+pub trait Backend: Device {
+    /// A step's metadata on the device.
+    type Step: Send;
+
+    /// Uploads tokens, positions, cache slots and block tables of a step.
+    fn begin(&mut self, plan: &StepPlan) -> Result<Self::Step>;
+    /// `out[r] = table[token[r]]`, the dequantized row of an embedding `[vocab, hidden]`.
+    fn embed(&mut self, step: &Self::Step, table: &Self::Weight, out: &mut Self::Buffer) -> Result<()>;
+    /// `out[r] = x[r] / sqrt(mean(x[r]^2) + epsilon) * gain`.
+    fn rms_norm(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        gain: &Self::Buffer,
+        epsilon: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// `out[r] (+)= w x[r] + bias` for the first `rows` rows, activations quantized as the weight's kind says.
+    fn linear(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        w: &Self::Weight,
+        bias: Option<&Self::Buffer>,
+        store: Store,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// Normalizes (optional) and rotates Q and K in `qkv` (`[rows, (heads + 2 kv_heads) head_dim]`: all query heads, then
+    /// key heads, then value heads) and stores K and V of the step's rows into the pool.
+    fn rotate_and_store(
+        &mut self,
+        step: &Self::Step,
+        qkv: &mut Self::Buffer,
+        shape: &AttentionShape,
+        rotary: &Rotary<'_, Self::Buffer>,
+        kv: &mut Self::Kv,
+        layer: usize,
+    ) -> Result<()>;
+    /// Causal attention of the step's rows over their sequences' cached tokens, K and V read as stored:
+    /// `out[r] [heads * head_dim]`.
+    fn attention(
+        &mut self,
+        step: &Self::Step,
+        qkv: &Self::Buffer,
+        shape: &AttentionShape,
+        kv: &Self::Kv,
+        layer: usize,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// `out[r, i] = silu(x[r, i]) * x[r, width + i]` for `x` of `[rows, 2 width]`.
+    fn gated_silu(&mut self, rows: usize, x: &Self::Buffer, out: &mut Self::Buffer) -> Result<()>;
+    /// `out[i] = x[logit_rows[i]]`: the rows that need logits, packed together.
+    fn gather_logit_rows(&mut self, step: &Self::Step, x: &Self::Buffer, out: &mut Self::Buffer) -> Result<()>;
+}

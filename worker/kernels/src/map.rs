@@ -1,0 +1,56 @@
+//! Read-only memory maps of files.
+
+use std::{fs::File, ops::Deref, path::Path};
+
+use memmap2::{Advice, Mmap, UncheckedAdvice};
+
+use crate::{KernelError, Result};
+
+/// A file mapped read-only.
+///
+/// # Caveats
+/// A file that is truncated by another process while mapped makes reads fail with SIGBUS, as with every memory map.
+/// Artifacts are written under a temporary name and renamed, never changed in place, so ours are not.
+#[derive(Debug)]
+pub struct MappedFile {
+    map: Option<Mmap>,
+}
+
+impl MappedFile {
+    /// Maps a whole file. An empty file maps to no bytes.
+    pub fn open(path: &Path) -> Result<Self> {
+        let io = |source| KernelError::Io { path: path.display().to_string(), source };
+        let file = File::open(path).map_err(io)?;
+        if file.metadata().map_err(io)?.len() == 0 {
+            return Ok(Self { map: None });
+        }
+        // SAFETY: the map is read-only; the caveat above names what a concurrent truncation would do.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        Ok(Self { map: Some(map) })
+    }
+
+    /// Asks the system to read a range in and map its pages now. Best effort.
+    pub fn prefetch(&self, offset: usize, len: usize) {
+        if let Some(map) = &self.map {
+            // PopulateRead maps the pages too; kernels before 5.14 refuse it and get plain read-ahead.
+            if map.advise_range(Advice::PopulateRead, offset, len).is_err() {
+                let _ = map.advise_range(Advice::WillNeed, offset, len);
+            }
+        }
+    }
+
+    /// Drops the resident pages of a range. Best effort.
+    pub fn release(&self, offset: usize, len: usize) {
+        if let Some(map) = &self.map {
+            // SAFETY: the map is private to reading and backed by the file: dropped pages are read again unchanged.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len) };
+        }
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or(&[])
+    }
+}
