@@ -4,6 +4,8 @@
 //! a CPU slice of device data: host data crosses only in [`Device::upload`], [`Device::download`] and
 //! [`Device::weight`].
 
+use std::ops::Range;
+
 use crate::{BlockMove, KvLayout, KvScales, PackedWeight, Result, StepPlan};
 
 /// A row-major FP32 matrix on the host.
@@ -34,6 +36,10 @@ pub trait Device: Send + 'static {
     fn download(&self, buffer: &Self::Buffer, rows: usize, host: &mut HostTensor) -> Result<()>;
     /// Makes a packed weight usable. On the CPU this is a view of the mapped file: its pages are read at first use.
     fn weight(&self, packed: &PackedWeight) -> Result<Self::Weight>;
+    /// Starts reading the weight's bytes toward the device, without waiting and without making them resident for good.
+    fn prefetch(&self, weight: &Self::Weight);
+    /// Gives the weight's resident memory back; it stays usable and is read again at its next use.
+    fn release(&self, weight: &Self::Weight);
     /// A pool with `blocks` usable blocks, able to grow to `max_blocks` without moving.
     fn kv(&self, layout: KvLayout, scales: &KvScales, blocks: usize, max_blocks: usize) -> Result<Self::Kv>;
     /// Changes the number of usable blocks; memory of blocks above it goes back to the system.
@@ -135,6 +141,12 @@ pub trait Backend: Device {
     ) -> Result<()>;
     /// `out[r, i] = silu(x[r, i]) * x[r, width + i]` for `x` of `[rows, 2 width]`.
     fn gated_silu(&mut self, rows: usize, x: &Self::Buffer, out: &mut Self::Buffer) -> Result<()>;
-    /// `out[i] = x[logit_rows[i]]`: the rows that need logits, packed together.
-    fn gather_logit_rows(&mut self, step: &Self::Step, x: &Self::Buffer, out: &mut Self::Buffer) -> Result<()>;
+    /// `out[i] = x[logit_rows[range.start + i]]`: some of the rows that need logits, packed together.
+    fn gather_logit_rows(
+        &mut self,
+        step: &Self::Step,
+        x: &Self::Buffer,
+        range: Range<usize>,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
 }

@@ -29,13 +29,10 @@ impl MappedFile {
         Ok(Self { map: Some(map) })
     }
 
-    /// Asks the system to read a range in and map its pages now. Best effort.
+    /// Starts reading a range into the page cache; maps nothing, so resident memory does not grow. Best effort.
     pub fn prefetch(&self, offset: usize, len: usize) {
         if let Some(map) = &self.map {
-            // PopulateRead maps the pages too; kernels before 5.14 refuse it and get plain read-ahead.
-            if map.advise_range(Advice::PopulateRead, offset, len).is_err() {
-                let _ = map.advise_range(Advice::WillNeed, offset, len);
-            }
+            let _ = map.advise_range(Advice::WillNeed, offset, len);
         }
     }
 

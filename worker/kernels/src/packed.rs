@@ -31,7 +31,7 @@ impl Bytes {
         (end <= file.len() && offset.is_multiple_of(64)).then_some(Self { owner: Owner::File(file), offset, len })
     }
 
-    /// Reads the pages in now, so that the next use does not fault. Nothing to do for memory.
+    /// Starts reading the range into the page cache. Nothing to do for memory.
     pub fn prefetch(&self) {
         if let Owner::File(file) = &self.owner {
             file.prefetch(self.offset, self.len);
