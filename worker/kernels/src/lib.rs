@@ -6,20 +6,29 @@
 //! | [`kv`] | the paged KV cache's formats and geometry |
 //! | [`plan`] | one engine step, described for a backend |
 //! | [`backend`] | the traits that model code is written against |
+//! | [`format`] | E4M3 and E5M2 |
+//! | [`rtn`] | round to nearest: FP32 rows into codes |
+//! | [`pack`](mod@pack) | the CPU's weight layout |
+//! | [`cpu`] | the CPU backend |
 //! | [`map`] | memory-mapped files |
 
 pub mod backend;
+pub mod cpu;
 mod error;
+pub mod format;
 pub mod kv;
 pub mod map;
+pub mod pack;
 pub mod packed;
 pub mod plan;
+pub mod rtn;
 pub mod weight;
 
 pub use backend::{AttentionShape, Backend, Device, HostTensor, Rotary, Store};
 pub use error::{KernelError, Result};
 pub use kv::{BLOCK_TOKENS, BlockMove, KvFormat, KvLayout, KvScales};
 pub use map::MappedFile;
+pub use pack::{pack, packed_len, panel_count};
 pub use packed::{AlignedBytes, Bytes, PackedWeight};
 pub use plan::{SequenceSpan, StepPlan};
 pub use weight::{GroupedActivations, HostWeight, WeightKind, WeightSpec};

@@ -62,11 +62,8 @@ impl WeightSpec {
             return Err(KernelError::Shape(format!("a weight of {} x {} has no elements", self.n, self.k)));
         }
         if let WeightKind::Int4 { group } | WeightKind::Int8Group { group } = self.kind {
-            let divides: Vec<String> = [32usize, 64, 128]
-                .iter()
-                .filter(|g| self.k.is_multiple_of(**g))
-                .map(ToString::to_string)
-                .collect();
+            let divides: Vec<String> =
+                [32usize, 64, 128].iter().filter(|g| self.k.is_multiple_of(**g)).map(ToString::to_string).collect();
             if !matches!(group, 32 | 64 | 128) || !self.k.is_multiple_of(usize::from(group)) {
                 return Err(KernelError::Shape(format!(
                     "group size {group} does not divide the {} inputs; sizes that do: {}",

@@ -1,0 +1,47 @@
+//! Which instruction set the kernels use, decided at run time.
+
+/// An instruction set with kernels of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// Portable code.
+    Scalar,
+    /// AVX2 and FMA: the portable code, compiled for it.
+    Avx2,
+    /// AVX-512 F, BW, VL, VBMI, VNNI and BF16.
+    Avx512,
+}
+
+impl Isa {
+    /// Every instruction set of this machine, the best last.
+    pub fn available() -> Vec<Self> {
+        let mut all = vec![Self::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+                all.push(Self::Avx2);
+            }
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vbmi")
+                && is_x86_feature_detected!("avx512vnni")
+                && is_x86_feature_detected!("avx512bf16")
+            {
+                all.push(Self::Avx512);
+            }
+        }
+        all
+    }
+
+    /// The best of this machine, or what the environment variable `MODELPROFILE_ISA` (scalar, avx2, avx512) names.
+    pub fn detect() -> Self {
+        let available = Self::available();
+        let wanted = match std::env::var("MODELPROFILE_ISA").as_deref() {
+            Ok("scalar") => Some(Self::Scalar),
+            Ok("avx2") => Some(Self::Avx2),
+            Ok("avx512") => Some(Self::Avx512),
+            _ => None,
+        };
+        wanted.filter(|isa| available.contains(isa)).or_else(|| available.last().copied()).unwrap_or(Self::Scalar)
+    }
+}

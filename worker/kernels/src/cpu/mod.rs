@@ -1,0 +1,29 @@
+//! The CPU backend.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`isa`] | which instruction set, at run time |
+//! | [`threads`] | the compute threads: fork and join with a spinning barrier |
+//! | [`activations`] | activations quantized as a weight kind wants them |
+//! | [`linear`] | products: the portable kernels and the choice of kernel |
+//! | `avx512` | products with VNNI and BF16 instructions |
+//! | [`kv`] | the paged pool in reserved memory |
+//! | [`attention`] | paged attention |
+//! | [`elementwise`] | norms, rotation, gated activation |
+//! | [`backend`] | [`Cpu`], which implements the traits with these |
+//! | [`probe`] | the machine's own limits, measured |
+
+pub mod activations;
+pub mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub mod backend;
+pub mod elementwise;
+pub mod isa;
+pub mod kv;
+pub mod linear;
+pub mod probe;
+pub mod threads;
+
+pub use backend::{Cpu, CpuOptions};
+pub use isa::Isa;

@@ -1,0 +1,173 @@
+//! Products on every instruction set against the formula in FP64.
+
+use modelprofile_kernels::{
+    Backend, Device, GroupedActivations, HostTensor, PackedWeight, Store, WeightKind,
+    cpu::{Cpu, CpuOptions, Isa},
+    pack, rtn,
+};
+use proptest::prelude::*;
+
+const KINDS: [WeightKind; 7] = [
+    WeightKind::Bf16,
+    WeightKind::Fp8,
+    WeightKind::Int8,
+    WeightKind::Int4 { group: 32 },
+    WeightKind::Int4 { group: 64 },
+    WeightKind::Int4 { group: 128 },
+    WeightKind::Int8Group { group: 32 },
+];
+
+fn cpu(isa: Isa, grouped_activations: GroupedActivations) -> Cpu {
+    Cpu::new(CpuOptions { threads: 2, isa: Some(isa), grouped_activations }).unwrap()
+}
+
+/// Reproducible values in -1..1.
+fn noise(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).max(1);
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as f32 / u32::MAX as f32 * 2.0 - 1.0
+        })
+        .collect()
+}
+
+fn weight(kind: WeightKind, n: usize, k: usize) -> (PackedWeight, Vec<f32>) {
+    let host = rtn::quantize(kind, rtn::Grid::Minimum, n, k, &noise(n * k, 7)).unwrap();
+    let mut values = vec![0.0; n * k];
+    for (row, out) in values.chunks_exact_mut(k).enumerate() {
+        host.dequantize_row(row, out);
+    }
+    (pack(&host).unwrap(), values)
+}
+
+fn product(cpu: &mut Cpu, w: &PackedWeight, x: &[f32], rows: usize) -> Vec<f32> {
+    let x = cpu.upload(&HostTensor { rows, width: w.spec.k, data: x.to_vec() }).unwrap();
+    let mut out = cpu.buffer(rows, w.spec.n).unwrap();
+    cpu.linear(rows, &x, w, None, Store::Overwrite, &mut out).unwrap();
+    let mut host = HostTensor::default();
+    cpu.download(&out, rows, &mut host).unwrap();
+    host.data
+}
+
+/// Largest relative deviation of an element that quantizing the activations may cause, by kind. The deviation is taken
+/// against `sum |x w|`, so that cancellation does not count.
+fn budget(kind: WeightKind, grouped: GroupedActivations) -> f64 {
+    match (kind, grouped) {
+        (WeightKind::Bf16, _) | (_, GroupedActivations::Bf16)
+            if kind != WeightKind::Fp8 && kind != WeightKind::Int8 =>
+        {
+            1.0 / 256.0
+        }
+        (WeightKind::Fp8, _) => 1.0 / 16.0,
+        _ => 1.0 / 127.0,
+    }
+}
+
+#[test]
+fn every_kind_on_every_instruction_set_is_within_its_budget() {
+    for isa in Isa::available() {
+        for grouped in [GroupedActivations::Int8, GroupedActivations::Bf16] {
+            let mut cpu = cpu(isa, grouped);
+            for kind in KINDS {
+                for (n, k) in [(1, 128), (17, 256), (96, 128)] {
+                    let (packed, values) = weight(kind, n, k);
+                    for rows in [1, 2, 3, 5, 8, 13] {
+                        let x = noise(rows * k, rows as u32);
+                        let found = product(&mut cpu, &packed, &x, rows);
+                        for row in 0..rows {
+                            for column in 0..n {
+                                let pairs = x[row * k..].iter().zip(&values[column * k..(column + 1) * k]);
+                                let terms: Vec<f64> = pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).collect();
+                                let expected: f64 = terms.iter().sum();
+                                let size: f64 = terms.iter().map(|t| t.abs()).sum();
+                                let error = (f64::from(found[row * n + column]) - expected).abs() / size;
+                                assert!(
+                                    error < budget(kind, grouped),
+                                    "{isa:?} {kind:?} {grouped:?} {n}x{k}, {rows} rows, [{row}, {column}]: {error}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn shapes_that_fill_no_panel_and_no_step_are_exact_too() {
+    for isa in Isa::available() {
+        let mut cpu = cpu(isa, GroupedActivations::Int8);
+        for kind in [WeightKind::Bf16, WeightKind::Fp8, WeightKind::Int8] {
+            for (n, k) in [(1, 1), (5, 3), (33, 13)] {
+                let (packed, values) = weight(kind, n, k);
+                // A single one picks a column of the weight, without any rounding of the activation.
+                for at in 0..k {
+                    let mut x = vec![0.0; k];
+                    x[at] = 1.0;
+                    let found = product(&mut cpu, &packed, &x, 1);
+                    for column in 0..n {
+                        let expected = values[column * k + at];
+                        assert!((found[column] - expected).abs() <= expected.abs() * 1e-6, "{isa:?} {kind:?} {n}x{k}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    #[test]
+    fn a_row_is_bit_for_bit_the_same_in_any_batch(rows in 2usize..20, pick in 0usize..20, n in 1usize..200) {
+        let (k, pick) = (128, pick % rows);
+        for isa in Isa::available() {
+            for grouped in [GroupedActivations::Int8, GroupedActivations::Bf16] {
+                let mut cpu = cpu(isa, grouped);
+                for kind in KINDS {
+                    let (packed, _) = weight(kind, n, k);
+                    let x = noise(rows * k, 3);
+                    let together = product(&mut cpu, &packed, &x, rows);
+                    let alone = product(&mut cpu, &packed, &x[pick * k..(pick + 1) * k], 1);
+                    let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    prop_assert_eq!(bits(&together[pick * n..(pick + 1) * n]), bits(&alone), "{:?} {:?}", isa, kind);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn adding_and_bias_do_what_they_say() {
+    for isa in Isa::available() {
+        let mut cpu = cpu(isa, GroupedActivations::Int8);
+        let (packed, _) = weight(WeightKind::Bf16, 20, 32);
+        let x = noise(3 * 32, 1);
+        let plain = product(&mut cpu, &packed, &x, 3);
+        let x = cpu.upload(&HostTensor { rows: 3, width: 32, data: x }).unwrap();
+        let bias = cpu.upload(&HostTensor { rows: 1, width: 20, data: (0..20).map(|i| i as f32).collect() }).unwrap();
+        let mut out = cpu.upload(&HostTensor { rows: 3, width: 20, data: vec![100.0; 60] }).unwrap();
+        cpu.linear(3, &x, &packed, Some(&bias), Store::Add, &mut out).unwrap();
+        let mut host = HostTensor::default();
+        cpu.download(&out, 3, &mut host).unwrap();
+        for (i, (found, plain)) in host.data.iter().zip(&plain).enumerate() {
+            assert!((found - (plain + (i % 20) as f32 + 100.0)).abs() < 1e-4, "{isa:?}");
+        }
+    }
+}
+
+#[test]
+fn an_embedding_row_is_the_dequantized_row() {
+    for kind in KINDS {
+        let (packed, values) = weight(kind, 37, 128);
+        let mut out = vec![0.0; 128];
+        for row in 0..37 {
+            packed.dequantize_row(row, &mut out).unwrap();
+            assert_eq!(out, values[row * 128..(row + 1) * 128], "{kind:?}");
+        }
+        assert!(packed.dequantize_row(37, &mut out).is_err());
+    }
+}
