@@ -1,0 +1,70 @@
+# `make demo` and `make test` are the two commands of a newcomer; the rest are their parts.
+# Everything builds in the dev profile: the crates that compute are optimised in it (see Cargo.toml), so one build serves all.
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+# rustup's folder, for a shell that was opened before rustup was installed.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+step = @printf '\n==> %s\n' "$(1)"
+
+.PHONY: help
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: tools model ## Serve a real model and change its precision under load
+	$(call step,building)
+	cargo build --workspace --bins
+	cargo run --quiet -p modelprofile-e2e --bin demo
+
+.PHONY: test
+test: tools fmt-check clippy doc test-rust test-openai test-demo ## Run everything the project tests
+	$(call step,all tests passed)
+
+.PHONY: tools
+tools: ## Check that what the other targets need is installed
+	@. scripts/lib.sh && need_cargo && need_python
+
+.PHONY: model
+model: ## Get models/SmolLM2-135M-Instruct-Q4_1.gguf
+	@scripts/model.sh
+
+.PHONY: fmt
+fmt: ## Format the code
+	cargo fmt --all
+
+.PHONY: fmt-check
+fmt-check:
+	$(call step,format)
+	cargo fmt --all --check
+
+.PHONY: clippy
+clippy:
+	$(call step,lints)
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+.PHONY: doc
+doc:
+	$(call step,documentation)
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+
+.PHONY: test-rust
+test-rust: model
+	$(call step,Rust tests)
+	cargo test --workspace
+
+.PHONY: test-openai
+test-openai: model
+	$(call step,the API through the OpenAI client)
+	scripts/test-openai.sh
+
+.PHONY: test-demo
+test-demo: model
+	$(call step,switching under load)
+	cargo build --workspace --bins
+	cargo run --quiet -p modelprofile-e2e --bin demo
+
+.PHONY: crd
+crd: ## Write the CustomResourceDefinition from the Rust types
+	cargo run --quiet -p modelprofile-operator --bin modelprofile -- crd > crds/modelprofiles.yaml

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Drives a worker that serves the real model with the official OpenAI Python client: tests/python.
+# Arguments go to pytest: scripts/test-openai.sh -k stop
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+need_cargo
+scripts/model.sh
+python="$(venv openai tests/python/requirements.txt)"
+cargo build --quiet -p modelprofile-worker
+
+run="$(mktemp -d)"
+worker=
+finish() {
+  if [ -n "$worker" ]; then
+    kill "$worker" 2>/dev/null || true
+    wait "$worker" 2>/dev/null || true
+  fi
+  rm -rf "$run"
+}
+trap finish EXIT
+
+port="$(free_port)"
+admin_port="$(free_port)"
+MODELPROFILE_ADMIN_TOKEN="$(python3 -c 'import secrets; print(secrets.token_hex(16))')"
+export MODELPROFILE_ADMIN_TOKEN
+manifest=deploy/examples/smollm2.yaml
+profile="$("$python" -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))["spec"]["profiles"][0]["name"])' "$manifest")"
+
+say "starting a worker on port $port"
+"$(binaries)/modelprofile-worker" serve --config "$manifest" --profile "$profile" \
+  --port "$port" --admin-port "$admin_port" --cache "$cache/artifacts" >"$run/log" 2>&1 &
+worker=$!
+
+"$python" - "http://127.0.0.1:$admin_port/readyz" "$worker" <<'PY' || { tail -n 30 "$run/log" >&2; die "the worker did not get ready"; }
+import os, sys, time, urllib.request
+
+url, pid = sys.argv[1], int(sys.argv[2])
+limit = time.monotonic() + 300
+while time.monotonic() < limit:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            if answer.status == 200:
+                sys.exit(0)
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        sys.exit("the worker ended")
+    time.sleep(0.2)
+sys.exit("not ready within 300 s")
+PY
+
+export MODELPROFILE_URL="http://127.0.0.1:$port/v1" MODELPROFILE_ADMIN_URL="http://127.0.0.1:$admin_port"
+MODELPROFILE_MODEL="$("$python" -c 'import json, os, urllib.request
+print(json.load(urllib.request.urlopen(os.environ["MODELPROFILE_URL"] + "/models"))["data"][0]["id"])')"
+export MODELPROFILE_MODEL
+"$python" -m pytest -q -p no:cacheprovider tests/python "$@" || { tail -n 30 "$run/log" >&2; exit 1; }
