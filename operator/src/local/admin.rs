@@ -1,0 +1,88 @@
+//! Client of a worker's admin API.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use modelprofile_api::worker::{SwitchReport, SwitchRequest, WorkerState};
+use reqwest::StatusCode;
+
+/// A look at the state must not hold the loop up: a worker that needs longer counts as silent in this pass.
+const STATE_LIMIT: Duration = Duration::from_secs(2);
+
+/// The answer to a switch comes when the switch ended, so it may have to wait for a shrinking KV cache.
+const SWITCH_LIMIT: Duration = Duration::from_secs(300);
+
+/// Where a worker's admin API is, and the token that opens it.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    http: reqwest::Client,
+    base: String,
+    token: String,
+}
+
+impl Admin {
+    /// `base` is the URL of the admin port, such as `http://127.0.0.1:8001`.
+    ///
+    /// # Errors
+    /// The HTTP client cannot be built.
+    pub fn new(base: impl Into<String>, token: impl Into<String>) -> anyhow::Result<Self> {
+        // The worker is on this machine: a proxy from the environment would only be in the way.
+        let http = reqwest::Client::builder().no_proxy().build().context("cannot build an HTTP client")?;
+        Ok(Self { http, base: base.into(), token: token.into() })
+    }
+
+    /// `GET /admin/v1/state`.
+    ///
+    /// # Errors
+    /// No answer within two seconds, or not a state.
+    pub async fn state(&self) -> anyhow::Result<WorkerState> {
+        let url = format!("{}/admin/v1/state", self.base);
+        let response = self.http.get(&url).bearer_auth(&self.token).timeout(STATE_LIMIT).send().await?;
+        response.error_for_status()?.json().await.with_context(|| format!("{url} did not answer with a worker's state"))
+    }
+
+    /// `PUT /admin/v1/profile`; returns when the switch ended. A refused switch is a report too.
+    ///
+    /// # Errors
+    /// The worker does not know the profile or did not answer; the sentence says which.
+    pub async fn switch(&self, profile: &str) -> anyhow::Result<SwitchReport> {
+        let url = format!("{}/admin/v1/profile", self.base);
+        let body = SwitchRequest { profile: profile.to_owned() };
+        let response = self
+            .http
+            .put(&url)
+            .bearer_auth(&self.token)
+            .timeout(SWITCH_LIMIT)
+            .json(&body)
+            .send()
+            .await
+            .with_context(|| format!("the worker at {} did not answer", self.base))?;
+        match response.status() {
+            StatusCode::OK | StatusCode::CONFLICT => {
+                response.json().await.with_context(|| format!("{url} did not answer with a switch report"))
+            }
+            status => {
+                let text = response.text().await.unwrap_or_default();
+                bail!("the worker answered {status}: {}", error_message(&text));
+            }
+        }
+    }
+}
+
+/// The message of an error body `{"error": {"message": …}}`, or the body itself where it has another shape.
+fn error_message(body: &str) -> String {
+    let parsed: Option<serde_json::Value> = serde_json::from_str(body).ok();
+    let message = parsed.as_ref().and_then(|value| value.pointer("/error/message")).and_then(|value| value.as_str());
+    message.unwrap_or(body).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_of_an_error_body_is_shown_without_its_wrapping() {
+        assert_eq!(error_message(r#"{"error": {"message": "no profile named x", "type": "y"}}"#), "no profile named x");
+        assert_eq!(error_message("plain text\n"), "plain text");
+    }
+}

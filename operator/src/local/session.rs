@@ -1,0 +1,250 @@
+//! The session file: how `modelprofile switch NAME PROFILE` finds a local mode that runs.
+//!
+//! A session is `NAME.json` and `NAME.lock` in one folder. The lock is held for as long as local mode lives and falls with its
+//! process, however that ends; so a file whose lock can be taken is stale. A process number alone could not tell.
+
+use std::fs::{File, TryLockError};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+/// What a session file says. It holds the admin token, so only its owner can read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Session {
+    /// `metadata.name` of the manifest.
+    pub name: String,
+    /// The manifest, as an absolute path.
+    pub manifest: PathBuf,
+    /// Process of local mode.
+    pub pid: u32,
+    /// Process of the worker.
+    pub worker_pid: u32,
+    /// URL of the OpenAI API, without `/v1`.
+    pub api_url: String,
+    /// URL of the admin API.
+    pub admin_url: String,
+    /// Bearer token of the admin API.
+    pub token: String,
+    /// The profile that the manifest pins, if it does: a switch by hand to another one would be undone at once.
+    pub pinned_profile: Option<String>,
+}
+
+/// The folder of the sessions.
+#[derive(Clone, Debug)]
+pub struct Sessions {
+    folder: PathBuf,
+}
+
+/// A session that this process owns; dropping it removes the file and frees the name.
+pub struct Held {
+    file: PathBuf,
+    _lock: File,
+}
+
+impl Sessions {
+    /// In `$XDG_RUNTIME_DIR`, which is private to the user and emptied at logout; else in the cache folder.
+    pub fn new(cache: &Path) -> Self {
+        match std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()) {
+            Some(folder) => Self::in_runtime_dir(Path::new(&folder)),
+            None => Self { folder: cache.join("local") },
+        }
+    }
+
+    /// The sessions of processes whose `$XDG_RUNTIME_DIR` is `folder`.
+    pub fn in_runtime_dir(folder: &Path) -> Self {
+        Self { folder: folder.join("modelprofile/local") }
+    }
+
+    /// Takes the name for this process.
+    ///
+    /// # Errors
+    /// Another process has it, or the folder cannot be written.
+    pub fn hold(&self, name: &str) -> anyhow::Result<Held> {
+        let folder = &self.folder;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let path = self.path(name, "lock")?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!(
+                "{name} is served already by another `modelprofile local`; stop that one, or change metadata.name to serve both"
+            ),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
+        }
+        let file = self.path(name, "json")?;
+        // What an earlier process that was killed left behind.
+        match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", file.display()))
+            }
+            _ => Ok(Held { file, _lock: lock }),
+        }
+    }
+
+    /// The running session of that name.
+    ///
+    /// # Errors
+    /// There is none; the sentence lists those that run.
+    pub fn find(&self, name: &str) -> anyhow::Result<Session> {
+        if let Some(session) = self.live(name)? {
+            return Ok(session);
+        }
+        let running = self.running();
+        if running.is_empty() {
+            bail!("no `modelprofile local` runs here; start one with `modelprofile local -f FILE`");
+        }
+        bail!("no local model is named {name}; running: {}", running.join(", "));
+    }
+
+    /// The session if its process lives; a stale file is removed.
+    fn live(&self, name: &str) -> anyhow::Result<Option<Session>> {
+        let (file, lock) = (self.path(name, "json")?, self.path(name, "lock")?);
+        let Ok(lock) = File::options().write(true).open(&lock) else { return Ok(None) };
+        if lock.try_lock().is_ok() {
+            // Nobody holds it. It stays locked until the end of this block, so no new session can appear in between.
+            let _ = std::fs::remove_file(&file);
+            return Ok(None);
+        }
+        let text = match std::fs::read_to_string(&file) {
+            Ok(text) => text,
+            // Local mode is on its way up or down.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+        };
+        let session = serde_json::from_str(&text)
+            .with_context(|| format!("{} is not a session file of this version; restart local mode", file.display()))?;
+        Ok(Some(session))
+    }
+
+    fn running(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".json")?.to_owned()));
+        let mut running: Vec<String> = names.filter(|name| matches!(self.live(name), Ok(Some(_)))).collect();
+        running.sort();
+        running
+    }
+
+    /// Names come from the command line too, so what could leave the folder is refused here.
+    fn path(&self, name: &str, extension: &str) -> anyhow::Result<PathBuf> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+            bail!("{name:?} is not the name of a ModelProfile: those have lower-case letters, digits, '-' and '.'");
+        }
+        Ok(self.folder.join(format!("{name}.{extension}")))
+    }
+}
+
+impl Held {
+    /// Writes the file, or replaces it as a whole: a reader sees the old or the new text, never a part.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, session: &Session) -> anyhow::Result<()> {
+        let new = self.file.with_extension("json.new");
+        let text = serde_json::to_string_pretty(session).context("cannot write the session as JSON")?;
+        let written = File::options()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&new)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .and_then(|()| std::fs::rename(&new, &self.file));
+        written.with_context(|| format!("cannot write {}", self.file.display()))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // A file that stays is found stale, because the lock goes with this value.
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn session(name: &str) -> Session {
+        Session {
+            name: name.to_owned(),
+            manifest: "profile.yaml".into(),
+            pid: 1,
+            worker_pid: 2,
+            api_url: "http://127.0.0.1:8000".to_owned(),
+            admin_url: "http://127.0.0.1:8001".to_owned(),
+            token: "secret".to_owned(),
+            pinned_profile: None,
+        }
+    }
+
+    #[test]
+    fn a_held_session_is_found_and_only_its_owner_can_read_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let sessions = Sessions { folder: folder.path().join("local") };
+        let held = sessions.hold("demo").unwrap();
+        held.write(&session("demo")).unwrap();
+        assert_eq!(sessions.find("demo").unwrap(), session("demo"));
+        let mode = std::fs::metadata(folder.path().join("local/demo.json")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_name_is_held_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let sessions = Sessions { folder: folder.path().to_owned() };
+        let held = sessions.hold("demo").unwrap();
+        assert!(sessions.hold("demo").err().unwrap().to_string().starts_with("demo is served already"));
+        drop(held);
+        assert!(sessions.hold("demo").is_ok());
+    }
+
+    #[test]
+    fn a_file_left_by_a_killed_process_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let sessions = Sessions { folder: folder.path().to_owned() };
+        sessions.hold("demo").unwrap().write(&session("demo")).unwrap();
+        let file = folder.path().join("demo.json");
+        std::fs::write(&file, serde_json::to_string(&session("demo")).unwrap()).unwrap();
+        assert!(sessions.find("demo").is_err());
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn an_unknown_name_gets_the_list_of_those_that_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let sessions = Sessions { folder: folder.path().to_owned() };
+        let held = sessions.hold("demo").unwrap();
+        held.write(&session("demo")).unwrap();
+        assert_eq!(sessions.find("dem").unwrap_err().to_string(), "no local model is named dem; running: demo");
+    }
+
+    #[test]
+    fn a_name_cannot_leave_the_folder() {
+        let sessions = Sessions { folder: "unused".into() };
+        for name in ["../demo", "", ".", "a/b"] {
+            assert!(
+                sessions.find(name).unwrap_err().to_string().contains("is not the name of a ModelProfile"),
+                "{name}"
+            );
+        }
+    }
+}
