@@ -14,7 +14,7 @@ pub enum Architecture {
 }
 
 /// Change of the rotary frequencies for contexts longer than the model was first trained on.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// No change.
     None,
@@ -34,6 +34,8 @@ pub enum RopeScaling {
         /// Context length of the first training.
         original_max_positions: u32,
     },
+    /// Frequency `i` divided by factor `i`, `head_dim / 2` of them: how GGUF files of Llama 3 store the result of the above.
+    Factors(Vec<f32>),
 }
 
 /// Shape and constants of a decoder-only transformer.

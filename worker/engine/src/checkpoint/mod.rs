@@ -1,8 +1,30 @@
 //! Reading checkpoints: Hugging Face directories and GGUF files, memory-mapped, parsed as hostile input.
+//!
+//! ```text
+//! directory --config.json, *.safetensors--> hugging_face, safetensors --+
+//!                                                                       +--> tensors by name --roles--> Checkpoint
+//! .gguf ----metadata, tensor directory----> gguf, gguf_config ----------+
+//! ```
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`Checkpoint`] | open, ask for the configuration and for tensors by [`Role`] |
+//! | `tensor` | [`SourceTensor`]: rows as bytes or FP32, in the Hugging Face order |
+//! | `ggml` | the block formats |
+//! | `gguf`, `gguf_config` | the container, and the configuration in its metadata |
+//! | `roles` | names and shapes of tensors by family and container |
 
-use half::{bf16, f16};
+mod ggml;
+mod gguf;
+mod gguf_config;
+mod open;
+mod roles;
+mod store;
+mod tensor;
 
-use crate::{ModelConfig, Result};
+pub use gguf::{Metadata, Value};
+pub use open::Checkpoint;
+pub use tensor::{RowMap, SourceTensor};
 
 /// Element type of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,25 +43,8 @@ pub enum SourceDtype {
     Q6_K,
 }
 
-/// A tensor in a mapped checkpoint. Bounds were checked when the checkpoint was opened.
-#[derive(Clone, Copy, Debug)]
-pub struct SourceTensor<'a> {
-    /// Name in the file, for messages.
-    pub name: &'a str,
-    /// File, for messages.
-    pub file: &'a str,
-    /// Rows (output features); 1 for vectors.
-    pub rows: usize,
-    /// Columns (input features).
-    pub cols: usize,
-    /// Element type.
-    pub dtype: SourceDtype,
-    /// Row-major bytes, exactly `rows * row_bytes`.
-    pub bytes: &'a [u8],
-}
-
 /// The tensors of one decoder layer and of the model, by role: names differ between families and containers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Role {
     Embedding,
