@@ -1,5 +1,6 @@
 //! The command line: what a subcommand takes, and where it runs.
 
+pub mod crd;
 pub mod validate;
 
 use std::process::ExitCode;
@@ -18,6 +19,8 @@ pub struct Cli {
 enum Command {
     /// Check a manifest and print everything that is wrong with it.
     Validate(validate::Args),
+    /// Print the CustomResourceDefinition of ModelProfile as YAML, for `kubectl apply -f -`.
+    Crd,
 }
 
 impl Cli {
@@ -29,6 +32,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Validate(args) => validate::run(&args),
+            Command::Crd => crd::run(),
         }
     }
 }

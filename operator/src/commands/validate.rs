@@ -1,24 +1,56 @@
 //! `modelprofile validate -f FILE`.
 
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use modelprofile_api::{Validated, notices};
 
 /// Arguments of `modelprofile validate`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Manifest to check: a ModelProfile as YAML or JSON.
-    #[arg(short = 'f', long = "file", value_name = "FILE")]
-    file: PathBuf,
+    /// Manifest to check: a ModelProfile as YAML or JSON; `-` reads standard input. May be given several times.
+    #[arg(short = 'f', long = "file", value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
 }
 
-/// Checks the file.
+/// Checks every file. Prints `FILE: PATH: MESSAGE` for each error (standard error), and what is accepted without effect.
+///
+/// The exit code is 0 if all files are valid, 1 if one is not.
 ///
 /// # Errors
-/// The file cannot be read, or is not YAML.
+/// A file can not be read.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let text = std::fs::read_to_string(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
-    serde_yaml::from_str::<serde_yaml::Value>(&text).with_context(|| format!("{} is not YAML", args.file.display()))?;
-    Ok(ExitCode::SUCCESS)
+    let mut all_valid = true;
+    for file in &args.files {
+        let text = read(file)?;
+        let name = file.display();
+        match Validated::from_yaml(&text) {
+            Ok(valid) => {
+                for notice in notices(valid.manifest()) {
+                    eprintln!("{name}: notice: {notice}");
+                }
+                println!("{name}: ModelProfile `{}` is valid", valid.manifest().metadata.name);
+            }
+            Err(errors) => {
+                all_valid = false;
+                for error in &errors.0 {
+                    eprintln!("{name}: {error}");
+                }
+                let count = errors.0.len();
+                eprintln!("{name}: {count} {}", if count == 1 { "error" } else { "errors" });
+            }
+        }
+    }
+    Ok(if all_valid { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    if file == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }

@@ -1,0 +1,73 @@
+//! What is valid but not built yet: refused by name, never ignored silently. Whoever builds a thing removes its line here.
+
+use crate::{EngineType, FieldError, Manifest, Method, ModelUri, Strategy, SwitchingMode, WeightFormat};
+
+/// Fields that ask for what this build does not have.
+pub fn unsupported(manifest: &Manifest) -> Vec<FieldError> {
+    let spec = &manifest.spec;
+    let mut refused = Vec::new();
+    let mut refuse = |path: String, what: &str, instead: &str| {
+        refused.push(FieldError::new(path, format!("{what} is not supported by this version; {instead}")));
+    };
+    if let Ok(uri) = ModelUri::parse(&spec.model.uri)
+        && !matches!(uri, ModelUri::File(_))
+    {
+        refuse(
+            "spec.model.uri".into(),
+            &format!("the scheme {}://", uri.scheme()),
+            "download the checkpoint and write file:///PATH",
+        );
+    }
+    if spec.engine.kind != EngineType::Native {
+        refuse("spec.engine.type".into(), &format!("the engine {}", spec.engine.kind.as_str()), "write Native");
+    }
+    for (i, profile) in spec.profiles.iter().enumerate() {
+        let at = format!("spec.profiles[{i}]");
+        let format = profile.weights.format;
+        match format {
+            WeightFormat::Fp16 => {
+                refuse(format!("{at}.weights.format"), "the weight format FP16", "write BF16, which has its size");
+            }
+            WeightFormat::Q6K | WeightFormat::Q5KM | WeightFormat::Q4KM => refuse(
+                format!("{at}.weights.format"),
+                &format!("the weight format {}", format.as_str()),
+                "write Q8_0, Q4_1, Q4_0, INT8 or INT4; a file that holds it can be read all the same",
+            ),
+            _ => {}
+        }
+        if profile.weights.method != Method::RoundToNearest {
+            let method = profile.weights.method.as_str();
+            refuse(
+                format!("{at}.weights.method"),
+                &format!("the method {method}"),
+                "write RoundToNearest or leave it out",
+            );
+        }
+        if profile.tensor_parallel > 1 {
+            refuse(format!("{at}.tensorParallel"), "more than one accelerator per worker", "write 1 or leave it out");
+        }
+    }
+    if spec.switching.strategy != Strategy::InPlace {
+        let strategy = spec.switching.strategy.as_str();
+        refuse("spec.switching.strategy".into(), &format!("the strategy {strategy}"), "write InPlace or leave it out");
+    }
+    refused
+}
+
+/// Fields that are accepted and have no effect in this build, each with what happens instead: for the user to read, not a
+/// reason to refuse.
+pub fn notices(manifest: &Manifest) -> Vec<FieldError> {
+    let switching = &manifest.spec.switching;
+    let mut notices = Vec::new();
+    if matches!(switching.mode, SwitchingMode::Auto | SwitchingMode::Recommend) {
+        let first = manifest.spec.profiles.first().map_or("", |p| &p.name);
+        notices.push(FieldError::new(
+            "spec.switching.mode",
+            format!("this version does not decide by itself; it starts in `{first}` and changes when asked (`modelprofile switch`)"),
+        ));
+    }
+    if switching.schedule.is_some() {
+        notices.push(FieldError::new("spec.switching.schedule", "this version does not follow schedules"));
+    }
+    notices
+}
