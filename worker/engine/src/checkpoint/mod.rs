@@ -12,14 +12,18 @@
 //! | `tensor` | [`SourceTensor`]: rows as bytes or FP32, in the Hugging Face order |
 //! | `ggml` | the block formats |
 //! | `gguf`, `gguf_config` | the container, and the configuration in its metadata |
+//! | `take_over` | blocks taken over exactly into our own formats |
+//! | `identity` | name, licence, content hash |
 //! | `roles` | names and shapes of tensors by family and container |
 
 mod ggml;
 mod gguf;
 mod gguf_config;
+mod identity;
 mod open;
 mod roles;
 mod store;
+mod take_over;
 mod tensor;
 
 pub use gguf::{Metadata, Value};

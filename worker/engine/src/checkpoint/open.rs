@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use modelprofile_kernels::MappedFile;
 
 use super::{
     Metadata, Role, RowMap, SourceTensor, gguf, gguf_config,
+    identity::Identity,
     store::{SourceFile, StoredTensor},
 };
 use crate::{EngineError, ModelConfig, Result, RopeScaling};
@@ -32,6 +33,7 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, StoredTensor>,
     roles: BTreeMap<Role, (String, RowMap)>,
     metadata: Option<Metadata>,
+    identity: OnceLock<Identity>,
 }
 
 impl Checkpoint {
@@ -53,7 +55,15 @@ impl Checkpoint {
         check_config(&config, &name)?;
         let roles =
             Role::all(&config).into_iter().map(|role| (role, (role.gguf_name(), role.gguf_row_map(&config)))).collect();
-        let checkpoint = Self { path: path.to_owned(), config, files, tensors, roles, metadata: Some(metadata) };
+        let checkpoint = Self {
+            path: path.to_owned(),
+            config,
+            files,
+            tensors,
+            roles,
+            metadata: Some(metadata),
+            identity: OnceLock::new(),
+        };
         checkpoint.check_tensors(&name, &[ROPE_FACTORS])?;
         Ok(checkpoint)
     }
@@ -96,6 +106,19 @@ impl Checkpoint {
     /// Weights of the model; a tied output layer counts once.
     pub fn parameters(&self) -> u64 {
         self.roles.keys().filter_map(|role| self.tensor(*role)).map(|tensor| tensor.elements() as u64).sum()
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        self.identity.get_or_init(|| Identity::of(self))
+    }
+
+    /// Names and bytes of all files, in a stable order.
+    pub(super) fn contents(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.files.iter().map(|file| (file.name.as_str(), &file.map[..]))
     }
 
     fn check_tensors(&self, file: &str, ignored: &[&str]) -> Result<()> {

@@ -1,10 +1,28 @@
-//! The engine as seen from outside: submit token requests, watch it, switch its profile.
+//! Serving: the engine as seen from outside, and the thread behind it.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | this one | the [`Engine`] trait and its values: requests in, tokens out, snapshots, switches |
+//! | [`start`] | artifacts -> weights -> KV pool -> engine thread |
+//! | `handle` | the [`EngineHandle`] that the HTTP layer holds |
+//! | `core` | the loop: take commands, schedule, compute, sample, deliver |
+//! | `switch` | the in-place switch between two steps |
+//! | [`memory`] | the budget: blocks of each profile |
+
+mod core;
+mod handle;
+pub mod memory;
+mod start;
+mod switch;
 
 use std::{sync::Arc, time::Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{GenerateRequest, TokenEvent};
+
+pub use handle::{EngineHandle, EngineLimits};
+pub use start::{EngineConfig, start};
 
 /// Why a request was not taken.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -1,0 +1,130 @@
+//! Artifacts: the quantized form of a checkpoint for one profile, found again at the next start.
+//!
+//! ```text
+//! CACHE/artifacts/KEY/manifest.json   what is inside, with the checksum of
+//! CACHE/artifacts/KEY/packed-cpu.bin  all weights in the backend's layout, mapped at load, layer after layer
+//! CACHE/artifacts/KEY/model.safetensors, config.json   the same weights for other tools
+//! CACHE/artifacts/KEY.lock            held while one process builds it
+//! ```
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`build`] | quantizes tensor by tensor and writes the files |
+//! | `tensors` | the interchange files, in the compressed-tensors layout |
+//! | [`store`] | keys, lookup, locks, verification |
+
+pub mod build;
+pub mod store;
+mod tensors;
+
+use modelprofile_kernels::WeightKind;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use store::hex;
+pub use store::{Artifact, Store};
+
+/// Changes when the quantizer or the packed layout changes: old artifacts are then rebuilt under a new key.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Contents of `manifest.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT_VERSION`].
+    pub version: u32,
+    /// Key, as the directory is named.
+    pub key: String,
+    /// Name of the source checkpoint.
+    pub source: String,
+    /// Content identity of the source checkpoint.
+    pub revision: String,
+    /// Licence that the source declares; quantizing changes nothing of it.
+    pub license: Option<String>,
+    /// Canonical weight format.
+    pub format: String,
+    /// SHA-256 of the packed file.
+    pub sha256: String,
+    /// Length of the packed file.
+    pub bytes: u64,
+    /// Packed tensors, in file order.
+    pub entries: Vec<Entry>,
+}
+
+/// One tensor in the packed file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Name, e.g. `layers.3.qkv`.
+    pub name: String,
+    /// Storage.
+    pub kind: EntryKind,
+    /// Output features, or 1 for a vector.
+    pub n: usize,
+    /// Input features, or the length of a vector.
+    pub k: usize,
+    /// Start in the packed file, a multiple of 64.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// Storage of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EntryKind {
+    /// FP32 vector (norm gains, biases).
+    F32,
+    /// See [`WeightKind::Bf16`].
+    Bf16,
+    /// See [`WeightKind::Fp8`].
+    Fp8,
+    /// See [`WeightKind::Int8`].
+    Int8,
+    /// See [`WeightKind::Int4`].
+    Int4 {
+        /// Inputs per scale.
+        group: u16,
+    },
+    /// See [`WeightKind::Int8Group`].
+    Int8Group {
+        /// Inputs per scale.
+        group: u16,
+    },
+}
+
+impl EntryKind {
+    /// The weight kind; `None` for a vector.
+    pub fn weight(self) -> Option<WeightKind> {
+        match self {
+            Self::F32 => None,
+            Self::Bf16 => Some(WeightKind::Bf16),
+            Self::Fp8 => Some(WeightKind::Fp8),
+            Self::Int8 => Some(WeightKind::Int8),
+            Self::Int4 { group } => Some(WeightKind::Int4 { group }),
+            Self::Int8Group { group } => Some(WeightKind::Int8Group { group }),
+        }
+    }
+}
+
+impl From<WeightKind> for EntryKind {
+    fn from(kind: WeightKind) -> Self {
+        match kind {
+            WeightKind::Bf16 => Self::Bf16,
+            WeightKind::Fp8 => Self::Fp8,
+            WeightKind::Int8 => Self::Int8,
+            WeightKind::Int4 { group } => Self::Int4 { group },
+            WeightKind::Int8Group { group } => Self::Int8Group { group },
+        }
+    }
+}
+
+/// Progress of a preparation, for a bar.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    /// Bytes of source weights read so far.
+    pub done: u64,
+    /// Bytes of source weights in all.
+    pub total: u64,
+    /// "quantizing layer 3 of 30".
+    pub activity: String,
+}

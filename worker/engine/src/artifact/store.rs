@@ -1,0 +1,192 @@
+//! Where artifacts live: keys, lookup, locks, verification.
+
+use std::{
+    fs::{self, File},
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use modelprofile_kernels::{Bytes, MappedFile, PackedWeight, WeightSpec};
+use sha2::{Digest, Sha256};
+
+use super::{Entry, FORMAT_VERSION, Manifest, Progress, build};
+use crate::{EngineError, Result, WeightFormat, checkpoint::Checkpoint};
+
+/// Name of the packed file.
+pub const PACKED: &str = "packed-cpu.bin";
+/// Name of the manifest.
+pub const MANIFEST: &str = "manifest.json";
+
+/// A cache directory of artifacts.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// Artifacts under `cache/artifacts`.
+    pub fn new(cache: &Path) -> Self {
+        Self { root: cache.join("artifacts") }
+    }
+
+    /// Key of a checkpoint in a format: SHA-256 over source revision, format and quantizer version.
+    pub fn key(checkpoint: &Checkpoint, format: WeightFormat) -> String {
+        let text = format!("v{FORMAT_VERSION}\n{}\n{}\n", checkpoint.revision(), format.canonical());
+        hex(&Sha256::digest(text.as_bytes()))[..32].to_owned()
+    }
+
+    /// The artifact of a checkpoint in a format: found, or built.
+    ///
+    /// # Guarantees
+    /// Two processes never build the same artifact at once: the second waits and finds it. A killed build leaves only a
+    /// temporary directory, which the next build removes. A damaged artifact is rebuilt.
+    ///
+    /// # Errors
+    /// The checkpoint's and the file system's errors; nothing half-written stays under the key.
+    pub fn prepare(
+        &self,
+        checkpoint: &Checkpoint,
+        format: WeightFormat,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Artifact> {
+        let key = Self::key(checkpoint, format);
+        let directory = self.root.join(&key);
+        fs::create_dir_all(&self.root).map_err(|e| EngineError::io(&self.root, e))?;
+        let lock_path = self.root.join(format!("{key}.lock"));
+        let lock = File::create(&lock_path).map_err(|e| EngineError::io(&lock_path, e))?;
+        lock.lock().map_err(|e| EngineError::io(&lock_path, e))?;
+        match Artifact::open(&directory) {
+            Ok(artifact) => return Ok(artifact),
+            Err(EngineError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(%error, "the artifact is damaged and is rebuilt");
+            }
+        }
+        let temporary = self.root.join(format!("{key}.tmp"));
+        for stale in [&temporary, &directory] {
+            if stale.exists() {
+                fs::remove_dir_all(stale).map_err(|e| EngineError::io(stale, e))?;
+            }
+        }
+        fs::create_dir(&temporary).map_err(|e| EngineError::io(&temporary, e))?;
+        build::build(&temporary, &key, checkpoint, format, progress)?;
+        sync_directory(&temporary)?;
+        fs::rename(&temporary, &directory).map_err(|e| EngineError::io(&directory, e))?;
+        sync_directory(&self.root)?;
+        Artifact::open(&directory)
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    File::open(path).and_then(|d| d.sync_all()).map_err(|e| EngineError::io(path, e))
+}
+
+/// A verified artifact, mapped.
+#[derive(Clone, Debug)]
+pub struct Artifact {
+    manifest: Manifest,
+    path: PathBuf,
+    file: Arc<MappedFile>,
+}
+
+impl Artifact {
+    /// Opens and verifies an artifact directory.
+    ///
+    /// # Errors
+    /// [`EngineError::Io`] with `NotFound` when there is none; [`EngineError::Artifact`] when it is damaged.
+    pub fn open(directory: &Path) -> Result<Self> {
+        let path = directory.join(MANIFEST);
+        let text = fs::read_to_string(&path).map_err(|e| EngineError::io(&path, e))?;
+        let damaged = |message: String| EngineError::Artifact { path: directory.display().to_string(), message };
+        let manifest: Manifest = serde_json::from_str(&text).map_err(|e| damaged(format!("{MANIFEST}: {e}")))?;
+        if manifest.version != FORMAT_VERSION {
+            return Err(damaged(format!("version {} instead of {FORMAT_VERSION}", manifest.version)));
+        }
+        let path = directory.join(PACKED);
+        let found = file_sha256(&path)?;
+        if found != manifest.sha256 {
+            return Err(damaged(format!("{PACKED} has checksum {found}, expected {}", manifest.sha256)));
+        }
+        let file = Arc::new(MappedFile::open(&path)?);
+        if file.len() as u64 != manifest.bytes {
+            return Err(damaged(format!("{PACKED} has {} bytes, expected {}", file.len(), manifest.bytes)));
+        }
+        Ok(Self { manifest, path, file })
+    }
+
+    /// What is inside.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Bytes that the packed weights take in memory.
+    pub fn weight_bytes(&self) -> u64 {
+        self.manifest.bytes
+    }
+
+    fn damaged(&self, message: String) -> EngineError {
+        EngineError::Artifact { path: self.path.display().to_string(), message }
+    }
+
+    fn entry(&self, name: &str) -> Result<(&Entry, Bytes)> {
+        let entry = self
+            .manifest
+            .entries
+            .iter()
+            .find(|e| e.name == name)
+            .ok_or_else(|| self.damaged(format!("no tensor {name}")))?;
+        let bytes = Bytes::from_file(self.file.clone(), entry.offset as usize, entry.len as usize)
+            .ok_or_else(|| self.damaged(format!("tensor {name} leaves the file")))?;
+        Ok((entry, bytes))
+    }
+
+    /// True when the artifact holds a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.manifest.entries.iter().any(|e| e.name == name)
+    }
+
+    /// A packed weight, its bytes mapped.
+    pub fn weight(&self, name: &str) -> Result<PackedWeight> {
+        let (entry, bytes) = self.entry(name)?;
+        let kind = entry.kind.weight().ok_or_else(|| self.damaged(format!("tensor {name} is a vector")))?;
+        let spec = WeightSpec { kind, n: entry.n, k: entry.k };
+        spec.validate()?;
+        if modelprofile_kernels::packed_len(&spec) != bytes.len() {
+            return Err(self.damaged(format!("tensor {name} has {} bytes", bytes.len())));
+        }
+        Ok(PackedWeight { spec, bytes })
+    }
+
+    /// An FP32 vector.
+    pub fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        let (entry, bytes) = self.entry(name)?;
+        if entry.kind.weight().is_some() || bytes.len() != entry.k * 4 {
+            return Err(self.damaged(format!("tensor {name} is not a vector of {}", entry.k)));
+        }
+        Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+}
+
+/// SHA-256 of a file, read in pieces.
+fn file_sha256(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(|e| EngineError::io(path, e))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer).map_err(|e| EngineError::io(path, e))?;
+        if n == 0 {
+            return Ok(hex(&hash.finalize()));
+        }
+        hash.update(&buffer[..n]);
+    }
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, b| {
+        let _ = write!(text, "{b:02x}");
+        text
+    })
+}

@@ -1,0 +1,102 @@
+//! A profile as the engine sees it: which format every tensor of the model takes.
+
+use modelprofile_kernels::{KvFormat, WeightKind};
+
+use crate::{EngineError, ModelConfig, Result};
+
+/// How the four bits of INT4 map to values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ZeroPoint {
+    /// `w = s (q - 8)`.
+    Symmetric,
+    /// `w = s (q - z)` with an integer z.
+    Integer,
+    /// `w = s q + m` with any m.
+    Minimum,
+}
+
+/// Weight format of a profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightFormat {
+    /// BF16.
+    Bf16,
+    /// FP8 E4M3, W8A8.
+    Fp8,
+    /// INT8, W8A8.
+    Int8,
+    /// 4 bits per weight in groups.
+    Int4 {
+        /// Inputs per scale.
+        group: u16,
+        /// The grid.
+        zero: ZeroPoint,
+    },
+    /// 4-bit blocks of 32 with a free minimum; a GGUF file's own `Q4_1` blocks are taken over exactly.
+    Q4_1,
+    /// 4-bit symmetric blocks of 32; a GGUF file's own `Q4_0` blocks are taken over exactly.
+    Q4_0,
+    /// 8-bit symmetric blocks of 32; a GGUF file's own `Q8_0` blocks are taken over exactly.
+    Q8_0,
+}
+
+impl WeightFormat {
+    /// Canonical text, part of the artifact key.
+    pub fn canonical(self) -> String {
+        match self {
+            Self::Bf16 => "bf16".into(),
+            Self::Fp8 => "fp8-e4m3-row".into(),
+            Self::Int8 => "int8-row".into(),
+            Self::Int4 { group, zero } => format!("int4-g{group}-{zero:?}").to_lowercase(),
+            Self::Q4_1 => "q4_1".into(),
+            Self::Q4_0 => "q4_0".into(),
+            Self::Q8_0 => "q8_0".into(),
+        }
+    }
+
+    /// Storage of the linear layers.
+    pub fn kind(self) -> WeightKind {
+        match self {
+            Self::Bf16 => WeightKind::Bf16,
+            Self::Fp8 => WeightKind::Fp8,
+            Self::Int8 => WeightKind::Int8,
+            Self::Int4 { group, .. } => WeightKind::Int4 { group },
+            Self::Q4_1 | Self::Q4_0 => WeightKind::Int4 { group: 32 },
+            Self::Q8_0 => WeightKind::Int8Group { group: 32 },
+        }
+    }
+
+    /// Storage of the embedding and the output layer: BF16 in a BF16 profile, else 8 bits in groups of 32, which cost
+    /// nothing on a file that stores them so (`Q8_0`) and little elsewhere. BF16 where 32 does not divide the width.
+    pub fn output_kind(self, hidden: usize) -> WeightKind {
+        if self == Self::Bf16 || !hidden.is_multiple_of(32) {
+            WeightKind::Bf16
+        } else {
+            WeightKind::Int8Group { group: 32 }
+        }
+    }
+}
+
+/// One rung of the ladder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProfileSpec {
+    /// Name in the manifest.
+    pub name: String,
+    /// Weights.
+    pub weights: WeightFormat,
+    /// KV cache; the same in all profiles of a ladder.
+    pub kv: KvFormat,
+}
+
+impl ProfileSpec {
+    /// Checks the profile against the model.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`] when a group size does not divide an input width; names the sizes that do.
+    pub fn validate(&self, config: &ModelConfig) -> Result<()> {
+        for k in [config.hidden, config.intermediate, config.heads * config.head_dim] {
+            let spec = modelprofile_kernels::WeightSpec { kind: self.weights.kind(), n: 1, k };
+            spec.validate().map_err(|error| EngineError::Config(format!("profile {}: {error}", self.name)))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,331 @@
+//! The block pool.
+//!
+//! ```text
+//! free (never written or dropped)  ->  used (reference count > 0)  ->  cached (count 0, content known)  ->  free
+//! ```
+//!
+//! A full block is known by a hash chained over all tokens before it, so that equal prompts share blocks. It is tagged
+//! with the *rung* (0 is the best quality) of the least precise profile that took part in it or in its parents; a request
+//! on rung r reuses only blocks with a tag of at most r: quality never reads what density computed.
+
+use std::collections::{BTreeMap, HashMap};
+
+use modelprofile_kernels::{BLOCK_TOKENS, BlockMove};
+use sha2::{Digest, Sha256};
+
+/// Identity of a full block: a hash of its tokens and all before them. 128 bits of SHA-256: a collision would leak one
+/// request's context into another's.
+pub type BlockHash = u128;
+
+/// The hash of a full block after its parent's.
+pub fn chain(parent: Option<BlockHash>, tokens: &[u32]) -> BlockHash {
+    let mut hash = Sha256::new();
+    hash.update(parent.unwrap_or(0).to_le_bytes());
+    for token in tokens {
+        hash.update(token.to_le_bytes());
+    }
+    let digest = hash.finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    u128::from_le_bytes(bytes)
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Block {
+    references: u32,
+    /// Set while the content is a known full block.
+    known: Option<(BlockHash, u8)>,
+    /// When it was cached last; key in `lru` while cached.
+    stamp: u64,
+}
+
+/// All blocks of the cache.
+#[derive(Debug)]
+pub struct BlockPool {
+    blocks: Vec<Block>,
+    free: Vec<u32>,
+    /// Cached blocks by age.
+    lru: BTreeMap<u64, u32>,
+    by_hash: HashMap<BlockHash, u32>,
+    clock: u64,
+}
+
+impl BlockPool {
+    /// A pool of `count` free blocks.
+    pub fn new(count: usize) -> Self {
+        Self {
+            blocks: vec![Block::default(); count],
+            free: (0..count as u32).rev().collect(),
+            lru: BTreeMap::new(),
+            by_hash: HashMap::new(),
+            clock: 0,
+        }
+    }
+
+    /// All blocks.
+    pub fn total(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Blocks that can be handed out: free and cached ones.
+    pub fn available(&self) -> usize {
+        self.free.len() + self.lru.len()
+    }
+
+    /// Reusable blocks that nobody uses.
+    pub fn cached(&self) -> usize {
+        self.lru.len()
+    }
+
+    /// Blocks in use.
+    pub fn used(&self) -> usize {
+        self.total() - self.available()
+    }
+
+    /// A block with one reference and unknown content; evicts the oldest cached one if it must.
+    pub fn allocate(&mut self) -> Option<u32> {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                let (_, index) = self.lru.pop_first()?;
+                self.forget(index);
+                index
+            }
+        };
+        self.blocks[index as usize].references = 1;
+        Some(index)
+    }
+
+    fn forget(&mut self, index: u32) {
+        if let Some((hash, _)) = self.blocks[index as usize].known.take()
+            && self.by_hash.get(&hash) == Some(&index)
+        {
+            self.by_hash.remove(&hash);
+        }
+    }
+
+    /// The cached or shared block with this content, usable by `rung`, with one more reference.
+    pub fn lookup(&mut self, hash: BlockHash, rung: u8) -> Option<(u32, u8)> {
+        let index = *self.by_hash.get(&hash)?;
+        let block = &mut self.blocks[index as usize];
+        let (_, tag) = block.known?;
+        if tag > rung {
+            return None;
+        }
+        if block.references == 0 {
+            self.lru.remove(&block.stamp);
+        }
+        block.references += 1;
+        Some((index, tag))
+    }
+
+    /// Makes a full block's content known. A block already known for the hash stays, unless this one is more precise.
+    pub fn register(&mut self, index: u32, hash: BlockHash, tag: u8) {
+        if let Some(other) = self.by_hash.get(&hash) {
+            let better = self.blocks[*other as usize].known.is_none_or(|(_, known)| tag < known);
+            if !better {
+                return;
+            }
+        }
+        self.forget(index);
+        self.by_hash.insert(hash, index);
+        self.blocks[index as usize].known = Some((hash, tag));
+    }
+
+    /// Gives one reference back. The last one makes the block cached, if its content is known and indexed, else free.
+    pub fn release(&mut self, index: u32) {
+        let block = &mut self.blocks[index as usize];
+        debug_assert!(block.references > 0, "block {index} is released twice");
+        block.references -= 1;
+        if block.references > 0 {
+            return;
+        }
+        if let Some((hash, _)) = block.known
+            && self.by_hash.get(&hash) == Some(&index)
+        {
+            self.clock += 1;
+            self.blocks[index as usize].stamp = self.clock;
+            self.lru.insert(self.clock, index);
+        } else {
+            self.blocks[index as usize].known = None;
+            self.free.push(index);
+        }
+    }
+
+    /// Adds free blocks at the upper end.
+    pub fn grow(&mut self, count: usize) {
+        let old = self.blocks.len();
+        if count > old {
+            self.blocks.resize(count, Block::default());
+            // Lower blocks are handed out first: they survive the next shrink in place.
+            self.free.splice(0..0, (old as u32..count as u32).rev());
+        }
+    }
+
+    /// Removes the blocks from `count` up: unused ones are forgotten, used ones move down.
+    ///
+    /// # Errors
+    /// The number of blocks that must be released first, when the blocks in use do not fit; nothing is changed.
+    pub fn shrink(&mut self, count: usize) -> Result<Vec<BlockMove>, usize> {
+        if self.used() > count {
+            return Err(self.used() - count);
+        }
+        for index in count as u32..self.blocks.len() as u32 {
+            if self.blocks[index as usize].references == 0 {
+                self.forget(index);
+            }
+        }
+        let end = count as u32;
+        self.lru.retain(|_, index| *index < end);
+        self.free.retain(|index| *index < end);
+        let mut moves = Vec::new();
+        for from in end..self.blocks.len() as u32 {
+            let block = self.blocks[from as usize];
+            if block.references == 0 {
+                continue;
+            }
+            let to = match self.free.pop() {
+                Some(to) => to,
+                None => match self.lru.pop_first() {
+                    Some((_, to)) => {
+                        self.forget(to);
+                        to
+                    }
+                    // Unreachable by the check above; leaving the pool as it is stays consistent.
+                    None => return Err(1),
+                },
+            };
+            self.blocks[to as usize] = block;
+            if let Some((hash, _)) = block.known
+                && self.by_hash.get(&hash) == Some(&from)
+            {
+                self.by_hash.insert(hash, to);
+            }
+            moves.push(BlockMove { from, to });
+        }
+        self.blocks.truncate(count);
+        Ok(moves)
+    }
+
+    /// Checks the accounting: every block is free, cached or used, and in exactly one place. For tests.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        let mut places = vec![0; self.blocks.len()];
+        for index in self.free.iter().chain(self.lru.values()) {
+            places[*index as usize] += 1;
+        }
+        for (index, (block, places)) in self.blocks.iter().zip(&places).enumerate() {
+            let expected = i32::from(block.references == 0);
+            if *places != expected {
+                return Err(format!("block {index} with {} references is in {places} lists", block.references));
+            }
+        }
+        for (hash, index) in &self.by_hash {
+            if self.blocks.get(*index as usize).and_then(|b| b.known).map(|(h, _)| h) != Some(*hash) {
+                return Err(format!("block {index} is indexed by a hash that is not its own"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Blocks that hold `tokens` tokens.
+pub fn blocks_for(tokens: usize) -> usize {
+    tokens.div_ceil(BLOCK_TOKENS)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_block_is_lost_or_shared_wrongly(operations in proptest::collection::vec((0u8..6, 0usize..64), 1..300)) {
+            let mut pool = BlockPool::new(24);
+            let mut held: Vec<u32> = Vec::new();
+            for (operation, value) in operations {
+                match operation {
+                    0 | 1 => {
+                        if let Some(index) = pool.allocate() {
+                            prop_assert!(!held.contains(&index), "block {index} was handed out twice");
+                            held.push(index);
+                        }
+                    }
+                    2 if !held.is_empty() => {
+                        let index = held.swap_remove(value % held.len());
+                        pool.release(index);
+                    }
+                    3 if !held.is_empty() => {
+                        let index = held[value % held.len()];
+                        if pool.blocks[index as usize].references == 1 {
+                            pool.register(index, (value % 8) as u128, (value % 2) as u8);
+                        }
+                    }
+                    4 => {
+                        let rung = (value % 2) as u8;
+                        if let Some((index, tag)) = pool.lookup((value % 8) as u128, rung) {
+                            prop_assert!(tag <= rung, "quality was given what density computed");
+                            held.push(index);
+                        }
+                    }
+                    _ if value % 2 == 0 => pool.grow(16 + value % 32),
+                    _ => {
+                        let target = 8 + value % 16;
+                        if target < pool.total() && let Ok(moves) = pool.shrink(target) {
+                            for index in &mut held {
+                                if let Some(m) = moves.iter().find(|m| m.from == *index) {
+                                    *index = m.to;
+                                }
+                                prop_assert!((*index as usize) < target);
+                            }
+                        }
+                    }
+                }
+                pool.check().map_err(TestCaseError::fail)?;
+                let mut distinct = held.clone();
+                distinct.sort_unstable();
+                distinct.dedup();
+                prop_assert_eq!(pool.used(), distinct.len());
+            }
+        }
+    }
+
+    #[test]
+    fn quality_never_reuses_a_density_block_but_density_reuses_quality() {
+        let mut pool = BlockPool::new(4);
+        let (quality, density) = (pool.allocate().unwrap(), pool.allocate().unwrap());
+        pool.register(quality, 1, 0);
+        pool.register(density, 2, 1);
+        assert_eq!(pool.lookup(2, 0), None);
+        assert_eq!(pool.lookup(1, 1), Some((quality, 0)));
+        assert_eq!(pool.lookup(2, 1), Some((density, 1)));
+    }
+
+    #[test]
+    fn the_oldest_cached_block_is_evicted_first() {
+        let mut pool = BlockPool::new(2);
+        let (a, b) = (pool.allocate().unwrap(), pool.allocate().unwrap());
+        pool.register(a, 1, 0);
+        pool.register(b, 2, 0);
+        pool.release(b);
+        pool.release(a);
+        assert_eq!(pool.allocate(), Some(b));
+        assert_eq!(pool.lookup(2, 0), None);
+        assert_eq!(pool.lookup(1, 0), Some((a, 0)));
+    }
+
+    #[test]
+    fn shrinking_says_how_many_blocks_are_too_many() {
+        let mut pool = BlockPool::new(8);
+        let held: Vec<u32> = (0..6).map(|_| pool.allocate().unwrap()).collect();
+        assert_eq!(pool.shrink(4), Err(2));
+        pool.release(held[0]);
+        pool.release(held[1]);
+        assert!(pool.shrink(4).is_ok());
+        assert_eq!((pool.total(), pool.used()), (4, 4));
+    }
+}

@@ -1,0 +1,419 @@
+//! The engine thread: takes commands, schedules, computes a step, samples, delivers. One loop, one owner of all state.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{
+        Arc, PoisonError,
+        atomic::Ordering,
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    },
+    time::{Duration, Instant},
+};
+
+use modelprofile_kernels::{Backend, HostTensor};
+use rand::Rng;
+use tokio::sync::{mpsc as events, oneshot};
+
+use super::{
+    MemorySnapshot, Observation, Observer, ProfileSnapshot, Snapshot, SwitchResult,
+    handle::{Command, Shared, Submission},
+    memory::MemoryPlan,
+    switch::PendingSwitch,
+};
+use crate::{
+    FinishReason, Result, TokenEvent, TokenLogprob,
+    model::{Model, ProfileWeights},
+    sample::{self, Sampler},
+    sched::{ScheduledStep, Scheduler},
+};
+
+/// How long a step waits for work while admissions are held by a switch.
+const HELD_POLL: Duration = Duration::from_millis(2);
+
+/// One rung of the ladder, loaded.
+pub(super) struct Rung<B: Backend> {
+    pub(super) name: Arc<str>,
+    pub(super) artifact_key: String,
+    pub(super) weight_bytes: u64,
+    pub(super) blocks: usize,
+    pub(super) weights: ProfileWeights<B>,
+}
+
+/// A request that the scheduler knows.
+struct Active {
+    sampler: Sampler,
+    events: events::Sender<TokenEvent>,
+    submitted: Instant,
+    last_token: Option<Instant>,
+    scheduled: bool,
+    prompt_tokens: usize,
+    generated: usize,
+    cached_tokens: usize,
+    max_tokens: usize,
+    stop_tokens: Vec<u32>,
+    ignore_eos: bool,
+    logprobs: Option<usize>,
+    prompt_logprobs: Option<PromptScores>,
+}
+
+/// Log-probabilities of a prompt while its chunks are computed.
+struct PromptScores {
+    tokens: Vec<u32>,
+    top: usize,
+    scores: Vec<Option<TokenLogprob>>,
+}
+
+/// All state of the engine thread.
+pub(super) struct Core<B: Backend> {
+    pub(super) backend: B,
+    pub(super) model: Model<B>,
+    pub(super) rungs: Vec<Rung<B>>,
+    pub(super) active: usize,
+    /// Rung whose memory is given back during the next step.
+    pub(super) leaving: Option<usize>,
+    pub(super) kv: B::Kv,
+    pub(super) scheduler: Scheduler,
+    pub(super) memory: MemoryPlan,
+    pub(super) observer: Box<dyn Observer>,
+    pub(super) commands: Receiver<Command>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) eos_tokens: Vec<u32>,
+    pub(super) pending: Option<PendingSwitch>,
+    pub(super) last_switch: Option<SwitchResult>,
+    pub(super) state: State,
+    /// Seeds of requests that name none.
+    pub(super) entropy: rand::rngs::StdRng,
+}
+
+/// Requests and counters.
+#[derive(Default)]
+pub(super) struct State {
+    requests: HashMap<u64, Active>,
+    next_id: u64,
+    generated_tokens: u64,
+    preemptions: u64,
+    drained: Vec<oneshot::Sender<()>>,
+}
+
+/// What one row of logits became.
+enum Sampled {
+    Token { id: u64, token: u32, logprob: Option<TokenLogprob> },
+    Failed { id: u64, error: String },
+}
+
+impl<B: Backend> Core<B> {
+    /// Runs until the last handle is gone.
+    pub(super) fn run(mut self) {
+        while self.receive() {
+            self.drop_cancelled();
+            self.progress_switch();
+            if let Err(error) = self.step() {
+                tracing::error!(%error, "a step failed; its requests are ended");
+                self.fail_all(&error.to_string());
+            }
+            self.finish_drain();
+            self.publish();
+        }
+    }
+
+    /// Takes waiting commands; sleeps when there is nothing to compute. False when the last handle is gone.
+    fn receive(&mut self) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.command(command),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+        if !self.state.requests.is_empty() || self.pending.is_some() {
+            return true;
+        }
+        match self.commands.recv() {
+            Ok(command) => {
+                self.command(command);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Submit(submission) => self.admit(*submission),
+            Command::Switch(command) => self.request_switch(command),
+            Command::Drain(done) => self.state.drained.push(done),
+        }
+    }
+
+    fn admit(&mut self, submission: Submission) {
+        let Submission { request, events, submitted } = submission;
+        let id = self.state.next_id;
+        self.state.next_id += 1;
+        let prompt_tokens = request.prompt.len();
+        let prompt_logprobs = request.prompt_logprobs.map(|top| PromptScores {
+            tokens: request.prompt.clone(),
+            top,
+            scores: vec![None; prompt_tokens],
+        });
+        let sampler = Sampler::new(&request.sampling, &request.prompt, self.entropy.next_u64());
+        let added = self.scheduler.add(id, request.prompt, request.max_tokens, prompt_logprobs.is_some());
+        if let Err(error) = added {
+            self.shared.queued.fetch_sub(1, Ordering::AcqRel);
+            let finished =
+                TokenEvent::Finished { reason: FinishReason::Error, cached_tokens: 0, error: Some(error.to_string()) };
+            let _ = events.try_send(finished);
+            return;
+        }
+        self.state.requests.insert(
+            id,
+            Active {
+                sampler,
+                events,
+                submitted,
+                last_token: None,
+                scheduled: false,
+                prompt_tokens,
+                generated: 0,
+                cached_tokens: 0,
+                max_tokens: request.max_tokens,
+                stop_tokens: request.stop_tokens,
+                ignore_eos: request.ignore_eos,
+                logprobs: request.logprobs,
+                prompt_logprobs,
+            },
+        );
+    }
+
+    fn drop_cancelled(&mut self) {
+        let gone: Vec<u64> =
+            self.state.requests.iter().filter(|(_, r)| r.events.is_closed()).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.end(id, "abort");
+        }
+    }
+
+    /// Forgets a request: its blocks are free at once.
+    fn end(&mut self, id: u64, reason: &'static str) {
+        self.scheduler.remove(id);
+        let Some(request) = self.state.requests.remove(&id) else { return };
+        if !request.scheduled {
+            self.shared.queued.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.observer.observe(Observation::Finished {
+            reason,
+            prompt_tokens: request.prompt_tokens,
+            generated_tokens: request.generated,
+            seconds: request.submitted.elapsed().as_secs_f64(),
+        });
+    }
+
+    fn finish(&mut self, id: u64, reason: FinishReason, error: Option<String>) {
+        if let Some(request) = self.state.requests.get(&id) {
+            let cached_tokens = request.cached_tokens;
+            let _ = request.events.try_send(TokenEvent::Finished { reason, cached_tokens, error });
+        }
+        let label = match reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Error => "error",
+        };
+        self.end(id, label);
+    }
+
+    fn fail_all(&mut self, error: &str) {
+        let ids: Vec<u64> = self.state.requests.keys().copied().collect();
+        for id in ids {
+            self.finish(id, FinishReason::Error, Some(error.to_owned()));
+        }
+    }
+
+    /// One pass over the batch; returns at once when nothing can be scheduled.
+    fn step(&mut self) -> Result<()> {
+        let scheduled = self.scheduler.schedule(self.active as u8);
+        self.count_scheduling(&scheduled);
+        if scheduled.is_empty() {
+            if !self.state.requests.is_empty() {
+                // Held by a switch: wait for a command or for running requests to free blocks.
+                match self.commands.recv_timeout(HELD_POLL) {
+                    Ok(command) => self.command(command),
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                }
+            }
+            return Ok(());
+        }
+        let plan = scheduled.plan();
+        let mut sampled = Vec::new();
+        let requests = &mut self.state.requests;
+        let mut take = |range: Range<usize>, logits: &mut HostTensor| -> Result<()> {
+            for (row, logits) in plan.logit_rows[range].iter().zip(logits.data.chunks_exact_mut(logits.width)) {
+                let Some((id, position, samples)) = scheduled.row(*row) else { continue };
+                let Some(request) = requests.get_mut(&id) else { continue };
+                request.score_prompt(position, logits);
+                if samples {
+                    sampled.push(request.sample(id, logits));
+                }
+            }
+            Ok(())
+        };
+        let leaving = self.leaving.take();
+        let weights = &self.rungs[self.active].weights;
+        let leaving = leaving.map(|index| &self.rungs[index].weights);
+        self.model.step(&mut self.backend, weights, leaving, &mut self.kv, &plan, &mut take)?;
+        let tokens: Vec<(u64, u32)> = sampled
+            .iter()
+            .filter_map(|s| match s {
+                Sampled::Token { id, token, .. } => Some((*id, *token)),
+                Sampled::Failed { .. } => None,
+            })
+            .collect();
+        self.scheduler.commit(&scheduled, &tokens);
+        self.deliver(sampled);
+        Ok(())
+    }
+
+    fn count_scheduling(&mut self, step: &ScheduledStep) {
+        let now = Instant::now();
+        for (id, cached_tokens) in step.admitted() {
+            let Some(request) = self.state.requests.get_mut(&id) else { continue };
+            if request.scheduled {
+                continue;
+            }
+            request.scheduled = true;
+            request.cached_tokens = cached_tokens;
+            self.shared.queued.fetch_sub(1, Ordering::AcqRel);
+            let queue_seconds = now.duration_since(request.submitted).as_secs_f64();
+            self.observer.observe(Observation::Scheduled { queue_seconds });
+            self.observer.observe(Observation::PrefixCache { queried: request.prompt_tokens, hit: cached_tokens });
+        }
+        let preemptions = self.scheduler.stats().preemptions;
+        for _ in self.state.preemptions..preemptions {
+            self.observer.observe(Observation::Preempted);
+        }
+        self.state.preemptions = preemptions;
+        let prefilled = step.prefill_tokens();
+        if prefilled > 0 {
+            self.observer.observe(Observation::Prefilled { tokens: prefilled });
+        }
+    }
+
+    /// Sends the sampled tokens and ends the requests that are done.
+    fn deliver(&mut self, sampled: Vec<Sampled>) {
+        let now = Instant::now();
+        let profile = self.rungs[self.active].name.clone();
+        let mut generated = 0;
+        for sample in sampled {
+            let (id, token, logprob) = match sample {
+                Sampled::Token { id, token, logprob } => (id, token, logprob),
+                Sampled::Failed { id, error } => {
+                    self.finish(id, FinishReason::Error, Some(error));
+                    continue;
+                }
+            };
+            let Some(request) = self.state.requests.get_mut(&id) else { continue };
+            request.send_prompt_scores();
+            if request.max_tokens == 0 {
+                self.finish(id, FinishReason::Length, None);
+                continue;
+            }
+            let ends =
+                request.stop_tokens.contains(&token) || (!request.ignore_eos && self.eos_tokens.contains(&token));
+            if ends {
+                self.finish(id, FinishReason::Stop, None);
+                continue;
+            }
+            generated += 1;
+            request.generated += 1;
+            let observation = match request.last_token.replace(now) {
+                None => Observation::FirstToken { seconds: now.duration_since(request.submitted).as_secs_f64() },
+                Some(last) => Observation::InterToken { seconds: now.duration_since(last).as_secs_f64() },
+            };
+            let delivered = request.events.try_send(TokenEvent::Token { token, logprob, profile: profile.clone() });
+            let full = request.generated >= request.max_tokens;
+            self.observer.observe(observation);
+            if delivered.is_err() {
+                self.end(id, "abort");
+            } else if full {
+                self.finish(id, FinishReason::Length, None);
+            }
+        }
+        self.state.generated_tokens += generated as u64;
+        if generated > 0 {
+            self.observer.observe(Observation::Generated { profile, tokens: generated });
+        }
+    }
+
+    fn finish_drain(&mut self) {
+        if self.state.requests.is_empty() && !self.state.drained.is_empty() && self.pending.is_none() {
+            for done in self.state.drained.drain(..) {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    /// Replaces the shared snapshot.
+    pub(super) fn publish(&self) {
+        let stats = self.scheduler.stats();
+        let waiting_since = self.state.requests.values().filter(|r| !r.scheduled).map(|r| r.submitted).min();
+        let rung = &self.rungs[self.active];
+        let snapshot = Snapshot {
+            active: rung.name.clone(),
+            target: self.pending.as_ref().map(|p| self.rungs[p.to].name.clone()),
+            profiles: self
+                .rungs
+                .iter()
+                .map(|r| ProfileSnapshot {
+                    name: r.name.clone(),
+                    artifact_key: r.artifact_key.clone(),
+                    weight_bytes: r.weight_bytes,
+                    kv_tokens: (r.blocks * modelprofile_kernels::BLOCK_TOKENS) as u64,
+                })
+                .collect(),
+            running: stats.running,
+            waiting: self.shared.queued.load(Ordering::Acquire).max(stats.waiting),
+            oldest_waiting: waiting_since,
+            blocks_total: stats.blocks_total,
+            blocks_used: stats.blocks_used,
+            blocks_cached: stats.blocks_cached,
+            memory: MemorySnapshot {
+                budget: self.memory.budget,
+                weights: rung.weight_bytes,
+                kv: stats.blocks_total as u64 * self.memory.block_bytes,
+                workspace: self.memory.workspace,
+            },
+            generated_tokens: self.state.generated_tokens,
+            last_switch: self.last_switch.clone(),
+            draining: self.shared.draining.load(Ordering::Acquire),
+        };
+        *self.shared.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+}
+
+impl Active {
+    fn sample(&mut self, id: u64, logits: &mut [f32]) -> Sampled {
+        let raw = self.logprobs.map(|top| (top, logits.to_vec()));
+        match self.sampler.sample(logits) {
+            Ok(token) => {
+                let logprob = raw.map(|(top, raw)| sample::logprobs(&raw, token, top));
+                Sampled::Token { id, token, logprob }
+            }
+            Err(error) => Sampled::Failed { id, error: error.to_string() },
+        }
+    }
+
+    /// The logits at `position` score the prompt's next token.
+    fn score_prompt(&mut self, position: usize, logits: &[f32]) {
+        if let Some(prompt) = &mut self.prompt_logprobs
+            && let Some(next) = prompt.tokens.get(position + 1)
+        {
+            prompt.scores[position + 1] = Some(sample::logprobs(logits, *next, prompt.top));
+        }
+    }
+
+    /// Once, before the first token.
+    fn send_prompt_scores(&mut self) {
+        if let Some(prompt) = self.prompt_logprobs.take() {
+            let _ = self.events.try_send(TokenEvent::Prompt(prompt.scores));
+        }
+    }
+}

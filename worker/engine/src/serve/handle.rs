@@ -1,0 +1,142 @@
+//! The engine's handle: what the HTTP layer holds. Requests and switches go to the engine thread over a channel; the
+//! state comes back through a shared snapshot that the engine thread replaces after each step.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Instant,
+};
+
+use tokio::sync::{mpsc as events, oneshot};
+
+use super::{Engine, Snapshot, SubmitError, SwitchEnd, SwitchResult, TokenStream};
+use crate::{GenerateRequest, TokenEvent};
+
+/// A request on its way to the engine thread.
+pub(super) struct Submission {
+    pub(super) request: GenerateRequest,
+    pub(super) events: events::Sender<TokenEvent>,
+    pub(super) submitted: Instant,
+}
+
+/// A switch on its way to the engine thread.
+pub(super) struct SwitchCommand {
+    pub(super) profile: String,
+    pub(super) requested: Instant,
+    pub(super) reply: oneshot::Sender<SwitchResult>,
+}
+
+pub(super) enum Command {
+    Submit(Box<Submission>),
+    Switch(SwitchCommand),
+    Drain(oneshot::Sender<()>),
+}
+
+/// State that both sides see.
+pub(super) struct Shared {
+    /// Replaced after each step; held only to copy, so a plain mutex does.
+    pub(super) snapshot: Mutex<Snapshot>,
+    /// Requests submitted and not yet running: bounds the channel.
+    pub(super) queued: AtomicUsize,
+    pub(super) draining: AtomicBool,
+}
+
+/// Fixed facts of the running engine.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineLimits {
+    /// Most tokens of prompt and output together.
+    pub max_context_tokens: usize,
+    /// Entries of the vocabulary.
+    pub vocab: usize,
+    /// Most requests that may wait.
+    pub max_waiting: usize,
+}
+
+/// A running engine. Cheap to clone; the engine thread ends when the last handle is gone.
+#[derive(Clone)]
+pub struct EngineHandle {
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) limits: EngineLimits,
+}
+
+impl EngineHandle {
+    fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {
+        if request.prompt.is_empty() {
+            return Err(SubmitError::Invalid("the prompt has no tokens".into()));
+        }
+        if let Some(token) = request.prompt.iter().find(|t| **t as usize >= self.limits.vocab) {
+            let vocab = self.limits.vocab;
+            return Err(SubmitError::Invalid(format!("token {token} is outside the vocabulary of {vocab}")));
+        }
+        request.sampling.validate(self.limits.vocab).map_err(SubmitError::Invalid)?;
+        let tokens = request.prompt.len().saturating_add(request.max_tokens);
+        if tokens > self.limits.max_context_tokens {
+            return Err(SubmitError::TooLong { tokens, limit: self.limits.max_context_tokens });
+        }
+        Ok(())
+    }
+}
+
+impl Engine for EngineHandle {
+    fn submit(&self, request: GenerateRequest) -> Result<TokenStream, SubmitError> {
+        self.check(&request)?;
+        if self.shared.draining.load(Ordering::Acquire) {
+            return Err(SubmitError::Draining);
+        }
+        let waiting = self.shared.queued.fetch_add(1, Ordering::AcqRel);
+        if waiting >= self.limits.max_waiting {
+            self.shared.queued.fetch_sub(1, Ordering::AcqRel);
+            // A place is free when a request ends; one second is the shortest that Retry-After can say.
+            return Err(SubmitError::QueueFull { waiting, retry_after_seconds: 1 + waiting as u64 / 16 });
+        }
+        // Room for every event: sending never blocks the engine thread.
+        let (sender, receiver) = events::channel(request.max_tokens + 2);
+        let submission = Submission { request, events: sender, submitted: Instant::now() };
+        if self.commands.send(Command::Submit(Box::new(submission))).is_err() {
+            return Err(SubmitError::Draining);
+        }
+        Ok(TokenStream::new(receiver))
+    }
+
+    fn switch(&self, profile: &str) -> oneshot::Receiver<SwitchResult> {
+        let (reply, receiver) = oneshot::channel();
+        let command = SwitchCommand { profile: profile.to_owned(), requested: Instant::now(), reply };
+        if let Err(mpsc::SendError(Command::Switch(command))) = self.commands.send(Command::Switch(command)) {
+            let active = self.snapshot().active;
+            let _ = command.reply.send(SwitchResult {
+                from: active,
+                to: command.profile.into(),
+                duration: command.requested.elapsed(),
+                pause: std::time::Duration::ZERO,
+                preempted: 0,
+                outcome: SwitchEnd::Refused,
+                message: "the engine has stopped".into(),
+            });
+        }
+        receiver
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        self.shared.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn drain(&self) -> oneshot::Receiver<()> {
+        self.shared.draining.store(true, Ordering::Release);
+        let (done, receiver) = oneshot::channel();
+        // A stopped engine has nothing left to finish: dropping the sender resolves the receiver.
+        let _ = self.commands.send(Command::Drain(done));
+        receiver
+    }
+
+    fn max_context_tokens(&self) -> usize {
+        self.limits.max_context_tokens
+    }
+
+    fn vocab(&self) -> usize {
+        self.limits.vocab
+    }
+}

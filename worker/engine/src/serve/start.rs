@@ -1,0 +1,175 @@
+//! Starting an engine: artifacts -> weights -> KV pool -> engine thread.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize},
+        mpsc,
+    },
+};
+
+use modelprofile_kernels::{Backend, KvLayout};
+use rand::SeedableRng;
+
+use super::{
+    MemorySnapshot, Observer, Snapshot,
+    core::{Core, Rung, State},
+    handle::{EngineHandle, EngineLimits, Shared},
+    memory::MemoryPlan,
+};
+use crate::{
+    EngineError, ProfileSpec, Result,
+    artifact::{Artifact, Progress, Store},
+    calibrate::kv_scales,
+    checkpoint::Checkpoint,
+    model::{Model, ProfileWeights},
+    sched::{Scheduler, SchedulerConfig},
+};
+
+/// How an engine runs.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Artifacts live below this directory.
+    pub cache: PathBuf,
+    /// The ladder, best quality first.
+    pub profiles: Vec<ProfileSpec>,
+    /// Profile to start in; `None` is the first.
+    pub start: Option<String>,
+    /// Limit of `weights + KV pool + workspace` in bytes.
+    pub memory_budget: u64,
+    /// Longest context; `None` is what the model and the smallest KV pool allow.
+    pub max_context_tokens: Option<usize>,
+    /// Tokens that calibrate the scales of an FP8 E4M3 KV cache.
+    pub calibration: Vec<u32>,
+    /// Most rows of a step (prompt tokens and decodes together).
+    pub max_batched_tokens: usize,
+    /// Most requests computed at once.
+    pub max_running: usize,
+    /// Most requests that may wait.
+    pub max_waiting: usize,
+}
+
+/// Prepares every profile and starts the engine thread. `progress` gets the index of the profile.
+///
+/// # Errors
+/// A format that does not fit the model, a budget that is too small, a checkpoint or artifact error; each says what to do.
+pub fn start<B: Backend>(
+    mut backend: B,
+    checkpoint: &Checkpoint,
+    config: &EngineConfig,
+    observer: Box<dyn Observer>,
+    progress: &mut dyn FnMut(usize, Progress),
+) -> Result<EngineHandle> {
+    let model_config = checkpoint.config();
+    let first = config.profiles.first().ok_or_else(|| EngineError::Config("the ladder has no profile".into()))?;
+    for profile in &config.profiles {
+        profile.validate(model_config)?;
+        if profile.kv != first.kv {
+            return Err(EngineError::Config(format!(
+                "profile {}: a ladder that switches in place needs one kvCache.format, {} has another",
+                profile.name, first.name
+            )));
+        }
+    }
+    let active = match &config.start {
+        None => 0,
+        Some(name) => config
+            .profiles
+            .iter()
+            .position(|p| p.name == *name)
+            .ok_or_else(|| EngineError::Config(format!("no profile is named {name}")))?,
+    };
+    let store = Store::new(&config.cache);
+    let mut artifacts: Vec<Artifact> = Vec::with_capacity(config.profiles.len());
+    for (index, profile) in config.profiles.iter().enumerate() {
+        artifacts.push(store.prepare(checkpoint, profile.weights, &mut |p| progress(index, p))?);
+    }
+    let layout = KvLayout {
+        layers: model_config.layers,
+        kv_heads: model_config.kv_heads,
+        head_dim: model_config.head_dim,
+        format: first.kv,
+    };
+    let workspace = Model::<B>::workspace_bytes(model_config, config.max_batched_tokens);
+    let memory = MemoryPlan::new(config.memory_budget, workspace, &layout);
+    let sizes: Vec<(String, u64)> =
+        config.profiles.iter().zip(&artifacts).map(|(p, a)| (p.name.clone(), a.weight_bytes())).collect();
+    let (blocks, max_context_tokens) = memory.ladder(&sizes, config.max_context_tokens, model_config.max_positions)?;
+    let rungs = config
+        .profiles
+        .iter()
+        .zip(&artifacts)
+        .zip(&blocks)
+        .map(|((profile, artifact), blocks)| {
+            Ok(Rung {
+                name: profile.name.as_str().into(),
+                artifact_key: artifact.manifest().key.clone(),
+                weight_bytes: artifact.weight_bytes(),
+                blocks: *blocks,
+                weights: ProfileWeights::load(&backend, model_config, artifact)?,
+            })
+        })
+        .collect::<Result<Vec<Rung<B>>>>()?;
+    let scales =
+        kv_scales(&mut backend, checkpoint, &config.cache, &layout, &config.calibration, &mut |p| progress(0, p))?;
+    let most = blocks.iter().max().copied().unwrap_or(0);
+    let kv = backend.kv(layout, &scales, blocks[active], most)?;
+    let model = Model::new(&backend, model_config, config.max_batched_tokens)?;
+    let scheduler = Scheduler::new(SchedulerConfig {
+        blocks: blocks[active],
+        max_batched_tokens: config.max_batched_tokens,
+        max_running: config.max_running,
+        max_tokens: max_context_tokens,
+    });
+    let shared = Arc::new(Shared {
+        snapshot: Mutex::new(empty_snapshot()),
+        queued: AtomicUsize::new(0),
+        draining: AtomicBool::new(false),
+    });
+    let (sender, commands) = mpsc::channel();
+    let core = Core {
+        backend,
+        model,
+        rungs,
+        active,
+        leaving: None,
+        kv,
+        scheduler,
+        memory,
+        observer,
+        commands,
+        shared: shared.clone(),
+        eos_tokens: model_config.eos_tokens.clone(),
+        pending: None,
+        last_switch: None,
+        state: State::default(),
+        entropy: rand::rngs::StdRng::try_from_rng(&mut rand::rngs::SysRng)
+            .map_err(|e| EngineError::Config(format!("the system gives no random numbers: {e}")))?,
+    };
+    core.publish();
+    std::thread::Builder::new()
+        .name("engine".into())
+        .spawn(move || core.run())
+        .map_err(|e| EngineError::Config(format!("the engine thread did not start: {e}")))?;
+    let limits = EngineLimits { max_context_tokens, vocab: model_config.vocab, max_waiting: config.max_waiting };
+    Ok(EngineHandle { commands: sender, shared, limits })
+}
+
+fn empty_snapshot() -> Snapshot {
+    Snapshot {
+        active: "".into(),
+        target: None,
+        profiles: Vec::new(),
+        running: 0,
+        waiting: 0,
+        oldest_waiting: None,
+        blocks_total: 0,
+        blocks_used: 0,
+        blocks_cached: 0,
+        memory: MemorySnapshot::default(),
+        generated_tokens: 0,
+        last_switch: None,
+        draining: false,
+    }
+}

@@ -1,0 +1,172 @@
+//! The switch of profile, between steps of the engine.
+//!
+//! ```text
+//! requested -> [shrink: target's weights are larger, so the pool gives blocks back first] -> swap -> [grow] -> report
+//! ```
+//!
+//! Nothing is copied at the swap on the CPU: the target's packed weights are a mapped file, read as its layers are first
+//! used, while the old profile's pages are released layer by layer. Requests in flight keep their blocks.
+
+use std::time::{Duration, Instant};
+
+use modelprofile_kernels::Backend;
+use tokio::sync::oneshot;
+
+use super::{Observation, SwitchEnd, SwitchResult, core::Core, handle::SwitchCommand};
+
+/// How long a shrinking pool waits for running requests to end before it preempts the newest.
+const SHRINK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A switch that has not swapped yet.
+pub(super) struct PendingSwitch {
+    pub(super) to: usize,
+    requested: Instant,
+    preempted: usize,
+    replies: Vec<oneshot::Sender<SwitchResult>>,
+}
+
+impl<B: Backend> Core<B> {
+    /// Takes a request for a profile. The latest request wins: one that has not begun to swap is replaced.
+    pub(super) fn request_switch(&mut self, command: SwitchCommand) {
+        let SwitchCommand { profile, requested, reply } = command;
+        let Some(to) = self.rungs.iter().position(|r| *r.name == *profile) else {
+            let names: Vec<&str> = self.rungs.iter().map(|r| &*r.name).collect();
+            let message = format!("no profile is named {profile}; there are {}", names.join(", "));
+            let result = self.result(&profile, requested, 0, Duration::ZERO, SwitchEnd::Unknown, message);
+            let _ = reply.send(result);
+            return;
+        };
+        if let Some(pending) = &mut self.pending {
+            if pending.to == to {
+                pending.replies.push(reply);
+                return;
+            }
+        }
+        if let Some(replaced) = self.pending.take() {
+            self.scheduler.hold_admissions(false);
+            let name = self.rungs[replaced.to].name.clone();
+            let message = format!("replaced by a later request for {profile}");
+            let result = self.result(
+                &name,
+                replaced.requested,
+                replaced.preempted,
+                Duration::ZERO,
+                SwitchEnd::Replaced,
+                message,
+            );
+            self.report(replaced.replies, result);
+        }
+        if to == self.active {
+            let message = format!("{profile} is active already");
+            let result = self.result(&profile, requested, 0, Duration::ZERO, SwitchEnd::Completed, message);
+            let _ = reply.send(result);
+            return;
+        }
+        self.rungs[to].weights.prefetch(&self.backend);
+        self.pending = Some(PendingSwitch { to, requested, preempted: 0, replies: vec![reply] });
+    }
+
+    /// Moves a pending switch on, if there is one: shrinks as far as it can, and swaps when the target fits.
+    pub(super) fn progress_switch(&mut self) {
+        let Some(pending) = &self.pending else { return };
+        let (to, requested) = (pending.to, pending.requested);
+        let began = Instant::now();
+        if self.rungs[to].blocks < self.scheduler.stats().blocks_total {
+            match self.shrink(self.rungs[to].blocks, requested) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(message) => {
+                    self.refuse(message);
+                    return;
+                }
+            }
+        }
+        self.leaving = Some(self.active);
+        self.active = to;
+        if self.rungs[to].blocks > self.scheduler.stats().blocks_total {
+            // The larger pool's pages are touched only as blocks are handed out, after the old weights have left.
+            match self.backend.kv_resize(&mut self.kv, self.rungs[to].blocks) {
+                Ok(()) => self.scheduler.grow(self.rungs[to].blocks),
+                Err(error) => tracing::warn!(%error, "the KV pool could not grow; it keeps its size"),
+            }
+        }
+        self.scheduler.hold_admissions(false);
+        let Some(pending) = self.pending.take() else { return };
+        let name = self.rungs[to].name.clone();
+        let from = self.leaving.map_or_else(|| name.clone(), |index| self.rungs[index].name.clone());
+        let mut result = self.result(
+            &name,
+            requested,
+            pending.preempted,
+            began.elapsed(),
+            SwitchEnd::Completed,
+            format!("switched from {from} to {name}"),
+        );
+        result.from = from;
+        self.report(pending.replies, result);
+    }
+
+    /// Brings the pool down to `blocks`. True when done; false while running requests still hold too much.
+    fn shrink(&mut self, blocks: usize, requested: Instant) -> Result<bool, String> {
+        self.scheduler.hold_admissions(true);
+        loop {
+            match self.scheduler.shrink(blocks) {
+                Ok(moves) => {
+                    self.backend.kv_move(&mut self.kv, &moves).map_err(|e| e.to_string())?;
+                    self.backend.kv_resize(&mut self.kv, blocks).map_err(|e| e.to_string())?;
+                    return Ok(true);
+                }
+                Err(_short) if requested.elapsed() < SHRINK_PATIENCE => return Ok(false),
+                Err(_short) => {
+                    if !self.scheduler.preempt_newest() {
+                        return Err("the KV pool cannot shrink: its blocks are held, but by no request".into());
+                    }
+                    if let Some(pending) = &mut self.pending {
+                        pending.preempted += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    fn refuse(&mut self, message: String) {
+        self.scheduler.hold_admissions(false);
+        if let Some(pending) = self.pending.take() {
+            let name = self.rungs[pending.to].name.clone();
+            let result =
+                self.result(&name, pending.requested, pending.preempted, Duration::ZERO, SwitchEnd::Refused, message);
+            self.report(pending.replies, result);
+        }
+    }
+
+    fn report(&mut self, replies: Vec<oneshot::Sender<SwitchResult>>, result: SwitchResult) {
+        tracing::info!(from = %result.from, to = %result.to, outcome = ?result.outcome, "{}", result.message);
+        self.observer.observe(Observation::Switched(result.clone()));
+        self.last_switch = Some(result.clone());
+        // The state that a client reads after the answer must show the switch.
+        self.publish();
+        for reply in replies {
+            let _ = reply.send(result.clone());
+        }
+    }
+
+    fn result(
+        &self,
+        to: &str,
+        requested: Instant,
+        preempted: usize,
+        pause: Duration,
+        outcome: SwitchEnd,
+        message: String,
+    ) -> SwitchResult {
+        SwitchResult {
+            from: self.rungs[self.active].name.clone(),
+            to: to.into(),
+            duration: requested.elapsed(),
+            pause,
+            preempted,
+            outcome,
+            message,
+        }
+    }
+}
