@@ -67,4 +67,4 @@ test-demo: model
 
 .PHONY: crd
 crd: ## Write the CustomResourceDefinition from the Rust types
-	cargo run --quiet -p modelprofile-operator --bin modelprofile -- crd > crds/modelprofiles.yaml
+	cargo run --quiet -p modelprofile-operator -- crd > crds/modelprofiles.modelprofile.dev.yaml

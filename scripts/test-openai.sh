@@ -29,7 +29,7 @@ profile="$("$python" -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]
 
 say "starting a worker on port $port"
 "$(binaries)/modelprofile-worker" serve --config "$manifest" --profile "$profile" \
-  --port "$port" --admin-port "$admin_port" --cache "$cache/artifacts" >"$run/log" 2>&1 &
+  --port "$port" --admin-port "$admin_port" --cache "$cache" >"$run/log" 2>&1 &
 worker=$!
 
 "$python" - "http://127.0.0.1:$admin_port/readyz" "$worker" <<'PY' || { tail -n 30 "$run/log" >&2; die "the worker did not get ready"; }

@@ -1,10 +1,13 @@
 //! The command line: what a subcommand takes, and where it runs.
 
 pub mod crd;
+pub mod local;
+pub mod switch;
 pub mod validate;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 /// Serve one language model at several precisions and change precision in place.
@@ -17,6 +20,10 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve a manifest on this machine, without a cluster.
+    Local(local::Args),
+    /// Change the profile of a model that `modelprofile local` serves.
+    Switch(switch::Args),
     /// Check a manifest and print everything that is wrong with it.
     Validate(validate::Args),
     /// Print the CustomResourceDefinition of ModelProfile as YAML, for `kubectl apply -f -`.
@@ -31,8 +38,15 @@ impl Cli {
     /// caller (an invalid manifest, say) returns a non-zero [`ExitCode`] instead, having said why itself.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
+            Command::Local(args) => local::run(args),
+            Command::Switch(args) => switch::run(args),
             Command::Validate(args) => validate::run(&args),
             Command::Crd => crd::run(),
         }
     }
+}
+
+/// Waiting for workers takes one thread; what computes is another process.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
 }

@@ -12,14 +12,20 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`serve`] | the loop above, from the manifest to the exit code |
+//! | [`desired`] | which profile should be active: pure, no I/O |
 //! | [`workers`] | the seam: what observing and acting on workers means, whatever they are |
 //! | [`process`] | workers as one child process |
 //! | [`admin`] | client of a worker's admin API |
+//! | [`watch`] | the manifest file: when it changed, and what an edit means for a running worker |
 //! | [`session`] | the file by which `modelprofile switch` finds a running local mode |
 //! | [`view`] | progress bars and the live table, or plain lines where stdout is not a terminal |
 
 pub mod admin;
+pub mod desired;
 pub mod process;
+pub mod serve;
 pub mod session;
 pub mod view;
+pub mod watch;
 pub mod workers;

@@ -1,0 +1,47 @@
+//! `modelprofile switch NAME PROFILE`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use modelprofile_api::worker::SwitchOutcome;
+
+use crate::local::admin::Admin;
+use crate::local::serve::default_cache;
+use crate::local::session::Sessions;
+use crate::local::view::sentence;
+
+/// Arguments of `modelprofile switch`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// `metadata.name` of the model that `modelprofile local` serves.
+    name: String,
+    /// Profile to change to.
+    profile: String,
+    /// The folder that `modelprofile local` was given with --cache, if it was.
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+}
+
+/// Asks the worker and waits for the end of the switch.
+///
+/// # Errors
+/// No such model runs, its manifest pins another profile, or the worker did not answer.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let session = Sessions::new(&args.cache.map_or_else(default_cache, Ok)?).find(&args.name)?;
+    if let Some(pinned) = session.pinned_profile.filter(|pinned| *pinned != args.profile) {
+        let file = session.manifest.display();
+        bail!(
+            "{file} pins {pinned}, so a switch to {} would be undone; edit spec.switching.pinnedProfile there",
+            args.profile
+        );
+    }
+    let admin = Admin::new(session.admin_url, session.token)?;
+    let report = super::runtime()?.block_on(admin.switch(&args.profile))?;
+    if report.outcome != SwitchOutcome::Completed {
+        eprintln!("{}", sentence(&report));
+        return Ok(ExitCode::FAILURE);
+    }
+    println!("{}", sentence(&report));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,333 @@
+//! Local mode from the manifest to the exit code.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use jiff::tz::TimeZone;
+use modelprofile_api::worker::{SwitchOutcome, WorkerPhase, WorkerState};
+use modelprofile_api::{Errors, Validated, notices};
+use rand::TryRng;
+use rand::rngs::SysRng;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::MissedTickBehavior;
+
+use super::desired::{desired, pinned};
+use super::process::{Launch, LocalWorkers, find_worker};
+use super::session::{Held, Session, Sessions};
+use super::view::{View, sentence};
+use super::watch::{Watched, edit};
+use super::workers::{Health, Stopped, SwitchAnswer, Workers};
+
+/// Time between two passes: what a person sees as live, at a cost that no worker feels.
+const PASS: Duration = Duration::from_millis(400);
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The manifest.
+    pub file: PathBuf,
+    /// The worker's executable; `None` looks for it.
+    pub worker: Option<PathBuf>,
+    /// Port of the OpenAI API.
+    pub port: u16,
+    /// Port of the admin API.
+    pub admin_port: u16,
+    /// Folder of artifacts and logs.
+    pub cache: PathBuf,
+    /// Keys of the OpenAI API, separated by commas; `None` leaves it open.
+    pub api_keys: Option<String>,
+    /// How long running requests may take to finish at the end.
+    pub drain_limit: Duration,
+}
+
+/// Serves the manifest until a signal, or until the worker is gone.
+///
+/// # Errors
+/// The manifest is invalid (all errors at once), something needed is taken or missing, or the worker ended by itself.
+pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
+    let file = options.file.canonicalize().with_context(|| format!("cannot read {}", options.file.display()))?;
+    let watched = Watched::open(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let manifest = match Validated::from_yaml(watched.text()) {
+        Ok(manifest) => manifest,
+        Err(errors) => bail!("{} is not valid:\n{errors}", options.file.display()),
+    };
+    let mut signals = Signals::new()?;
+    let name = manifest.manifest().metadata.name.clone();
+    let held = Sessions::new(&options.cache).hold(&name)?;
+    let logs = options.cache.join("logs");
+    std::fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+    let launch = Launch {
+        worker: find_worker(options.worker.as_deref())?,
+        manifest: file.clone(),
+        port: options.port,
+        admin_port: options.admin_port,
+        cache: options.cache,
+        log: logs.join(format!("{name}.log")),
+        token: new_token()?,
+        api_keys: options.api_keys,
+        drain_limit: options.drain_limit,
+    };
+    let mut session = Session {
+        name,
+        manifest: file,
+        pid: std::process::id(),
+        worker_pid: 0,
+        api_url: format!("http://127.0.0.1:{}", launch.port),
+        admin_url: format!("http://127.0.0.1:{}", launch.admin_port),
+        token: launch.token.clone(),
+        pinned_profile: pinned(&manifest).map(str::to_owned),
+    };
+    let (log, keyed) = (launch.log.clone(), launch.api_keys.is_some());
+    let mut workers = LocalWorkers::new(launch)?;
+    workers.start(desired(&manifest, None)).await?;
+    session.worker_pid = workers.pid().unwrap_or_default();
+    held.write(&session)?;
+
+    let view = View::new(TimeZone::system());
+    for notice in notices(manifest.manifest()) {
+        view.say(&format!("notice: {notice}"));
+    }
+    let mut local = Local {
+        workers,
+        view,
+        watched,
+        manifest,
+        held,
+        session,
+        log,
+        keyed,
+        ready: false,
+        silent: false,
+        asked: None,
+        refused: None,
+    };
+    local.run(&mut signals).await
+}
+
+/// Local mode while it runs.
+struct Local<W> {
+    workers: W,
+    view: View,
+    watched: Watched,
+    /// What is followed: the manifest of the start, with the live sections of the latest valid edit.
+    manifest: Validated,
+    held: Held,
+    session: Session,
+    log: PathBuf,
+    /// Requests need an API key.
+    keyed: bool,
+    /// The worker got ready, and the user knows.
+    ready: bool,
+    /// The worker does not answer, and the user knows.
+    silent: bool,
+    /// Profile of a switch that this process asked for and that has no answer yet.
+    asked: Option<String>,
+    /// Profile that the worker refused: it is not asked again until the manifest changes.
+    refused: Option<String>,
+}
+
+impl<W: Workers> Local<W> {
+    async fn run(&mut self, signals: &mut Signals) -> anyhow::Result<ExitCode> {
+        let mut interval = tokio::time::interval(PASS);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = signals.next() => return Ok(self.stop(signals).await),
+                outcome = async { interval.tick().await; self.pass().await } => if let Err(error) = outcome {
+                    // A worker that runs but cannot serve goes too; there is nothing it could finish.
+                    self.workers.stop().await;
+                    return Err(error.context(format!("the whole log is {}", self.log.display())));
+                },
+            }
+        }
+    }
+
+    /// One pass: look, compare, act.
+    async fn pass(&mut self) -> anyhow::Result<()> {
+        let seen = self.workers.observe().await;
+        if let Some(answer) = seen.answer {
+            self.answered(answer);
+        }
+        if let Some(text) = self.watched.changed() {
+            let read = Validated::from_yaml(text);
+            self.edited(read)?;
+        }
+        match seen.health {
+            Health::Starting => Ok(()),
+            Health::Silent(why) => {
+                if !std::mem::replace(&mut self.silent, true) {
+                    self.view.say(&format!("the worker does not answer: {why}"));
+                }
+                Ok(())
+            }
+            Health::Ended(how) => bail!("the worker ended: {how}"),
+            Health::Answered(state) => {
+                if std::mem::take(&mut self.silent) {
+                    self.view.say("the worker answers again");
+                }
+                self.follow(&state)
+            }
+        }
+    }
+
+    /// Shows a state and asks for what differs from the desired one.
+    fn follow(&mut self, state: &WorkerState) -> anyhow::Result<()> {
+        if state.phase == WorkerPhase::Failed {
+            bail!("the worker could not prepare the model: {}", state.message);
+        }
+        if state.phase == WorkerPhase::Ready && !std::mem::replace(&mut self.ready, true) {
+            self.view.say(&self.greeting(state));
+        }
+        self.view.show(state);
+        let current = state.target_profile.as_deref().or(state.active_profile.as_deref());
+        let wanted = desired(&self.manifest, current);
+        let differs = current.is_some() && current != Some(wanted);
+        let asking = self.asked.is_some() || self.refused.as_deref() == Some(wanted);
+        if state.phase == WorkerPhase::Ready && differs && !asking {
+            self.asked = Some(wanted.to_owned());
+            self.workers.switch(wanted);
+        }
+        Ok(())
+    }
+
+    /// Takes the answer to the switch that was asked for.
+    fn answered(&mut self, answer: SwitchAnswer) {
+        let asked = self.asked.take();
+        match answer {
+            // The state shows the new profile; a switch that was replaced is compared anew in this very pass.
+            Ok(report) if report.outcome == SwitchOutcome::Replaced => {}
+            Ok(report) => {
+                self.view.say(&sentence(&report));
+                if report.outcome == SwitchOutcome::Refused {
+                    self.refused = asked;
+                }
+            }
+            Err(why) => {
+                self.view
+                    .say(&format!("cannot switch to {}: {why}", asked.as_deref().unwrap_or("the desired profile")));
+                self.refused = asked;
+            }
+        }
+    }
+
+    /// Takes a manifest that was edited; an invalid one changes nothing.
+    fn edited(&mut self, read: Result<Validated, Errors>) -> anyhow::Result<()> {
+        let new = match read {
+            Ok(new) => new,
+            Err(errors) => {
+                self.view.say(&format!("the edited manifest is not valid, so nothing changes:\n{errors}"));
+                return Ok(());
+            }
+        };
+        let edit = edit(&self.manifest, &new);
+        self.refused = None;
+        if let Some(live) = edit.live {
+            let before = pinned(&self.manifest).map(str::to_owned);
+            self.manifest = live;
+            let now = pinned(&self.manifest).map(str::to_owned);
+            match &now {
+                _ if before == now => {}
+                Some(profile) => self.view.say(&format!("the manifest pins {profile} now")),
+                None => self.view.say("the manifest pins no profile any more; the present one stays"),
+            }
+            self.session.pinned_profile = now;
+            self.held.write(&self.session)?;
+        } else {
+            self.view.say(
+                "the edited spec.switching needs the other changes too, so it is not followed before the next start",
+            );
+        }
+        if !edit.restart.is_empty() {
+            let fields = edit.restart.join(", ");
+            self.view.say(&format!(
+                "restart `modelprofile local` for the change of {fields}; until then the model stays as it is"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Lets the worker finish; a second signal does not wait for that.
+    async fn stop(&mut self, signals: &mut Signals) -> ExitCode {
+        self.view.say("stopping: running requests may finish; press Ctrl-C again to cut them off");
+        let stopped = tokio::select! {
+            stopped = self.workers.stop() => stopped,
+            () = signals.next() => Stopped::Killed,
+        };
+        match stopped {
+            Stopped::Drained | Stopped::Absent => {
+                self.view.say("stopped");
+                ExitCode::SUCCESS
+            }
+            Stopped::Killed => {
+                self.view.say("stopped; requests that were still running were cut off");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    /// What the user needs to know once the worker serves.
+    fn greeting(&self, state: &WorkerState) -> String {
+        let Session { name, api_url, admin_url, .. } = &self.session;
+        let key = if self.keyed { " -H \"Authorization: Bearer $API_KEY\"" } else { "" };
+        let model = &state.served_name;
+        let other = state.profiles.iter().find(|profile| Some(&profile.name) != state.active_profile.as_ref());
+        let switch = other.map(|profile| format!("\n  switch   modelprofile switch {name} {}", profile.name));
+        format!(
+            "{name} is ready
+  API      {api_url}/v1
+  metrics  {api_url}/metrics
+  admin    {admin_url}
+  log      {log}{switch}
+  try      curl {api_url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\
+             -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'",
+            log = self.log.display(),
+            switch = switch.unwrap_or_default(),
+        )
+    }
+}
+
+/// The signals that end local mode. They are taken from the beginning on, so that none hits a worker without its guard.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let on = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self {
+            interrupt: on(SignalKind::interrupt())?,
+            terminate: on(SignalKind::terminate())?,
+            hang_up: on(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
+        }
+    }
+}
+
+/// A bearer token that nobody can guess: 128 random bits of the system, as hexadecimal digits.
+fn new_token() -> anyhow::Result<String> {
+    let mut bytes = [0; 16];
+    SysRng.try_fill_bytes(&mut bytes).context("the system has no random numbers")?;
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
+}
+
+/// Folder of artifacts, logs and sessions: `modelprofile` in the user's cache folder.
+///
+/// # Errors
+/// Neither `XDG_CACHE_HOME` nor `HOME` is set.
+pub fn default_cache() -> anyhow::Result<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let base =
+        set("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache")));
+    Ok(base.context("neither XDG_CACHE_HOME nor HOME is set; name a folder with --cache")?.join("modelprofile"))
+}

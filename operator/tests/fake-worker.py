@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""A worker without a model: it speaks the admin API, so that the tests of local mode see every state within a second.
+
+It takes the command line of the real worker. Its profiles are quality and density; each look at its state prepares a bit
+more. A profile named in FAKE_REFUSES is refused. The file named by FAKE_DIES, once it exists, makes it die.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+parser = argparse.ArgumentParser()
+parser.add_argument("command", choices=["serve"])
+for name in ("config", "profile", "port", "admin-port", "cache"):
+    parser.add_argument(f"--{name}", required=True)
+args = parser.parse_args()
+token = os.environ["MODELPROFILE_ADMIN_TOKEN"]
+
+lock = threading.Lock()
+prepared = 0
+active = args.profile
+last_switch = None
+
+
+def state():
+    global prepared
+    prepared = min(100, prepared + 40)
+    ready = prepared == 100
+    return {
+        "version": "fake",
+        "servedName": "demo",
+        "phase": "Ready" if ready else "Preparing",
+        "activeProfile": active if ready else None,
+        "profiles": [
+            {"name": name, "kvTokens": tokens, "weightBytes": 1000000, "preparedPercent": prepared}
+            for name, tokens in (("quality", 1000), ("density", 2000))
+        ],
+        "lastSwitch": last_switch,
+    }
+
+
+def switch(profile):
+    global active, last_switch
+    refused = profile == os.environ.get("FAKE_REFUSES")
+    report = {
+        "from": active,
+        "to": profile,
+        "startTime": "2026-01-01T00:00:00Z",
+        "durationMillis": 5,
+        "pauseMillis": 1.0,
+        "preempted": 0,
+        "outcome": "Refused" if refused else "Completed",
+        "message": "its weights are damaged" if refused else "",
+    }
+    if not refused:
+        active, last_switch = profile, report
+    return (409 if refused else 200), report
+
+
+class Admin(BaseHTTPRequestHandler):
+    def answer(self, status, body):
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def allowed(self):
+        if self.headers.get("Authorization") == f"Bearer {token}":
+            return True
+        self.answer(401, {"error": {"message": "wrong token"}})
+        return False
+
+    def do_GET(self):
+        dies = os.environ.get("FAKE_DIES")
+        if dies and os.path.exists(dies):
+            print("loading layer 3", file=sys.stderr)
+            print("out of cheese", file=sys.stderr, flush=True)
+            os._exit(3)
+        if self.allowed():
+            with lock:
+                self.answer(200, state())
+
+    def do_PUT(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self.allowed():
+            return
+        with lock:
+            if body["profile"] not in ("quality", "density"):
+                self.answer(404, {"error": {"message": f"no profile is named {body['profile']}"}})
+            else:
+                self.answer(*switch(body["profile"]))
+
+    def log_message(self, *_):
+        pass
+
+
+def finish(*_):
+    with open(os.path.join(args.cache, "drained"), "w") as file:
+        file.write(active)
+    os._exit(0)
+
+
+signal.signal(signal.SIGTERM, finish)
+signal.signal(signal.SIGINT, lambda *_: os._exit(9))
+ThreadingHTTPServer(("127.0.0.1", int(args.admin_port)), Admin).serve_forever()

@@ -1,0 +1,247 @@
+//! `modelprofile local` and `modelprofile switch` as commands, with a worker that has no model.
+
+// Helpers of tests are tests to clippy only inside test functions.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A local mode in a folder of its own.
+struct Local {
+    child: Child,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+    folder: tempfile::TempDir,
+}
+
+impl Local {
+    /// Starts it with the given `spec.switching`, and extra environment for the worker.
+    fn start(switching: &str, environment: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("profile.yaml"), manifest(switching)).unwrap();
+        let (port, admin_port) = free_ports();
+        Self::spawn(folder, port, admin_port, environment)
+    }
+
+    fn spawn(folder: tempfile::TempDir, port: u16, admin_port: u16, environment: &[(&str, &str)]) -> Self {
+        let mut child = command(folder.path())
+            .args(["local", "-f"])
+            .arg(folder.path().join("profile.yaml"))
+            .args(["--port", &port.to_string(), "--admin-port", &admin_port.to_string()])
+            .arg("--worker")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake-worker.py"))
+            .arg("--cache")
+            .arg(folder.path())
+            .env("FAKE_DIES", folder.path().join("die"))
+            .envs(environment.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (send, lines) = channel();
+        let stdout = child.stdout.take().unwrap();
+        std::thread::spawn(move || BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|l| send.send(l)));
+        Self { child, lines, seen: Vec::new(), folder }
+    }
+
+    /// Waits for a line that contains the text.
+    fn expect(&mut self, text: &str) {
+        let end = Instant::now() + LIMIT;
+        loop {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    self.seen.push(line);
+                    if self.seen.last().unwrap().contains(text) {
+                        return;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => panic!("no line with {text:?} in {:#?}", self.seen),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let errors = self.errors();
+                    panic!("local mode ended without {text:?}: {:#?}\n{errors}", self.seen)
+                }
+            }
+        }
+    }
+
+    fn errors(&mut self) -> String {
+        let mut text = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn write(&self, text: &str) {
+        std::fs::write(self.path("profile.yaml"), text).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn switch(&self, profile: &str) -> Output {
+        command(self.folder.path())
+            .args(["switch", "demo", profile, "--cache"])
+            .arg(self.folder.path())
+            .output()
+            .unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for its end and returns the exit code.
+    fn wait(&mut self) -> Option<i32> {
+        let end = Instant::now() + LIMIT;
+        // Reading to the end of stdout waits for the end of the process, within the limit.
+        while self.lines.recv_timeout(end.saturating_duration_since(Instant::now())).is_ok() {}
+        assert!(Instant::now() < end, "local mode did not end: {:#?}", self.seen);
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        // A failed test must not leave processes: SIGTERM lets local mode take its worker along.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.signal(Signal::TERM);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn command(runtime_dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modelprofile"));
+    command.env("XDG_RUNTIME_DIR", runtime_dir).stdin(Stdio::null());
+    command
+}
+
+fn manifest(switching: &str) -> String {
+    format!(
+        "apiVersion: modelprofile.dev/v1alpha1
+kind: ModelProfile
+metadata: {{name: demo}}
+spec:
+  model: {{uri: \"file:///models/demo.gguf\"}}
+  profiles:
+  - {{name: quality, weights: {{format: FP8}}}}
+  - {{name: density, weights: {{format: Q4_1}}}}
+  switching: {switching}
+"
+    )
+}
+
+fn free_ports() -> (u16, u16) {
+    let (first, second) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    (first.local_addr().unwrap().port(), second.local_addr().unwrap().port())
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim().to_owned()
+}
+
+#[test]
+fn it_prepares_then_says_where_it_serves_and_drains_at_sigterm() {
+    let mut local = Local::start("{mode: Auto}", &[]);
+    local.expect("preparing: quality 40 %, density 40 %");
+    local.expect("demo is ready");
+    local.expect("curl http://127.0.0.1:");
+    local.expect("serving: profile quality");
+    local.signal(Signal::TERM);
+    assert_eq!(local.wait(), Some(0));
+    assert_eq!(std::fs::read_to_string(local.path("drained")).unwrap(), "quality");
+    assert!(!local.path("modelprofile/local/demo.json").exists());
+}
+
+#[test]
+fn an_edited_pin_switches_in_place() {
+    let mut local = Local::start("{mode: Auto}", &[]);
+    local.expect("serving: profile quality");
+    local.write(&manifest("{mode: Pinned, pinnedProfile: density}"));
+    local.expect("the manifest pins density now");
+    local.expect("switched from quality to density in 5 ms");
+    local.expect("serving: profile density");
+}
+
+#[test]
+fn an_invalid_edit_gives_all_errors_and_changes_nothing() {
+    let mut local = Local::start("{mode: Auto}", &[]);
+    local.expect("serving: profile quality");
+    local.write(&manifest("{mode: Pinned, pinnedProfile: dense, maxSwitchesPerHour: many}"));
+    local.expect("not valid, so nothing changes");
+    local.expect("spec.switching.maxSwitchesPerHour");
+    local.write(&manifest("{mode: Pinned, pinnedProfile: density}").replace("FP8", "BF16"));
+    local.expect("restart `modelprofile local` for the change of spec.profiles[0].weights.format");
+    local.expect("serving: profile density");
+}
+
+#[test]
+fn switch_finds_the_model_by_name() {
+    let mut local = Local::start("{mode: Auto}", &[]);
+    local.expect("demo is ready");
+    let output = local.switch("density");
+    assert_eq!(text(&output.stdout), "switched from quality to density in 5 ms (paused 1 ms)");
+    assert_eq!(output.status.code(), Some(0));
+    local.expect("serving: profile density");
+    let output = local.switch("dense");
+    assert_eq!(text(&output.stderr), "error: the worker answered 404 Not Found: no profile is named dense");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_refused_switch_gives_the_reason_and_is_not_repeated() {
+    let mut local = Local::start("{mode: Auto}", &[("FAKE_REFUSES", "density")]);
+    local.expect("demo is ready");
+    let output = local.switch("density");
+    assert_eq!(text(&output.stderr), "the switch from quality to density was refused: its weights are damaged");
+    assert_eq!(output.status.code(), Some(1));
+    local.write(&manifest("{mode: Pinned, pinnedProfile: density}"));
+    local.expect("was refused: its weights are damaged");
+    // Two more looks at the file are two more passes that could have asked again.
+    local.write("broken");
+    local.expect("not valid, so nothing changes");
+    assert_eq!(local.seen.iter().filter(|line| line.contains("was refused")).count(), 1);
+    local.signal(Signal::INT);
+    assert_eq!(local.wait(), Some(0));
+}
+
+#[test]
+fn a_pin_wins_over_a_switch_by_hand() {
+    let mut local = Local::start("{mode: Pinned, pinnedProfile: density}", &[]);
+    local.expect("serving: profile density");
+    let output = local.switch("quality");
+    assert!(text(&output.stderr).contains("pins density, so a switch to quality would be undone"));
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_worker_that_dies_is_reported_with_its_last_lines() {
+    let mut local = Local::start("{mode: Auto}", &[]);
+    local.expect("demo is ready");
+    std::fs::write(local.path("die"), "").unwrap();
+    assert_eq!(local.wait(), Some(1));
+    let errors = local.errors();
+    assert!(errors.contains("the worker ended: exit status: 3"), "{errors}");
+    assert!(errors.contains("loading layer 3\n  out of cheese"), "{errors}");
+    let output = local.switch("density");
+    assert!(text(&output.stderr).contains("no `modelprofile local` runs here"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("profile.yaml"), manifest("{mode: Auto}")).unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut local = Local::spawn(folder, port, free_ports().0, &[]);
+    assert_eq!(local.wait(), Some(1));
+    assert!(local.errors().contains(&format!("port {port} is taken by another program")));
+}
