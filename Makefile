@@ -67,4 +67,6 @@ test-demo: model
 
 .PHONY: crd
 crd: ## Write the CustomResourceDefinition from the Rust types
-	cargo run --quiet -p modelprofile-operator -- crd > crds/modelprofiles.modelprofile.dev.yaml
+	# By way of another file: the build reads the present one.
+	cargo run --quiet -p modelprofile-operator -- crd > crds/new.yaml
+	mv crds/new.yaml crds/modelprofiles.modelprofile.dev.yaml

@@ -46,9 +46,12 @@ sha256() {
   if command -v sha256sum >/dev/null; then sha256sum "$@" | cut -d' ' -f1; else shasum -a 256 "$@" | cut -d' ' -f1; fi
 }
 
-# free_port: a TCP port that nothing listens on now.
-free_port() {
-  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+# free_ports: two TCP ports that nothing listens on now; both are held at once, so that they differ.
+free_ports() {
+  python3 -c 'import socket
+held = [socket.socket(), socket.socket()]
+for s in held: s.bind(("127.0.0.1", 0))
+print(*(s.getsockname()[1] for s in held))'
 }
 
 # binaries: the folder that cargo puts the dev profile's binaries in.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Drives a worker that serves the real model with the official OpenAI Python client: tests/python.
+# The tests get MODELPROFILE_URL and MODELPROFILE_ADMIN_URL (without a path), MODELPROFILE_ADMIN_TOKEN and MODELPROFILE_MODEL.
 # Arguments go to pytest: scripts/test-openai.sh -k stop
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,12 +21,11 @@ finish() {
 }
 trap finish EXIT
 
-port="$(free_port)"
-admin_port="$(free_port)"
+read -r port admin_port < <(free_ports)
 MODELPROFILE_ADMIN_TOKEN="$(python3 -c 'import secrets; print(secrets.token_hex(16))')"
 export MODELPROFILE_ADMIN_TOKEN
 manifest=deploy/examples/smollm2.yaml
-profile="$("$python" -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))["spec"]["profiles"][0]["name"])' "$manifest")"
+profile=quality
 
 say "starting a worker on port $port"
 "$(binaries)/modelprofile-worker" serve --config "$manifest" --profile "$profile" \
@@ -52,8 +52,8 @@ while time.monotonic() < limit:
 sys.exit("not ready within 300 s")
 PY
 
-export MODELPROFILE_URL="http://127.0.0.1:$port/v1" MODELPROFILE_ADMIN_URL="http://127.0.0.1:$admin_port"
+export MODELPROFILE_URL="http://127.0.0.1:$port" MODELPROFILE_ADMIN_URL="http://127.0.0.1:$admin_port"
 MODELPROFILE_MODEL="$("$python" -c 'import json, os, urllib.request
-print(json.load(urllib.request.urlopen(os.environ["MODELPROFILE_URL"] + "/models"))["data"][0]["id"])')"
+print(json.load(urllib.request.urlopen(os.environ["MODELPROFILE_URL"] + "/v1/models"))["data"][0]["id"])')"
 export MODELPROFILE_MODEL
 "$python" -m pytest -q -p no:cacheprovider tests/python "$@" || { tail -n 30 "$run/log" >&2; exit 1; }
