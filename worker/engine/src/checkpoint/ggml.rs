@@ -277,3 +277,72 @@ fn q6_k(b: &BlockQ6K, y: &mut [f32; SUPER_BLOCK]) {
         *y = d * f32::from(b.scales[i / 16]) * q as f32;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    /// Made by `tests/golden/make_ggml.py`.
+    const GOLDEN: &str = include_str!("../../tests/data/ggml.json");
+
+    #[derive(Deserialize)]
+    struct Case {
+        dtype: String,
+        bytes: String,
+        values: Vec<f32>,
+    }
+
+    const BLOCKED: [SourceDtype; 8] = [
+        SourceDtype::Q8_0,
+        SourceDtype::Q4_0,
+        SourceDtype::Q4_1,
+        SourceDtype::Q5_0,
+        SourceDtype::Q5_1,
+        SourceDtype::Q4_K,
+        SourceDtype::Q5_K,
+        SourceDtype::Q6_K,
+    ];
+
+    #[test]
+    fn every_block_format_gives_the_values_of_the_gguf_package() {
+        let cases: Vec<Case> = serde_json::from_str(GOLDEN).unwrap();
+        assert_eq!(cases.len(), BLOCKED.len());
+        for case in cases {
+            let dtype = BLOCKED.into_iter().find(|d| d.name() == case.dtype).unwrap();
+            let bytes: Vec<u8> = (0..case.bytes.len() / 2)
+                .map(|i| u8::from_str_radix(&case.bytes[2 * i..2 * i + 2], 16).unwrap())
+                .collect();
+            let mut values = vec![0.0; case.values.len()];
+            dequantize_row(dtype, &bytes, &mut values).unwrap();
+            for (i, (ours, theirs)) in values.iter().zip(&case.values).enumerate() {
+                // The order of two multiplications may differ.
+                assert!((ours - theirs).abs() <= 1e-6 * theirs.abs(), "{} {i}: {ours} {theirs}", case.dtype);
+            }
+        }
+    }
+
+    #[test]
+    fn plain_numbers_need_no_alignment() {
+        let bytes: Vec<u8> = [0u8].into_iter().chain(1.5f32.to_le_bytes()).chain((-2.0f32).to_le_bytes()).collect();
+        let mut out = [0.0; 2];
+        dequantize_row(SourceDtype::F32, &bytes[1..], &mut out).unwrap();
+        assert_eq!(out.map(f32::to_bits), [1.5f32, -2.0].map(f32::to_bits));
+        let bytes: Vec<u8> = [0u8].into_iter().chain(bf16::from_f32(1.5).to_le_bytes()).collect();
+        dequantize_row(SourceDtype::Bf16, &bytes[1..], &mut out[..1]).unwrap();
+        assert_eq!(out.map(f32::to_bits), [1.5f32, -2.0].map(f32::to_bits));
+    }
+
+    #[test]
+    fn lengths_that_do_not_fit_are_refused() {
+        for dtype in BLOCKED {
+            let (elements, bytes) = (dtype.block_elements(), vec![0; dtype.block_bytes()]);
+            assert_eq!(dequantize_row(dtype, &bytes, &mut vec![0.0; elements]), Some(()));
+            assert_eq!(dequantize_row(dtype, &bytes, &mut vec![0.0; elements - 1]), None);
+            assert_eq!(dequantize_row(dtype, &bytes[1..], &mut vec![0.0; elements]), None);
+        }
+        assert_eq!(SourceDtype::F32.row_bytes(usize::MAX / 2), None);
+        assert_eq!(SourceDtype::Q8_0.row_bytes(usize::MAX & !31), None);
+    }
+}

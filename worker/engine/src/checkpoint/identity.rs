@@ -1,88 +1,102 @@
-//! What a checkpoint is called, which licence it declares, and the identity of its content.
+//! What a checkpoint is called, under which licence it comes, and which content it has.
 
-use std::path::Path;
+use std::{fs::File, io::Read, path::Path};
 
 use sha2::{Digest, Sha256};
 
-use super::Checkpoint;
+use super::store::SourceFile;
+use crate::artifact::hex;
 
-impl Checkpoint {
-    /// The name that the checkpoint gives itself, else that of its file or directory.
-    pub fn name(&self) -> &str {
-        let declared = self.gguf_metadata().and_then(|m| m.text("general.name"));
-        declared.or_else(|| self.path().file_stem().and_then(|s| s.to_str())).unwrap_or("checkpoint")
-    }
+/// Files beside the weights that change what a model answers.
+pub(super) const SIDE_FILES: [&str; 6] = [
+    super::hugging_face::CONFIG,
+    super::hugging_face::GENERATION_CONFIG,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "model.safetensors.index.json",
+];
 
-    /// The licence that the checkpoint declares, lower-case: GGUF's `general.license`, or the `license` of the model
-    /// card's front matter.
-    pub fn licence(&self) -> Option<&str> {
-        self.identity().licence.as_deref()
-    }
+/// Front matter is at the head of a README; more is not read.
+const README_HEAD: u64 = 64 << 10;
+/// Hashed between two releases of the pages that were read for it; a multiple of every page size.
+const CHUNK: usize = 8 << 20;
 
-    /// SHA-256 over the content of all files, in hexadecimal: the same bytes are the same revision, wherever they are.
-    pub fn revision(&self) -> &str {
-        &self.identity().revision
-    }
-}
-
-/// Computed once, at first use: it reads every byte.
-#[derive(Debug)]
-pub(super) struct Identity {
-    revision: String,
-    licence: Option<String>,
-}
-
-impl Identity {
-    pub(super) fn of(checkpoint: &Checkpoint) -> Self {
-        let mut hash = Sha256::new();
-        for (name, bytes) in checkpoint.contents() {
-            hash.update((name.len() as u64).to_le_bytes());
-            hash.update(name.as_bytes());
-            hash.update((bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        }
-        let declared = checkpoint.gguf_metadata().and_then(|m| m.text("general.license")).map(str::to_owned);
-        let licence = declared
-            .or_else(|| if checkpoint.gguf_metadata().is_some() { None } else { card_licence(checkpoint.directory()) });
-        Self {
-            revision: crate::artifact::hex(&hash.finalize()),
-            licence: licence.map(|l| l.trim().to_lowercase()).filter(|l| !l.is_empty()),
+/// SHA-256 over the name, size and content of every file, in the order of the names.
+///
+/// The pages are given back as they are read: hashing a checkpoint larger than memory leaves nothing resident.
+pub(super) fn revision<'a>(files: impl Iterator<Item = &'a SourceFile>) -> String {
+    let mut files: Vec<&SourceFile> = files.collect();
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut hash = Sha256::new();
+    for file in files {
+        hash.update((file.name.len() as u64).to_le_bytes());
+        hash.update(&file.name);
+        hash.update((file.map.len() as u64).to_le_bytes());
+        for (i, chunk) in file.map.chunks(CHUNK).enumerate() {
+            hash.update(chunk);
+            file.map.release(i * CHUNK, chunk.len());
         }
     }
+    hex(&hash.finalize())
 }
 
-/// `license:` of a model card's front matter.
-fn card_licence(directory: &Path) -> Option<String> {
-    // A card is prose of a few pages; what is larger is none.
-    const LARGEST: u64 = 1 << 20;
-    let path = directory.join("README.md");
-    if std::fs::metadata(&path).ok()?.len() > LARGEST {
+/// A directory's name. In the cache of Hugging Face's own client that is a commit; the model is named two levels up.
+pub(super) fn directory_name(directory: &Path) -> String {
+    let full = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
+    let name = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let parent = full.parent().filter(|parent| name(parent) == "snapshots").and_then(Path::parent);
+    match parent.map(name).as_deref().and_then(|cached| cached.strip_prefix("models--")) {
+        Some(model) => model.replacen("--", "/", 1),
+        None => name(&full),
+    }
+}
+
+/// A declared licence in the spelling that comparisons use: trimmed, lower-case. `None` when nothing is left.
+pub(super) fn canonical_licence(declared: &str) -> Option<String> {
+    Some(declared.trim().to_lowercase()).filter(|licence| !licence.is_empty())
+}
+
+/// The licence in the front matter of a directory's README, if it declares one.
+pub(super) fn readme_licence(directory: &Path) -> Option<String> {
+    let mut head = Vec::new();
+    File::open(directory.join("README.md")).ok()?.take(README_HEAD).read_to_end(&mut head).ok()?;
+    licence(&String::from_utf8_lossy(&head))
+}
+
+/// `license` of the front matter, or `license_name` where that says `other`.
+fn licence(readme: &str) -> Option<String> {
+    let mut lines = readme.lines();
+    if lines.next()?.trim_end() != "---" {
         return None;
     }
-    let card = std::fs::read_to_string(path).ok()?;
-    let mut lines = card.lines();
-    if lines.next()?.trim() != "---" {
-        return None;
+    let front: Vec<&str> = lines.take_while(|line| line.trim_end() != "---").collect();
+    let field = |key: &str| {
+        let value = front.iter().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+        let value = value.trim().trim_matches(['"', '\'']);
+        canonical_licence(value)
+    };
+    match field("license") {
+        Some(licence) if licence == "other" => field("license_name").or(Some(licence)),
+        licence => licence,
     }
-    lines
-        .take_while(|line| line.trim() != "---")
-        .find_map(|line| line.strip_prefix("license:"))
-        .map(|value| value.trim().trim_matches(['"', '\'']).to_owned())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use rstest::rstest;
 
-    #[test]
-    fn the_licence_is_read_from_the_cards_front_matter_only() {
-        let directory = tempfile::tempdir().unwrap();
-        let card = |text: &str| {
-            std::fs::write(directory.path().join("README.md"), text).unwrap();
-            card_licence(directory.path())
-        };
-        assert_eq!(card("---\ntags: x\nlicense: \"apache-2.0\"\n---\n# A"), Some("apache-2.0".into()));
-        assert_eq!(card("---\ntags: x\n---\nlicense: mit"), None);
-        assert_eq!(card("license: mit"), None);
+    use super::licence;
+
+    #[rstest]
+    #[case("---\nlicense: apache-2.0\n---\n# Model", Some("apache-2.0"))]
+    #[case("---\nlanguage: en\nlicense: 'MIT'\n---\n", Some("mit"))]
+    #[case("---\nlicense: other\nlicense_name: llama3.3\n---\n", Some("llama3.3"))]
+    #[case("---\nlicense: other\n---\n", Some("other"))]
+    #[case("---\nlanguage: en\n---\nlicense: mit\n", None)]
+    #[case("license: mit\n", None)]
+    #[case("", None)]
+    fn the_licence_is_read_from_the_front_matter(#[case] readme: &str, #[case] expected: Option<&str>) {
+        assert_eq!(licence(readme).as_deref(), expected);
     }
 }

@@ -11,20 +11,25 @@
 //! | [`Checkpoint`] | open, ask for the configuration and for tensors by [`Role`] |
 //! | `tensor` | [`SourceTensor`]: rows as bytes or FP32, in the Hugging Face order |
 //! | `ggml` | the block formats |
-//! | `gguf`, `gguf_config` | the container, and the configuration in its metadata |
 //! | `take_over` | blocks taken over exactly into our own formats |
-//! | `identity` | name, licence, content hash |
+//! | `hugging_face`, `safetensors` | `config.json`, and the weight files of a directory |
+//! | `gguf`, `gguf_config` | the container, and the configuration in its metadata |
 //! | `roles` | names and shapes of tensors by family and container |
+//! | `identity` | name, licence, content hash |
 
 mod ggml;
 mod gguf;
 mod gguf_config;
+mod hugging_face;
 mod identity;
 mod open;
 mod roles;
+mod safetensors;
 mod store;
 mod take_over;
 mod tensor;
+#[doc(hidden)]
+pub mod testing;
 
 pub use gguf::{Metadata, Value};
 pub use open::Checkpoint;

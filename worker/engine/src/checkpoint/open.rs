@@ -1,7 +1,7 @@
 //! Opening a checkpoint and asking it for tensors.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
@@ -9,8 +9,7 @@ use std::{
 use modelprofile_kernels::MappedFile;
 
 use super::{
-    Metadata, Role, RowMap, SourceTensor, gguf, gguf_config,
-    identity::Identity,
+    Metadata, Role, RowMap, SourceTensor, gguf, gguf_config, hugging_face, identity, safetensors,
     store::{SourceFile, StoredTensor},
 };
 use crate::{EngineError, ModelConfig, Result, RopeScaling};
@@ -27,44 +26,89 @@ const MAX_WIDTH: usize = 1 << 24;
 /// file. Values are checked when they are read.
 #[derive(Debug)]
 pub struct Checkpoint {
-    path: PathBuf,
+    name: String,
+    licence: Option<String>,
+    directory: PathBuf,
     config: ModelConfig,
+    /// The files that hold tensors.
     files: Vec<SourceFile>,
+    /// The other files that [`Self::revision`] covers.
+    side_files: Vec<SourceFile>,
     tensors: BTreeMap<String, StoredTensor>,
     roles: BTreeMap<Role, (String, RowMap)>,
     metadata: Option<Metadata>,
-    identity: OnceLock<Identity>,
+    revision: OnceLock<String>,
 }
 
 impl Checkpoint {
-    /// Opens a `.gguf` file.
+    /// Opens a `.gguf` file, or a Hugging Face directory: `config.json`, `model.safetensors` or its shards with their index,
+    /// `generation_config.json` if there.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] for damaged or incomplete files, [`EngineError::Unsupported`] for sound ones that this
     /// build cannot run, [`EngineError::Io`] or [`EngineError::Kernel`] when a file cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        let name = file_name(path);
+        if path.is_dir() { Self::open_directory(path) } else { Self::open_gguf(path) }
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let file = file_name(path);
         let map = MappedFile::open(path)?;
-        let (metadata, tensors) = gguf::parse(&map, &name)?;
-        let files = vec![SourceFile { name: name.clone(), map: Arc::new(map) }];
+        let (metadata, tensors) = gguf::parse(&map, &file)?;
+        let files = vec![SourceFile { name: file.clone(), map: Arc::new(map) }];
         let factors = match tensors.get(ROPE_FACTORS) {
             Some(stored) => Some(view(&files, ROPE_FACTORS, stored, RowMap::Identity).to_f32()?),
             None => None,
         };
-        let config = gguf_config::config(&metadata, &tensors, factors, &name)?;
-        check_config(&config, &name)?;
-        let roles =
-            Role::all(&config).into_iter().map(|role| (role, (role.gguf_name(), role.gguf_row_map(&config)))).collect();
+        let config = gguf_config::config(&metadata, &tensors, factors, &file)?;
+        check_config(&config, &file)?;
+        let place = |role: Role| (role, (role.gguf_name(), role.gguf_row_map(&config)));
         let checkpoint = Self {
-            path: path.to_owned(),
+            roles: Role::all(&config).into_iter().map(place).collect(),
+            name: metadata.text("general.name").unwrap_or(file.trim_end_matches(".gguf")).to_owned(),
+            licence: metadata.text("general.license").and_then(identity::canonical_licence),
+            directory: path.parent().unwrap_or(Path::new("")).to_owned(),
             config,
             files,
+            side_files: Vec::new(),
             tensors,
-            roles,
             metadata: Some(metadata),
-            identity: OnceLock::new(),
+            revision: OnceLock::new(),
         };
-        checkpoint.check_tensors(&name, &[ROPE_FACTORS])?;
+        checkpoint.check_tensors(&file, |name| name == ROPE_FACTORS)?;
+        Ok(checkpoint)
+    }
+
+    fn open_directory(path: &Path) -> Result<Self> {
+        let mut side_files = Vec::new();
+        for name in identity::SIDE_FILES.into_iter().filter(|name| path.join(name).is_file()) {
+            let map = Arc::new(MappedFile::open(&path.join(name))?);
+            side_files.push(SourceFile { name: name.to_owned(), map });
+        }
+        let side = |name: &str| side_files.iter().find(|file| file.name == name).map(|file| &**file.map);
+        let text = side(hugging_face::CONFIG)
+            .ok_or_else(|| EngineError::checkpoint(path.display(), format!("{} is missing", hugging_face::CONFIG)))?;
+        let config = hugging_face::config(text, side(hugging_face::GENERATION_CONFIG))?;
+        check_config(&config, hugging_face::CONFIG)?;
+        let (files, tensors) = safetensors::open(path)?;
+        let place = |role: Role| (role, (role.hugging_face_name(), RowMap::Identity));
+        let tied = config.tied_embeddings;
+        let checkpoint = Self {
+            roles: Role::all(&config).into_iter().map(place).collect(),
+            name: identity::directory_name(path),
+            licence: identity::readme_licence(path),
+            directory: path.to_owned(),
+            config,
+            files,
+            side_files,
+            tensors,
+            metadata: None,
+            revision: OnceLock::new(),
+        };
+        // Old files carry the rotary frequencies, which follow from the configuration, or a copy of a tied output layer.
+        checkpoint.check_tensors(&path.display().to_string(), |name| {
+            name.ends_with(".rotary_emb.inv_freq") || (tied && name == Role::Output.hugging_face_name())
+        })?;
         Ok(checkpoint)
     }
 
@@ -85,7 +129,7 @@ impl Checkpoint {
     /// # Errors
     /// [`EngineError::Checkpoint`] when a model of this configuration has no such tensor.
     pub fn require(&self, role: Role) -> Result<SourceTensor<'_>> {
-        self.tensor(role).ok_or_else(|| EngineError::checkpoint(self.path.display(), format!("no tensor for {role:?}")))
+        self.tensor(role).ok_or_else(|| EngineError::checkpoint(&self.name, format!("no tensor for {role:?}")))
     }
 
     /// All tensors of the files by name, in the file's own row order (no [`RowMap`]).
@@ -100,7 +144,25 @@ impl Checkpoint {
 
     /// The directory that holds the checkpoint's files.
     pub fn directory(&self) -> &Path {
-        if self.metadata.is_some() { self.path.parent().unwrap_or(Path::new(".")) } else { &self.path }
+        &self.directory
+    }
+
+    /// The model's name: `general.name` of a GGUF file, else the name of the file (without `.gguf`) or directory.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The licence that the checkpoint declares, lower-case: `general.license`, or `license` in the README's front matter. `None` when it
+    /// declares none.
+    pub fn licence(&self) -> Option<&str> {
+        self.licence.as_deref()
+    }
+
+    /// The content's identity: SHA-256, in hex, over names, sizes and bytes of the files that decide what the model answers.
+    ///
+    /// The first call reads every file once; later ones are free.
+    pub fn revision(&self) -> &str {
+        self.revision.get_or_init(|| identity::revision(self.files.iter().chain(&self.side_files)))
     }
 
     /// Weights of the model; a tied output layer counts once.
@@ -108,24 +170,16 @@ impl Checkpoint {
         self.roles.keys().filter_map(|role| self.tensor(*role)).map(|tensor| tensor.elements() as u64).sum()
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(super) fn identity(&self) -> &Identity {
-        self.identity.get_or_init(|| Identity::of(self))
-    }
-
-    /// Names and bytes of all files, in a stable order.
-    pub(super) fn contents(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.files.iter().map(|file| (file.name.as_str(), &file.map[..]))
-    }
-
-    fn check_tensors(&self, file: &str, ignored: &[&str]) -> Result<()> {
-        let mut used: Vec<&str> = ignored.to_vec();
+    /// Compares the files with the configuration: every role's tensor there and of its shape, and no tensor left over
+    /// but those that `needless` names.
+    fn check_tensors(&self, place: &str, needless: impl Fn(&str) -> bool) -> Result<()> {
+        let mut used = BTreeSet::new();
         for (role, (name, _)) in &self.roles {
             let Some(stored) = self.tensors.get(name) else {
-                return Err(EngineError::checkpoint(file, format!("tensor {name} is missing; the file is incomplete")));
+                return Err(EngineError::checkpoint(
+                    place,
+                    format!("tensor {name} is missing; the checkpoint is incomplete"),
+                ));
             };
             let (rows, cols) = role.shape(&self.config);
             let vector = rows == 1 && stored.shape == [cols];
@@ -138,14 +192,13 @@ impl Checkpoint {
                     ),
                 ));
             }
-            used.push(name);
+            used.insert(name.as_str());
         }
-        used.sort_unstable();
         // A tensor that no part of the model reads would change its result: say so instead of answering wrongly.
-        match self.tensors.keys().find(|name| used.binary_search(&name.as_str()).is_err()) {
+        match self.tensors.keys().find(|name| !used.contains(name.as_str()) && !needless(name)) {
             None => Ok(()),
             Some(name) => Err(EngineError::Unsupported(format!(
-                "{file}: tensor {name} has no place in {:?} models",
+                "{place}: tensor {name} has no place in {:?} models",
                 self.config.architecture
             ))),
         }

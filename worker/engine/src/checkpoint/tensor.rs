@@ -88,10 +88,7 @@ impl<'a> SourceTensor<'a> {
         // A scale that is not finite makes every value of its block so, zero codes included (inf * 0 is NaN).
         match out.iter().position(|v| !v.is_finite()) {
             None => Ok(()),
-            Some(col) => {
-                Err(self
-                    .error(&format!("row {row}, column {col} is {}; the file is damaged, download it again", out[col])))
-            }
+            Some(col) => Err(self.not_finite(row, col)),
         }
     }
 
@@ -114,6 +111,10 @@ impl<'a> SourceTensor<'a> {
         let len = self.dtype.row_bytes(self.cols)?;
         let start = self.row_map.file_row(row).checked_mul(len)?;
         self.bytes.get(start..start.checked_add(len)?)
+    }
+
+    pub(super) fn not_finite(&self, row: usize, col: usize) -> EngineError {
+        self.error(&format!("is not finite at row {row}, column {col}; the file is damaged, download it again"))
     }
 
     fn error(&self, message: &str) -> EngineError {

@@ -1,0 +1,125 @@
+//! The weights of a Hugging Face directory: one safetensors file, or shards with an index.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Component, Path},
+    sync::Arc,
+};
+
+use modelprofile_kernels::MappedFile;
+use safetensors::{Dtype, SafeTensors, tensor::TensorInfo};
+use serde::Deserialize;
+
+use super::{
+    SourceDtype,
+    store::{SourceFile, StoredTensor},
+};
+use crate::{EngineError, Result};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// The length of the header, which precedes it.
+const PREFIX: usize = 8;
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Maps every weight file of the directory and finds its tensors.
+pub(super) fn open(directory: &Path) -> Result<(Vec<SourceFile>, BTreeMap<String, StoredTensor>)> {
+    let (names, index) = weight_files(directory)?;
+    let mut files = Vec::new();
+    let mut tensors = BTreeMap::new();
+    for name in names {
+        let path = directory.join(&name);
+        if !path.is_file() {
+            return Err(EngineError::checkpoint(&name, format!("{INDEX} names this file, but it is missing")));
+        }
+        let map = MappedFile::open(&path)?;
+        for (tensor, stored) in parse(&map, &name, files.len())? {
+            if tensors.insert(tensor.clone(), stored).is_some() {
+                return Err(EngineError::checkpoint(&name, format!("tensor {tensor} is in another shard too")));
+            }
+        }
+        files.push(SourceFile { name, map: Arc::new(map) });
+    }
+    for (tensor, file) in index.map(|index| index.weight_map).unwrap_or_default() {
+        if tensors.get(&tensor).is_none_or(|stored| files[stored.file].name != file) {
+            return Err(EngineError::checkpoint(&file, format!("tensor {tensor} is missing; {INDEX} puts it here")));
+        }
+    }
+    Ok((files, tensors))
+}
+
+/// The files to read, by name, and the index if there is one.
+fn weight_files(directory: &Path) -> Result<(BTreeSet<String>, Option<Index>)> {
+    if directory.join(SINGLE).is_file() {
+        return Ok((BTreeSet::from([SINGLE.to_owned()]), None));
+    }
+    let path = directory.join(INDEX);
+    if !path.is_file() {
+        let place = directory.display();
+        return Err(EngineError::checkpoint(
+            place,
+            format!(
+                "neither {SINGLE} nor {INDEX} is here; other weight files are not read, convert them to safetensors"
+            ),
+        ));
+    }
+    let bytes = MappedFile::open(&path)?;
+    let index: Index =
+        serde_json::from_slice(&bytes).map_err(|error| EngineError::checkpoint(INDEX, error.to_string()))?;
+    let names: BTreeSet<String> = index.weight_map.values().cloned().collect();
+    // The index is downloaded: it must not lead out of its directory.
+    let plain = |name: &str| {
+        let mut parts = Path::new(name).components();
+        matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name)
+    };
+    match names.iter().find(|name| !plain(name)) {
+        None => Ok((names, Some(index))),
+        Some(name) => Err(EngineError::checkpoint(INDEX, format!("{name:?} is not a plain file name"))),
+    }
+}
+
+fn parse(bytes: &[u8], file: &str, index: usize) -> Result<Vec<(String, StoredTensor)>> {
+    let damaged =
+        |error| EngineError::checkpoint(file, format!("{error}; it is truncated or damaged, download it again"));
+    let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
+    let data = PREFIX + header;
+    metadata.tensors().into_iter().map(|(name, info)| place(name, info, bytes.len(), data, file, index)).collect()
+}
+
+/// Checks a tensor's range against its shape and the file once more: reading trusts the result.
+fn place(
+    name: String,
+    info: &TensorInfo,
+    file_len: usize,
+    data: usize,
+    file: &str,
+    index: usize,
+) -> Result<(String, StoredTensor)> {
+    let dtype = match info.dtype {
+        Dtype::F32 => SourceDtype::F32,
+        Dtype::F16 => SourceDtype::F16,
+        Dtype::BF16 => SourceDtype::Bf16,
+        other => {
+            return Err(EngineError::Unsupported(format!(
+                "{file}: tensor {name} is {other:?}; directories are read with F32, F16 and BF16"
+            )));
+        }
+    };
+    let shape = if info.shape.is_empty() { vec![1] } else { info.shape.clone() };
+    let (start, end) = info.data_offsets;
+    let placed = data.checked_add(start).zip(data.checked_add(end)).and_then(|(start, end)| {
+        let len = end.checked_sub(start)?;
+        (end <= file_len && StoredTensor::byte_len(&shape, dtype) == Some(len)).then_some((start, len))
+    });
+    match placed {
+        Some((offset, len)) => Ok((name, StoredTensor { file: index, dtype, shape, offset, len })),
+        None => Err(EngineError::checkpoint(
+            file,
+            format!("tensor {name} of shape {shape:?} does not fit its bytes {start}..{end}"),
+        )),
+    }
+}
