@@ -123,7 +123,7 @@ impl Validated {
 /// As much of the manifest as can be used, and what is wrong with the rest.
 fn read(text: &str) -> (Option<Manifest>, structure::Findings) {
     let mut found = structure::Findings::default();
-    let value: Value = match serde_yaml::from_str(text) {
+    let value = match parse(text) {
         Ok(value) => value,
         Err(error) => {
             found.errors.push(FieldError::new("", format!("not readable as YAML: {error}")));
@@ -173,6 +173,13 @@ fn read(text: &str) -> (Option<Manifest>, structure::Findings) {
             .ok()
     });
     (manifest, found)
+}
+
+/// YAML as the value that an API server would get. By way of a YAML value, which finds a key that is there twice.
+fn parse(text: &str) -> Result<Value, Box<dyn std::error::Error>> {
+    let mut yaml: serde_yaml::Value = serde_yaml::from_str(text)?;
+    yaml.apply_merge()?;
+    Ok(serde_json::to_value(yaml)?)
 }
 
 /// The schema leaves metadata to the API server; without one, name and namespace are checked here.

@@ -32,8 +32,8 @@ pub fn crd_yaml() -> Result<String, CrdError> {
     Ok(format!("# Generated from the types in crds/src. To regenerate: {REGENERATE}\n{body}"))
 }
 
-/// The command that writes the committed definition.
-pub const REGENERATE: &str = "cargo run -p modelprofile-operator -- crd > crds/modelprofiles.modelprofile.dev.yaml";
+/// The command that writes the committed definition, at the top of the repository.
+pub const REGENERATE: &str = "make crd";
 
 /// Why the definition could not be written.
 #[derive(Debug, thiserror::Error)]

@@ -111,3 +111,17 @@ fn the_rules_between_fields_are_in_the_schema() {
     assert_eq!(rules("/properties/spec/properties/scaling"), ["self.minReplicas <= self.maxReplicas"]);
     assert_eq!(rules("/properties/spec/properties/model/properties/uri")[0], "self == oldSelf");
 }
+
+#[test]
+fn every_pattern_has_its_test_in_rust() {
+    walk(&schema(), "", &mut |path, object| {
+        if let Some(regex) = object.get("pattern").and_then(Value::as_str) {
+            assert!(crate::patterns::find(regex).is_some(), "{path}: {regex} is not in patterns.rs");
+        }
+    });
+}
+
+#[test]
+fn the_schema_that_manifests_are_held_against_is_this_one() {
+    assert_eq!(crate::structure::schema(), Some(&schema()));
+}

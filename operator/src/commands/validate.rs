@@ -54,3 +54,26 @@ fn read(file: &Path) -> anyhow::Result<String> {
     }
     std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples");
+
+    fn validate(files: &[&str]) -> anyhow::Result<ExitCode> {
+        run(&Args { files: files.iter().map(|f| Path::new(EXAMPLES).join(f)).collect() })
+    }
+
+    #[test]
+    fn the_exit_code_tells_whether_all_files_are_valid() {
+        assert_eq!(validate(&["smollm2.yaml"]).unwrap(), ExitCode::SUCCESS);
+        assert_eq!(validate(&["smollm2.yaml", "llama-70b.yaml"]).unwrap(), ExitCode::FAILURE);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let error = validate(&["none.yaml"]).unwrap_err();
+        assert!(format!("{error:#}").contains("none.yaml"), "{error:#}");
+    }
+}
