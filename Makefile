@@ -65,6 +65,10 @@ test-demo: model
 	cargo build --workspace --bins
 	cargo run --quiet -p modelprofile-e2e --bin demo
 
+.PHONY: bench-peers
+bench-peers: ## Measure the worker beside llama.cpp and vLLM; options in BENCH, e.g. BENCH="--quick --without vllm"
+	@scripts/bench-peers.sh $(BENCH)
+
 .PHONY: crd
 crd: ## Write the CustomResourceDefinition from the Rust types
 	# By way of another file: the build reads the present one.
