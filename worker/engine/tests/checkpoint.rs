@@ -136,6 +136,18 @@ fn rotary_factors_of_llama_3_are_taken_from_their_tensor() {
     assert_eq!(checkpoint.config().rope_scaling, RopeScaling::Factors(factors.to_vec()));
 }
 
+#[test]
+fn a_llama_file_with_a_window_is_a_mistral() {
+    let file = testing::tiny_llama(SourceDtype::F16)
+        .entry("llama.attention.sliding_window", Value::Unsigned(8))
+        .entry("llama.rope.scaling.type", Value::Text("linear".to_owned()))
+        .entry("llama.rope.scaling.factor", Value::Float(4.0));
+    let (_directory, checkpoint) = open_gguf(&file.build());
+    let config = checkpoint.config();
+    assert_eq!((config.architecture, config.sliding_window), (Architecture::Mistral, Some(8)));
+    assert_eq!(config.rope_scaling, RopeScaling::Linear { factor: 4.0 });
+}
+
 /// The converter's reordering of a query or key matrix, spelled as it is documented: each head `[2, half]` rows become
 /// `[half, 2]`.
 fn interleave<T: Clone>(rows: &[T], head_dim: usize) -> Vec<T> {

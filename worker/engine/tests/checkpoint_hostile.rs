@@ -94,11 +94,25 @@ fn tensors_that_lie(#[case] name: &str, #[case] shape: &[usize], #[case] dtype: 
 #[case("llama.attention.key_length", Value::Unsigned(32), "has the shape")]
 #[case("llama.attention.value_length", Value::Unsigned(32), "value_length")]
 #[case("llama.rope.dimension_count", Value::Unsigned(8), "dimension_count")]
+#[case("split.count", Value::Unsigned(3), "split.count")]
+#[case("llama.rope.scale_linear", Value::Float(-2.0), "scaling factor is -2")]
+#[case("llama.attention.sliding_window", Value::Text("8".into()), "sliding_window is not")]
 #[case("llama.rope.scaling.type", Value::Text("yarn".into()), "yarn")]
 #[case("deep", (0..9).fold(Value::Integers(vec![]), |v, _| Value::List(vec![v])), "nests")]
 fn metadata_that_does_not_fit(#[case] key: &str, #[case] value: Value, #[case] expected: &str) {
     let message = message(gguf(&testing::tiny_llama(SourceDtype::Q8_0).entry(key, value).build()));
     assert!(message.contains(expected) && message.contains("hostile.gguf"), "{message}");
+}
+
+#[rstest]
+#[case::too_few(&[1.0; 7])]
+#[case::negative(&[1.0, 1.0, 1.0, 1.0, -1.0, 1.0, 1.0, 1.0])]
+#[case::no_number(&[f32::NAN; 8])]
+fn rotary_factors_that_are_none(#[case] factors: &[f32]) {
+    let bytes = factors.iter().flat_map(|f| f.to_le_bytes()).collect();
+    let shape = [factors.len()];
+    let file = testing::tiny_llama(SourceDtype::Q8_0).tensor("rope_freqs.weight", &shape, SourceDtype::F32, bytes);
+    assert!(message(gguf(&file.build())).contains("rope_freqs.weight"));
 }
 
 #[test]

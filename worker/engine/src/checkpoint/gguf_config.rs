@@ -21,6 +21,11 @@ pub(super) fn config(
     rope_factors: Option<Vec<f32>>,
     file: &str,
 ) -> Result<ModelConfig> {
+    if metadata.unsigned("split.count").is_some_and(|parts| parts > 1) {
+        return Err(EngineError::Unsupported(format!(
+            "{file}: split.count (one part of several); merge the parts into one file with llama-gguf-split --merge"
+        )));
+    }
     let architecture = metadata
         .text("general.architecture")
         .ok_or_else(|| EngineError::checkpoint(file, "metadata key general.architecture is missing"))?;

@@ -250,10 +250,15 @@ fn check_config(config: &ModelConfig, file: &str) -> Result<()> {
     if !(config.rope_theta.is_finite() && config.rope_theta > 0.0) {
         return wrong(format!("the rotary base is {}", config.rope_theta));
     }
-    if let RopeScaling::Factors(factors) = &config.rope_scaling
-        && (factors.len() != config.head_dim / 2 || factors.iter().any(|f| *f <= 0.0))
-    {
-        return wrong(format!("{ROPE_FACTORS} does not hold {} positive factors", config.head_dim / 2));
+    match &config.rope_scaling {
+        RopeScaling::Linear { factor } if !(factor.is_finite() && *factor > 0.0) => {
+            wrong(format!("the rotary scaling factor is {factor}"))
+        }
+        RopeScaling::Factors(factors)
+            if factors.len() != config.head_dim / 2 || factors.iter().any(|factor| *factor <= 0.0) =>
+        {
+            wrong(format!("{ROPE_FACTORS} does not hold {} positive factors", config.head_dim / 2))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
