@@ -1,1 +1,20 @@
-//! Placeholder.
+//! The worker: one model, several precisions, an OpenAI-compatible API.
+//!
+//! ```text
+//! client -> http (validate, template, tokenize) -> Engine (tokens) -> http::generation (text, stop strings) -> client
+//! operator -> admin (state, switch, drain) -> Engine
+//! ```
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`commands`] | `serve`, `quantize`, `inspect`, `bench`, `evaluate` |
+//! | [`app`] | what all handlers share, and the life of the two servers |
+//! | [`http`] | the OpenAI API |
+//! | [`admin`] | probes, state, switch, drain |
+//! | [`metrics`] | Prometheus metrics under vLLM's names |
+
+pub mod admin;
+pub mod app;
+pub mod commands;
+pub mod http;
+pub mod metrics;

@@ -1,2 +1,16 @@
-//! Placeholder.
-fn main() {}
+//! `modelprofile-worker`: see `modelprofile-worker --help`.
+
+use clap::Parser;
+use modelprofile_worker::commands::Cli;
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    modelprofile_worker::commands::logging();
+    match cli.run() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The admin port: probes, metrics, state, switch, drain.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    http::{StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use modelprofile_api::worker::{
+    SwitchOutcome, SwitchReport, SwitchRequest, WorkerKv, WorkerMemory, WorkerPhase, WorkerProfile, WorkerRequests,
+    WorkerState,
+};
+use modelprofile_engine::serve::{Snapshot, SwitchEnd, SwitchResult};
+use modelprofile_kernels::BLOCK_TOKENS;
+
+use crate::{app::App, http::bearer_matches};
+
+/// Routes of the admin port. Probes and metrics are open, the rest needs the token.
+pub fn router(app: Arc<App>) -> Router {
+    let guarded = Router::new()
+        .route("/admin/v1/state", get(state))
+        .route("/admin/v1/profile", put(switch))
+        .route("/admin/v1/drain", post(drain))
+        .layer(middleware::from_fn_with_state(app.clone(), authorize));
+    Router::new()
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .merge(guarded)
+        .with_state(app)
+}
+
+async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let Some(token) = &app.admin_token else {
+        let text = "the admin API has no token: set MODELPROFILE_ADMIN_TOKEN and restart the worker";
+        return (StatusCode::FORBIDDEN, text).into_response();
+    };
+    if bearer_matches(&request, std::slice::from_ref(token)) {
+        next.run(request).await
+    } else {
+        (StatusCode::UNAUTHORIZED, "send the header Authorization: Bearer TOKEN").into_response()
+    }
+}
+
+async fn readyz(State(app): State<Arc<App>>) -> Response {
+    if app.draining() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining").into_response();
+    }
+    if app.ready().is_some() {
+        return "ok".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, app.preparation().message).into_response()
+}
+
+/// Metrics in the Prometheus text format.
+pub(crate) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
+    let snapshot = app.ready().map(|ready| ready.engine.snapshot());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render(snapshot.as_ref()))
+}
+
+async fn state(State(app): State<Arc<App>>) -> Json<WorkerState> {
+    Json(match app.ready() {
+        None => app.preparation(),
+        Some(ready) => describe(&app, &ready.engine.snapshot()),
+    })
+}
+
+fn describe(app: &App, snapshot: &Snapshot) -> WorkerState {
+    WorkerState {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        served_name: app.served_name.clone(),
+        phase: if app.draining() || snapshot.draining { WorkerPhase::Draining } else { WorkerPhase::Ready },
+        message: String::new(),
+        active_profile: Some(snapshot.active.to_string()),
+        target_profile: snapshot.target.as_ref().map(ToString::to_string),
+        profiles: snapshot
+            .profiles
+            .iter()
+            .map(|p| WorkerProfile {
+                name: p.name.to_string(),
+                artifact_key: p.artifact_key.clone(),
+                weight_bytes: p.weight_bytes,
+                kv_tokens: p.kv_tokens,
+                prepared_percent: 100.0,
+                activity: String::new(),
+            })
+            .collect(),
+        kv: WorkerKv {
+            blocks_total: snapshot.blocks_total as u64,
+            blocks_used: snapshot.blocks_used as u64,
+            blocks_cached: snapshot.blocks_cached as u64,
+            block_tokens: BLOCK_TOKENS as u64,
+        },
+        requests: WorkerRequests {
+            running: snapshot.running as u64,
+            waiting: snapshot.waiting as u64,
+            oldest_waiting_seconds: snapshot.oldest_waiting.map_or(0.0, |t| t.elapsed().as_secs_f64()),
+            tokens_per_second: app.metrics.tokens_per_second(),
+        },
+        memory: WorkerMemory {
+            budget_bytes: snapshot.memory.budget,
+            weight_bytes: snapshot.memory.weights,
+            kv_bytes: snapshot.memory.kv,
+            workspace_bytes: snapshot.memory.workspace,
+        },
+        last_switch: snapshot.last_switch.as_ref().map(report),
+    }
+}
+
+fn report(result: &SwitchResult) -> SwitchReport {
+    let start = jiff::Timestamp::now()
+        .checked_sub(jiff::SignedDuration::try_from(result.duration).unwrap_or_default())
+        .unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    SwitchReport {
+        from: result.from.to_string(),
+        to: result.to.to_string(),
+        start_time: start.to_string(),
+        duration_millis: result.duration.as_millis() as u64,
+        pause_millis: result.pause.as_secs_f64() * 1e3,
+        preempted: result.preempted as u64,
+        outcome: match result.outcome {
+            SwitchEnd::Completed => SwitchOutcome::Completed,
+            SwitchEnd::Replaced => SwitchOutcome::Replaced,
+            SwitchEnd::Refused | SwitchEnd::Unknown => SwitchOutcome::Refused,
+        },
+        message: result.message.clone(),
+    }
+}
+
+async fn switch(State(app): State<Arc<App>>, Json(request): Json<SwitchRequest>) -> Response {
+    let Some(ready) = app.ready() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, app.preparation().message).into_response();
+    };
+    match ready.engine.switch(&request.profile).await {
+        Ok(result) => {
+            let status = match result.outcome {
+                SwitchEnd::Completed => StatusCode::OK,
+                SwitchEnd::Refused | SwitchEnd::Replaced => StatusCode::CONFLICT,
+                SwitchEnd::Unknown => StatusCode::NOT_FOUND,
+            };
+            (status, Json(report(&result))).into_response()
+        }
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the engine has stopped: restart the worker").into_response(),
+    }
+}
+
+async fn drain(State(app): State<Arc<App>>) -> &'static str {
+    app.drain().await;
+    "drained"
+}

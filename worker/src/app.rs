@@ -1,0 +1,158 @@
+//! What all handlers share, and the life of the two servers.
+
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use modelprofile_api::worker::{WorkerPhase, WorkerProfile, WorkerState};
+use modelprofile_engine::{
+    serve::Engine,
+    text::{ChatTemplate, Tokenizer},
+};
+use tokio::net::TcpListener;
+
+use crate::{admin, http, metrics::Metrics};
+
+/// Bounds on what a client may send.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a request body.
+    pub body_bytes: usize,
+    /// Completions of one request (`n` times the prompts).
+    pub choices: usize,
+    /// Stop strings.
+    pub stops: usize,
+    /// Bytes of a stop string.
+    pub stop_bytes: usize,
+    /// Entries of `logit_bias`.
+    pub logit_bias: usize,
+    /// Alternatives of a token.
+    pub top_logprobs: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { body_bytes: 8 << 20, choices: 128, stops: 16, stop_bytes: 256, logit_bias: 1024, top_logprobs: 20 }
+    }
+}
+
+/// What exists once the model is loaded.
+pub struct Ready {
+    /// The engine.
+    pub engine: Arc<dyn Engine>,
+    /// The tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The chat template, if the checkpoint has one.
+    pub template: Option<ChatTemplate>,
+}
+
+/// Shared by all handlers.
+pub struct App {
+    /// Name in `/v1/models`.
+    pub served_name: String,
+    /// Seconds since 1970 at the start.
+    pub created: u64,
+    /// Keys of the OpenAI API; empty asks for none.
+    pub api_keys: Vec<String>,
+    /// Bearer token of the admin API; `None` refuses it.
+    pub admin_token: Option<String>,
+    /// Bounds.
+    pub limits: Limits,
+    /// Counters.
+    pub metrics: Metrics,
+    ready: OnceLock<Ready>,
+    draining: AtomicBool,
+    preparation: Mutex<WorkerState>,
+}
+
+impl App {
+    /// An app that is still preparing `profiles`.
+    pub fn new(served_name: &str, profiles: &[String], api_keys: Vec<String>, admin_token: Option<String>) -> Self {
+        let profiles =
+            profiles.iter().map(|name| WorkerProfile { name: name.clone(), ..WorkerProfile::default() }).collect();
+        Self {
+            served_name: served_name.to_owned(),
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            api_keys,
+            admin_token,
+            limits: Limits::default(),
+            metrics: Metrics::new(served_name),
+            ready: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            preparation: Mutex::new(WorkerState {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                served_name: served_name.to_owned(),
+                phase: WorkerPhase::Preparing,
+                message: "preparing the profiles".to_owned(),
+                profiles,
+                ..WorkerState::default()
+            }),
+        }
+    }
+
+    /// The loaded model; `None` while it is prepared.
+    pub fn ready(&self) -> Option<&Ready> {
+        self.ready.get()
+    }
+
+    /// Begins to serve.
+    pub fn set_ready(&self, ready: Ready) {
+        let _ = self.ready.set(ready);
+    }
+
+    /// True once the worker is shutting down.
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Changes what the worker says of its preparation.
+    pub fn prepare(&self, change: impl FnOnce(&mut WorkerState)) {
+        change(&mut self.preparation.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// What the worker said last of its preparation.
+    pub fn preparation(&self) -> WorkerState {
+        self.preparation.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes no new requests and waits until the ones in flight have ended.
+    pub async fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        if let Some(ready) = self.ready() {
+            let _ = ready.engine.drain().await;
+        }
+    }
+}
+
+/// Serves until `shutdown` resolves, then drains for at most `drain_limit`.
+///
+/// # Errors
+/// When a listener fails.
+pub async fn serve(
+    app: Arc<App>,
+    api: TcpListener,
+    admin: TcpListener,
+    shutdown: impl Future<Output = ()> + Send,
+    drain_limit: Duration,
+) -> anyhow::Result<()> {
+    let api = tokio::spawn(axum::serve(api, http::router(app.clone())).into_future());
+    let admin = tokio::spawn(axum::serve(admin, admin::router(app.clone())).into_future());
+    tokio::pin!(shutdown);
+    tokio::select! {
+        () = &mut shutdown => {}
+        ended = api => return ended.context("the API server ended")?.context("the API server failed"),
+        ended = admin => return ended.context("the admin server ended")?.context("the admin server failed"),
+    }
+    tracing::info!("draining: new requests are refused, the ones in flight go on");
+    if tokio::time::timeout(drain_limit, app.drain()).await.is_err() {
+        tracing::warn!(seconds = drain_limit.as_secs(), "requests were still running at the drain limit");
+    }
+    // The engine is empty; the last bytes of its streams are on their way through the server.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    Ok(())
+}

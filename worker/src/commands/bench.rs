@@ -1,0 +1,177 @@
+//! `bench`: prefill and decode throughput by batch size, beside the machine's own limits measured in the same run.
+
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::Context;
+use clap::Args;
+use modelprofile_engine::{
+    ModelConfig, WeightFormat,
+    artifact::Store,
+    checkpoint::Checkpoint,
+    model::{Model, ProfileWeights},
+};
+use modelprofile_kernels::{
+    BLOCK_TOKENS, Device, KvFormat, KvLayout, KvScales, SequenceSpan, StepPlan,
+    cpu::{Cpu, probe},
+};
+
+/// Options of `bench`.
+#[derive(Debug, Args)]
+pub(super) struct Bench {
+    /// A Hugging Face directory or a GGUF file.
+    #[arg(long, value_name = "PATH")]
+    model: PathBuf,
+    /// Formats to measure.
+    #[arg(long, value_delimiter = ',', default_value = "BF16,FP8,INT8,Q4_1", value_parser = super::parse_format)]
+    format: Vec<WeightFormat>,
+    /// Prompt lengths to prefill.
+    #[arg(long, value_delimiter = ',', default_value = "512,2048")]
+    prefill: Vec<usize>,
+    /// Batch sizes to decode.
+    #[arg(long, value_delimiter = ',', default_value = "1,4,8,16")]
+    batch: Vec<usize>,
+    /// Tokens decoded per sequence and measurement.
+    #[arg(long, default_value_t = 64)]
+    tokens: usize,
+    /// Tokens in the cache of each sequence before decoding.
+    #[arg(long, default_value_t = 256)]
+    context: usize,
+    /// Rows of a prefill step.
+    #[arg(long, default_value_t = 512)]
+    chunk: usize,
+    #[command(flatten)]
+    compute: super::Compute,
+    #[command(flatten)]
+    cache: super::Cache,
+}
+
+/// A model on the CPU with a cache large enough for the largest case.
+struct Rig {
+    cpu: Cpu,
+    model: Model<Cpu>,
+    kv: <Cpu as Device>::Kv,
+    vocab: usize,
+}
+
+impl Rig {
+    fn new(bench: &Bench, config: &ModelConfig) -> anyhow::Result<Self> {
+        let cpu = bench.compute.backend()?;
+        let layout = KvLayout {
+            layers: config.layers,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            format: KvFormat::Bf16,
+        };
+        let longest = bench.prefill.iter().copied().max().unwrap_or(0);
+        let batch = bench.batch.iter().copied().max().unwrap_or(1);
+        let sequence = (bench.context + bench.tokens).div_ceil(BLOCK_TOKENS);
+        let blocks = (batch * sequence).max(longest.div_ceil(BLOCK_TOKENS));
+        let kv = cpu.kv(layout, &KvScales::unit(&layout), blocks, blocks)?;
+        let model = Model::new(&cpu, config, bench.chunk.max(batch))?;
+        Ok(Self { cpu, model, kv, vocab: config.vocab })
+    }
+
+    /// Computes `rows` tokens at `position` for each of `batch` sequences, logits of the last row of each.
+    fn step(
+        &mut self,
+        weights: &ProfileWeights<Cpu>,
+        batch: usize,
+        blocks: usize,
+        position: usize,
+        rows: usize,
+    ) -> anyhow::Result<()> {
+        let plan = StepPlan {
+            // Spread over the vocabulary, so that the embedding's rows are not all in the cache.
+            tokens: (0..batch * rows).map(|i| ((i * 7919 + position * 104_729) % self.vocab) as u32).collect(),
+            sequences: (0..batch)
+                .map(|s| SequenceSpan {
+                    first_row: s * rows,
+                    rows,
+                    first_position: position,
+                    blocks: (s * blocks..(s + 1) * blocks).map(|b| b as u32).collect(),
+                })
+                .collect(),
+            logit_rows: (0..batch).map(|s| s * rows + rows - 1).collect(),
+        };
+        self.model.step(&mut self.cpu, weights, None, &mut self.kv, &plan, &mut |_, _| Ok(()))?;
+        Ok(())
+    }
+
+    /// Tokens per second of one prompt, computed in chunks; best of three.
+    fn prefill(&mut self, weights: &ProfileWeights<Cpu>, tokens: usize, chunk: usize) -> anyhow::Result<f64> {
+        let mut best = f64::INFINITY;
+        for _ in 0..3 {
+            let start = Instant::now();
+            for position in (0..tokens).step_by(chunk) {
+                self.step(weights, 1, tokens.div_ceil(BLOCK_TOKENS), position, chunk.min(tokens - position))?;
+            }
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        Ok(tokens as f64 / best)
+    }
+
+    /// Tokens per second of a batch of decodes; median step.
+    fn decode(&mut self, weights: &ProfileWeights<Cpu>, batch: usize, bench: &Bench) -> anyhow::Result<f64> {
+        let blocks = (bench.context + bench.tokens).div_ceil(BLOCK_TOKENS);
+        let mut times = Vec::with_capacity(bench.tokens);
+        for index in 0..bench.tokens {
+            let start = Instant::now();
+            self.step(weights, batch, blocks, bench.context + index, 1)?;
+            times.push(start.elapsed().as_secs_f64());
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(batch as f64 / times[times.len() / 2])
+    }
+}
+
+impl Bench {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.tokens > 0 && self.chunk > 0, "--tokens and --chunk must be at least 1");
+        let checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
+        let config = checkpoint.config();
+        let store = Store::new(&self.cache.directory());
+        let mut rig = Rig::new(&self, config)?;
+        let machine = probe::Machine::measure(&rig.cpu);
+        println!(
+            "machine: {} threads, {:.1} GB/s read, VNNI {:.2} TOP/s, BF16 {:.2} TFLOP/s",
+            machine.threads,
+            machine.read_bandwidth / 1e9,
+            machine.int8_operations / 1e12,
+            machine.bf16_operations / 1e12
+        );
+        println!("{:<14} {:<16} {:>10} {:>22}", "format", "case", "tokens/s", "of the machine");
+        let linear = (config.layers
+            * (config.hidden * (2 * config.heads + 2 * config.kv_heads) * config.head_dim
+                + 3 * config.hidden * config.intermediate)) as f64;
+        for format in &self.format {
+            let artifact = store.prepare(&checkpoint, *format, &mut |_| {})?;
+            let weights = ProfileWeights::load(&rig.cpu, config, &artifact)?;
+            let (peak, unit) = match format {
+                WeightFormat::Bf16 | WeightFormat::Fp8 => (machine.bf16_operations, "BF16 peak"),
+                _ => (machine.int8_operations, "VNNI peak"),
+            };
+            for tokens in &self.prefill {
+                let speed = rig.prefill(&weights, *tokens, self.chunk)?;
+                // The linear layers' two operations per weight and token; attention is not counted.
+                let fraction = 2.0 * linear * speed / peak;
+                println!(
+                    "{:<14} {:<16} {speed:>10.1} {:>11.1}% {unit}",
+                    format.canonical(),
+                    format!("prefill {tokens}"),
+                    fraction * 100.0
+                );
+            }
+            for batch in &self.batch {
+                let speed = rig.decode(&weights, *batch, &self)?;
+                let bytes = artifact.weight_bytes() as f64 * speed / *batch as f64;
+                println!(
+                    "{:<14} {:<16} {speed:>10.1} {:>11.1}% bandwidth",
+                    format.canonical(),
+                    format!("decode x{batch}"),
+                    bytes / machine.read_bandwidth * 100.0
+                );
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,109 @@
+//! `inspect`: what a checkpoint is, and what each format would take in memory.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use modelprofile_engine::{ModelConfig, WeightFormat, ZeroPoint, checkpoint::Checkpoint, model::Model};
+use modelprofile_kernels::{KvFormat, KvLayout, WeightSpec, cpu::Cpu, packed_len};
+
+/// Options of `inspect`.
+#[derive(Debug, Args)]
+pub(super) struct Inspect {
+    /// A Hugging Face directory or a GGUF file.
+    #[arg(value_name = "PATH")]
+    model: PathBuf,
+    /// List every tensor.
+    #[arg(long)]
+    tensors: bool,
+}
+
+/// Formats worth comparing.
+const FORMATS: [WeightFormat; 6] = [
+    WeightFormat::Bf16,
+    WeightFormat::Fp8,
+    WeightFormat::Int8,
+    WeightFormat::Q8_0,
+    WeightFormat::Q4_1,
+    WeightFormat::Int4 { group: 64, zero: ZeroPoint::Minimum },
+];
+
+impl Inspect {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
+        let config = checkpoint.config();
+        println!("name          {}", checkpoint.name());
+        println!("revision      {}", checkpoint.revision());
+        println!("licence       {}", checkpoint.licence().unwrap_or("not declared"));
+        println!("architecture  {:?}", config.architecture);
+        println!(
+            "shape         {} layers, hidden {}, intermediate {}, {} heads, {} KV heads of {}, vocabulary {}",
+            config.layers, config.hidden, config.intermediate, config.heads, config.kv_heads, config.head_dim, config.vocab
+        );
+        println!("context       {} tokens", config.max_positions);
+        if let Some(window) = config.sliding_window {
+            println!("window        {window} tokens");
+        }
+        let template = modelprofile_engine::text::Text::load(&checkpoint)?.template.is_some();
+        println!("chat template {}", if template { "yes" } else { "none" });
+        let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+        let mut parameters = 0u64;
+        for tensor in checkpoint.tensors() {
+            let entry = types.entry(format!("{:?}", tensor.dtype)).or_default();
+            entry.0 += 1;
+            entry.1 += tensor.bytes.len() as u64;
+            parameters += (tensor.rows * tensor.cols) as u64;
+            if self.tensors {
+                println!("  {:<48} {:?} [{}, {}]", tensor.name, tensor.dtype, tensor.rows, tensor.cols);
+            }
+        }
+        println!("parameters    {:.1} million", parameters as f64 / 1e6);
+        for (dtype, (count, bytes)) in types {
+            println!("  {dtype:<10} {count:>4} tensors {:>8.1} MiB", mib(bytes));
+        }
+        println!("\n{:<22} {:>12} {:>24}", "weights in memory", "MiB", "bits per weight");
+        for format in FORMATS {
+            match weight_bytes(config, format) {
+                Ok(bytes) => println!(
+                    "{:<22} {:>12.1} {:>24.2}",
+                    format.canonical(),
+                    mib(bytes),
+                    bytes as f64 * 8.0 / parameters as f64
+                ),
+                Err(error) => println!("{:<22} not possible: {error}", format.canonical()),
+            }
+        }
+        println!("\n{:<22} {:>12}", "KV cache", "KiB/token");
+        for (name, format) in [("BF16, FP16", KvFormat::Bf16), ("FP8E4M3, FP8E5M2", KvFormat::Fp8E4m3)] {
+            let layout = KvLayout { layers: config.layers, kv_heads: config.kv_heads, head_dim: config.head_dim, format };
+            let bytes = layout.block_bytes() as f64 / modelprofile_kernels::BLOCK_TOKENS as f64;
+            println!("{name:<22} {:>12.1}", bytes / 1024.0);
+        }
+        println!("\nworkspace at 512 rows  {:>11.1} MiB", mib(Model::<Cpu>::workspace_bytes(config, 512)));
+        Ok(())
+    }
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// Packed bytes of the model in a format; norms and biases are too small to count.
+fn weight_bytes(config: &ModelConfig, format: WeightFormat) -> modelprofile_kernels::Result<u64> {
+    let kind = format.kind();
+    let heads = config.heads * config.head_dim;
+    let layer = [
+        (heads + 2 * config.kv_heads * config.head_dim, config.hidden),
+        (config.hidden, heads),
+        (2 * config.intermediate, config.hidden),
+        (config.hidden, config.intermediate),
+    ];
+    let mut bytes = 0u64;
+    for (n, k) in layer {
+        let spec = WeightSpec { kind, n, k };
+        spec.validate()?;
+        bytes += (packed_len(&spec) * config.layers) as u64;
+    }
+    let output = WeightSpec { kind: format.output_kind(config.hidden), n: config.vocab, k: config.hidden };
+    Ok(bytes + packed_len(&output) as u64 * if config.tied_embeddings { 1 } else { 2 })
+}

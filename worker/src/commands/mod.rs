@@ -1,0 +1,184 @@
+//! The commands of `modelprofile-worker`, one module each.
+
+mod bench;
+mod evaluate;
+mod inspect;
+mod quantize;
+mod serve;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use modelprofile_engine::{WeightFormat, ZeroPoint};
+use modelprofile_kernels::{
+    GroupedActivations, KvFormat,
+    cpu::{Cpu, CpuOptions},
+};
+
+/// Serves one language model at several precisions and changes precision in place.
+#[derive(Debug, Parser)]
+#[command(name = "modelprofile-worker", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the model of a ModelProfile manifest with an OpenAI-compatible API.
+    Serve(serve::Serve),
+    /// Quantize a checkpoint into the artifact cache.
+    Quantize(quantize::Quantize),
+    /// Say what a checkpoint is and what each format would take in memory.
+    Inspect(inspect::Inspect),
+    /// Measure prefill and decode throughput beside the machine's own limits.
+    Bench(bench::Bench),
+    /// Score a text: perplexity of each format and its divergence from BF16.
+    Evaluate(evaluate::Evaluate),
+}
+
+impl Cli {
+    /// Runs the chosen command.
+    ///
+    /// # Errors
+    /// A sentence that says what to do next.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Serve(command) => command.run(),
+            Command::Quantize(command) => command.run(),
+            Command::Inspect(command) => command.run(),
+            Command::Bench(command) => command.run(),
+            Command::Evaluate(command) => command.run(),
+        }
+    }
+}
+
+/// Logs to standard error; `RUST_LOG` chooses what (default `info`).
+pub fn logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Options of commands that compute.
+#[derive(Debug, Clone, Args)]
+struct Compute {
+    /// Compute threads [default: the machine's cores].
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Activations of group-wise formats: INT8 (fast) or BF16 (W4A16).
+    #[arg(long, value_enum, default_value = "int8")]
+    activations: Activations,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Activations {
+    Int8,
+    Bf16,
+}
+
+impl Compute {
+    fn backend(&self) -> anyhow::Result<Cpu> {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let grouped_activations = match self.activations {
+            Activations::Int8 => GroupedActivations::Int8,
+            Activations::Bf16 => GroupedActivations::Bf16,
+        };
+        Ok(Cpu::new(CpuOptions { threads: self.threads.unwrap_or(cores).max(1), isa: None, grouped_activations })?)
+    }
+}
+
+/// The artifact cache, by default in the user's cache directory.
+#[derive(Debug, Clone, Args)]
+struct Cache {
+    /// Directory of artifacts [default: $XDG_CACHE_HOME/modelprofile or ~/.cache/modelprofile].
+    #[arg(long, value_name = "DIR", env = "MODELPROFILE_CACHE")]
+    cache: Option<PathBuf>,
+}
+
+impl Cache {
+    fn directory(&self) -> PathBuf {
+        self.cache.clone().unwrap_or_else(|| {
+            let base = std::env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()).map(PathBuf::from).or_else(|| {
+                std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"))
+            });
+            base.unwrap_or_else(std::env::temp_dir).join("modelprofile")
+        })
+    }
+}
+
+/// A weight format as users write it: `FP8`, `INT4:g64:integer`, `Q4_1`.
+fn parse_format(text: &str) -> Result<WeightFormat, String> {
+    let upper = text.to_uppercase();
+    let mut parts = upper.split(':');
+    let name = parts.next().unwrap_or_default();
+    let plain = |format| if upper.contains(':') { Err(format!("{name} takes no options")) } else { Ok(format) };
+    match name {
+        "BF16" => plain(WeightFormat::Bf16),
+        "FP8" => plain(WeightFormat::Fp8),
+        "INT8" => plain(WeightFormat::Int8),
+        "Q4_1" => plain(WeightFormat::Q4_1),
+        "Q4_0" => plain(WeightFormat::Q4_0),
+        "Q8_0" => plain(WeightFormat::Q8_0),
+        "INT4" => {
+            let (mut group, mut zero) = (128, ZeroPoint::Minimum);
+            for part in parts {
+                match part {
+                    "G32" => group = 32,
+                    "G64" => group = 64,
+                    "G128" => group = 128,
+                    "SYMMETRIC" => zero = ZeroPoint::Symmetric,
+                    "INTEGER" => zero = ZeroPoint::Integer,
+                    "MINIMUM" => zero = ZeroPoint::Minimum,
+                    other => {
+                        return Err(format!(
+                            "{other} is no option of INT4: use g32, g64 or g128, and symmetric, integer or minimum"
+                        ));
+                    }
+                }
+            }
+            Ok(WeightFormat::Int4 { group, zero })
+        }
+        _ => Err(format!("{text} is not a format: use BF16, FP8, INT8, INT4[:g64][:integer], Q4_1, Q4_0 or Q8_0")),
+    }
+}
+
+/// A KV cache format as users write it.
+fn parse_kv(text: &str) -> Result<KvFormat, String> {
+    match text.to_uppercase().as_str() {
+        "BF16" => Ok(KvFormat::Bf16),
+        "FP16" => Ok(KvFormat::Fp16),
+        "FP8E4M3" => Ok(KvFormat::Fp8E4m3),
+        "FP8E5M2" => Ok(KvFormat::Fp8E5m2),
+        _ => Err(format!("{text} is not a KV cache format: use BF16, FP16, FP8E4M3 or FP8E5M2")),
+    }
+}
+
+/// A progress bar in bytes that shows an activity.
+fn progress_bar(name: &str) -> indicatif::ProgressBar {
+    let bar = indicatif::ProgressBar::new(0);
+    if let Ok(style) = indicatif::ProgressStyle::with_template(
+        "{prefix:>12} [{bar:30}] {percent:>3}% {bytes}/{total_bytes} eta {eta} {msg}",
+    ) {
+        bar.set_style(style);
+    }
+    bar.set_prefix(name.to_owned());
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_read_as_users_write_them() {
+        assert_eq!(parse_format("fp8"), Ok(WeightFormat::Fp8));
+        assert_eq!(
+            parse_format("INT4:g64:integer"),
+            Ok(WeightFormat::Int4 { group: 64, zero: ZeroPoint::Integer })
+        );
+        for wrong in ["FP4", "INT4:g48", "FP8:g32", ""] {
+            assert!(parse_format(wrong).is_err(), "{wrong}");
+        }
+    }
+}

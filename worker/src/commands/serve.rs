@@ -1,0 +1,203 @@
+//! `serve`: a manifest's model, at the precisions of its ladder.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use modelprofile_api::{Validated, worker::WorkerPhase};
+use modelprofile_engine::{
+    ProfileSpec, WeightFormat, ZeroPoint,
+    checkpoint::Checkpoint,
+    serve::{EngineConfig, start},
+    text::Text,
+};
+use modelprofile_kernels::KvFormat;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::app::{self, App, Ready};
+
+/// Text that calibrates the scales of an FP8 E4M3 KV cache when the manifest names none.
+const CALIBRATION: &str = include_str!("calibration.txt");
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// The ModelProfile manifest (YAML).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Profile to start in [default: the pinned one, else the first].
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// Port of the OpenAI API.
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    /// Port of the admin API.
+    #[arg(long, default_value_t = 8001)]
+    admin_port: u16,
+    /// Most requests computed at once.
+    #[arg(long, default_value_t = 64)]
+    max_running: usize,
+    /// Most requests that may wait; more get 429.
+    #[arg(long, default_value_t = 256)]
+    max_waiting: usize,
+    /// Most tokens of a step, prompts and decodes together.
+    #[arg(long, default_value_t = 256)]
+    max_batched_tokens: usize,
+    /// Seconds that requests in flight may take after SIGTERM.
+    #[arg(long, default_value_t = 60)]
+    drain_seconds: u64,
+    #[command(flatten)]
+    compute: super::Compute,
+    #[command(flatten)]
+    cache: super::Cache,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let text = std::fs::read_to_string(&self.config).with_context(|| self.config.display().to_string())?;
+        let manifest = Validated::from_yaml(&text).map_err(|errors| anyhow::anyhow!("{errors}"))?;
+        let profiles = manifest.spec().profiles.iter().map(profile).collect::<anyhow::Result<Vec<_>>>()?;
+        let names: Vec<String> = profiles.iter().map(|p| p.name.clone()).collect();
+        let keys = std::env::var("MODELPROFILE_API_KEYS").unwrap_or_default();
+        let keys = keys.split(',').map(str::trim).filter(|k| !k.is_empty()).map(str::to_owned).collect();
+        let token = std::env::var("MODELPROFILE_ADMIN_TOKEN").ok().filter(|t| !t.is_empty());
+        let app = Arc::new(App::new(manifest.manifest().served_name(), &names, keys, token));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(self.serve(app, manifest, profiles))
+    }
+
+    async fn serve(self, app: Arc<App>, manifest: Validated, profiles: Vec<ProfileSpec>) -> anyhow::Result<()> {
+        let listen = async |port, option| {
+            let address = SocketAddr::new(self.host, port);
+            TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}: choose another {option}"))
+        };
+        let api = listen(self.port, "--port").await?;
+        let admin = listen(self.admin_port, "--admin-port").await?;
+        let drain = Duration::from_secs(self.drain_seconds);
+        let (failed, failure) = tokio::sync::oneshot::channel();
+        let preparing = app.clone();
+        std::thread::Builder::new().name("prepare".into()).spawn(move || {
+            match self.load(&preparing, &manifest, profiles) {
+                Ok(ready) => {
+                    tracing::info!("ready");
+                    preparing.set_ready(ready);
+                }
+                Err(error) => {
+                    preparing.prepare(|state| {
+                        state.phase = WorkerPhase::Failed;
+                        state.message = format!("{error:#}");
+                    });
+                    let _ = failed.send(error);
+                }
+            }
+        })?;
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let shutdown = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        let failure = async {
+            match failure.await {
+                Ok(error) => error,
+                // Loaded: nothing more to wait for here.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            served = app::serve(app, api, admin, shutdown, drain) => served,
+            error = failure => Err(error),
+        }
+    }
+
+    /// Prepares the profiles and starts the engine.
+    fn load(&self, app: &App, manifest: &Validated, profiles: Vec<ProfileSpec>) -> anyhow::Result<Ready> {
+        let spec = manifest.spec();
+        let path = model_path(&spec.model.uri)?;
+        let checkpoint = Checkpoint::open(&path).context("the checkpoint cannot be read")?;
+        let text = Text::load(&checkpoint)?;
+        let calibration = text.tokenizer.encode(CALIBRATION, false)?;
+        let config = EngineConfig {
+            cache: self.cache.directory(),
+            start: Some(self.profile.clone().unwrap_or_else(|| manifest.resting_profile().name.clone())),
+            memory_budget: manifest.memory_budget_bytes().map_or_else(default_budget, Ok)?,
+            max_context_tokens: spec.model.max_context_tokens.map(|t| t as usize),
+            calibration,
+            max_batched_tokens: self.max_batched_tokens,
+            max_running: self.max_running.min(self.max_batched_tokens),
+            max_waiting: self.max_waiting,
+            profiles,
+        };
+        let engine = start(
+            self.compute.backend()?,
+            &checkpoint,
+            &config,
+            Box::new(app.metrics.clone()),
+            &mut |index, progress| {
+                app.prepare(|state| {
+                    if let Some(profile) = state.profiles.get_mut(index) {
+                        profile.prepared_percent = progress.done as f64 * 100.0 / progress.total.max(1) as f64;
+                        profile.activity = progress.activity;
+                    }
+                });
+            },
+        )?;
+        Ok(Ready { engine: Arc::new(engine), tokenizer: text.tokenizer, template: text.template })
+    }
+}
+
+/// Three quarters of the machine's memory.
+fn default_budget() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("set placement.memoryBudget")?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:")).context("set placement.memoryBudget")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("set placement.memoryBudget")?;
+    Ok(kib * 1024 / 4 * 3)
+}
+
+/// The path of a `file://` URI; a relative one starts at the current directory.
+fn model_path(uri: &str) -> anyhow::Result<PathBuf> {
+    match uri.strip_prefix("file://") {
+        Some(path) if !path.is_empty() => Ok(Path::new(path).to_owned()),
+        _ => bail!("spec.model.uri: {uri} cannot be read here: use file://PATH"),
+    }
+}
+
+fn profile(profile: &modelprofile_api::Profile) -> anyhow::Result<ProfileSpec> {
+    use modelprofile_api::{KvCacheFormat, WeightFormat as Api, ZeroPoint as ApiZero};
+    let weights = match profile.weights.format {
+        Api::Bf16 => WeightFormat::Bf16,
+        Api::Fp8 => WeightFormat::Fp8,
+        Api::Int8 => WeightFormat::Int8,
+        Api::Int4 => WeightFormat::Int4 {
+            group: profile.weights.effective_group_size().unwrap_or(128) as u16,
+            zero: match profile.weights.effective_zero_point() {
+                Some(ApiZero::Symmetric) => ZeroPoint::Symmetric,
+                Some(ApiZero::Integer) => ZeroPoint::Integer,
+                Some(ApiZero::Minimum) | None => ZeroPoint::Minimum,
+            },
+        },
+        Api::Q4_1 => WeightFormat::Q4_1,
+        Api::Q4_0 => WeightFormat::Q4_0,
+        Api::Q8_0 => WeightFormat::Q8_0,
+        other => bail!("profile {}: the weight format {} is not built yet", profile.name, other.as_str()),
+    };
+    let kv = match profile.kv_cache.format {
+        KvCacheFormat::Bf16 => KvFormat::Bf16,
+        KvCacheFormat::Fp16 => KvFormat::Fp16,
+        KvCacheFormat::Fp8E4M3 => KvFormat::Fp8E4m3,
+        KvCacheFormat::Fp8E5M2 => KvFormat::Fp8E5m2,
+    };
+    Ok(ProfileSpec { name: profile.name.clone(), weights, kv })
+}
