@@ -196,8 +196,8 @@ fn profile(profile: &modelprofile_api::Profile) -> anyhow::Result<ProfileSpec> {
     let kv = match profile.kv_cache.format {
         KvCacheFormat::Bf16 => KvFormat::Bf16,
         KvCacheFormat::Fp16 => KvFormat::Fp16,
-        KvCacheFormat::Fp8E4M3 => KvFormat::Fp8E4m3,
-        KvCacheFormat::Fp8E5M2 => KvFormat::Fp8E5m2,
+        KvCacheFormat::Fp8E4m3 => KvFormat::Fp8E4m3,
+        KvCacheFormat::Fp8E5m2 => KvFormat::Fp8E5m2,
     };
     Ok(ProfileSpec { name: profile.name.clone(), weights, kv })
 }
