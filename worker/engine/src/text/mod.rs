@@ -30,3 +30,4 @@ pub use tokenizer::Tokenizer;
 
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]

@@ -7,14 +7,12 @@ use minijinja::{Error, ErrorKind, Output, State};
 use serde::Serialize as _;
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter, Serializer};
 
-/// The `tojson` filter of transformers: `json.dumps(value, ensure_ascii=False, indent=indent)`. Unlike Jinja's own it
-/// does not escape HTML.
+/// The `tojson` filter of transformers: `json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)`. Unlike Jinja's
+/// own it does not escape HTML.
 #[allow(clippy::needless_pass_by_value, reason = "the signature that makes it a filter")]
 pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
-    // Accepted and without effect: characters are never escaped, keys keep their order.
-    let _: Option<bool> = kwargs.get("ensure_ascii")?;
-    let _: Option<bool> = kwargs.get("sort_keys")?;
+    let ensure_ascii: Option<bool> = kwargs.get("ensure_ascii")?;
     kwargs.assert_all_used()?;
     let mut out = Vec::new();
     let written = match indent {
@@ -27,8 +25,29 @@ pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     };
     let failed = |message: String| Error::new(ErrorKind::BadSerialization, message);
     written.map_err(|e| failed(e.to_string()))?;
-    let text = String::from_utf8(out).map_err(|e| failed(e.to_string()))?;
+    let mut text = String::from_utf8(out).map_err(|e| failed(e.to_string()))?;
+    if ensure_ascii == Some(true) {
+        text = escape_non_ascii(&text);
+    }
     Ok(Value::from_safe_string(text))
+}
+
+/// The `iterable` test. For Python `None` is not, which templates rely on to tell an absent list of tools.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// JSON keeps its meaning: outside ASCII there are only characters of strings.
+fn escape_non_ascii(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() {
+            out.push(c);
+        } else {
+            out.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+    out
 }
 
 /// Writes an expression's value: `True`, `False` and `None` as Python spells them.
@@ -128,6 +147,13 @@ mod tests {
         let value = json!({"a": [1, 2.5, true, null], "b": {}, "c": "<é \"x\">\n"});
         assert_eq!(dumps(&value, None), r#"{"a": [1, 2.5, true, null], "b": {}, "c": "<é \"x\">\n"}"#);
         assert_eq!(dumps(&json!({"a": [1], "b": []}), Some(2)), "{\n  \"a\": [\n    1\n  ],\n  \"b\": []\n}");
+    }
+
+    #[test]
+    fn json_may_be_ascii() {
+        let kwargs: Kwargs = [("ensure_ascii", Value::from(true))].into_iter().collect();
+        let text = tojson(&Value::from("é\u{1F600}"), kwargs).unwrap().to_string();
+        assert_eq!(text, r#""\u00e9\ud83d\ude00""#);
     }
 
     #[test]

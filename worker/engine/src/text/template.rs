@@ -178,6 +178,7 @@ fn environment() -> std::result::Result<Environment<'static>, Error> {
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_formatter(python::print);
+    environment.add_test("iterable", python::is_iterable);
     environment.add_filter("tojson", python::tojson);
     environment.add_function("raise_exception", |message: String| -> std::result::Result<String, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))

@@ -156,6 +156,14 @@ fn blocks_are_trimmed_and_values_print_as_in_python() {
 }
 
 #[test]
+fn absent_tools_are_none_and_not_a_list() {
+    let source = "{% if tools is iterable and tools | length > 0 %}tools{% else %}{{ tools }}{% endif %}";
+    let template = ChatTemplate::new(source, None, None).unwrap();
+    assert_eq!(template.render(&user(""), None, true).unwrap(), "None");
+    assert_eq!(template.render(&user(""), Some(&json!([{}])), true).unwrap(), "tools");
+}
+
+#[test]
 fn errors_are_the_templates_own_sentence_or_name_the_line() {
     let system = json!([{"role": "critic", "content": "x"}]);
     let template = ChatTemplate::new(LLAMA3, Some(""), None).unwrap();
