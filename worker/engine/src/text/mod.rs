@@ -30,4 +30,3 @@ pub use tokenizer::Tokenizer;
 
 #[cfg(test)]
 mod fixtures;
-#[cfg(test)]
