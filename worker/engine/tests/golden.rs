@@ -1,4 +1,5 @@
 //! The engine against values that transformers computed in FP32 (tests/data/smollm2-golden.json says how).
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the test's result")]
 
 mod support;
 
@@ -8,11 +9,11 @@ use serde::Deserialize;
 
 #[derive(Deserialize)]
 struct Golden {
-    prompts: Vec<Prompt>,
+    prompts: Vec<Case>,
 }
 
 #[derive(Deserialize)]
-struct Prompt {
+struct Case {
     name: String,
     prompt_ids: Vec<u32>,
     top20: Vec<(u32, f32)>,

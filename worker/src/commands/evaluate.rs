@@ -5,12 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use modelprofile_engine::{
-    WeightFormat,
-    artifact::Store,
-    checkpoint::Checkpoint,
-    evaluate::Evaluator,
-    model::ProfileWeights,
-    text::Text,
+    WeightFormat, artifact::Store, checkpoint::Checkpoint, evaluate::Evaluator, model::ProfileWeights, text::Text,
 };
 use modelprofile_kernels::KvFormat;
 
@@ -64,8 +59,11 @@ impl Evaluate {
         })?;
         bar.finish_and_clear();
         println!("{} tokens, {windows} windows of {}", tokens.len(), self.window);
-        println!("{:<24} {:>10} {:>12} {:>9} {:>12} {:>9}", "format", "perplexity", "second half", "vs first", "mean KLD", "same top");
-        let base = scores.first().map_or(1.0, |s| s.perplexity());
+        println!(
+            "{:<24} {:>10} {:>12} {:>9} {:>12} {:>9}",
+            "format", "perplexity", "second half", "vs first", "mean KLD", "same top"
+        );
+        let base = scores.first().map_or(1.0, modelprofile_engine::evaluate::Score::perplexity);
         for (format, score) in self.format.iter().zip(&scores) {
             println!(
                 "{:<24} {:>10.4} {:>12.4} {:>+8.2}% {:>12.6} {:>8.2}%",

@@ -38,7 +38,13 @@ impl Inspect {
         println!("architecture  {:?}", config.architecture);
         println!(
             "shape         {} layers, hidden {}, intermediate {}, {} heads, {} KV heads of {}, vocabulary {}",
-            config.layers, config.hidden, config.intermediate, config.heads, config.kv_heads, config.head_dim, config.vocab
+            config.layers,
+            config.hidden,
+            config.intermediate,
+            config.heads,
+            config.kv_heads,
+            config.head_dim,
+            config.vocab
         );
         println!("context       {} tokens", config.max_positions);
         if let Some(window) = config.sliding_window {
@@ -75,7 +81,8 @@ impl Inspect {
         }
         println!("\n{:<22} {:>12}", "KV cache", "KiB/token");
         for (name, format) in [("BF16, FP16", KvFormat::Bf16), ("FP8E4M3, FP8E5M2", KvFormat::Fp8E4m3)] {
-            let layout = KvLayout { layers: config.layers, kv_heads: config.kv_heads, head_dim: config.head_dim, format };
+            let layout =
+                KvLayout { layers: config.layers, kv_heads: config.kv_heads, head_dim: config.head_dim, format };
             let bytes = layout.block_bytes() as f64 / modelprofile_kernels::BLOCK_TOKENS as f64;
             println!("{name:<22} {:>12.1}", bytes / 1024.0);
         }

@@ -99,9 +99,10 @@ struct Cache {
 impl Cache {
     fn directory(&self) -> PathBuf {
         self.cache.clone().unwrap_or_else(|| {
-            let base = std::env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()).map(PathBuf::from).or_else(|| {
-                std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"))
-            });
+            let base = std::env::var_os("XDG_CACHE_HOME")
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+                .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
             base.unwrap_or_else(std::env::temp_dir).join("modelprofile")
         })
     }
@@ -173,10 +174,7 @@ mod tests {
     #[test]
     fn formats_read_as_users_write_them() {
         assert_eq!(parse_format("fp8"), Ok(WeightFormat::Fp8));
-        assert_eq!(
-            parse_format("INT4:g64:integer"),
-            Ok(WeightFormat::Int4 { group: 64, zero: ZeroPoint::Integer })
-        );
+        assert_eq!(parse_format("INT4:g64:integer"), Ok(WeightFormat::Int4 { group: 64, zero: ZeroPoint::Integer }));
         for wrong in ["FP4", "INT4:g48", "FP8:g32", ""] {
             assert!(parse_format(wrong).is_err(), "{wrong}");
         }

@@ -80,7 +80,9 @@ impl Serve {
     async fn serve(self, app: Arc<App>, manifest: Validated, profiles: Vec<ProfileSpec>) -> anyhow::Result<()> {
         let listen = async |port, option| {
             let address = SocketAddr::new(self.host, port);
-            TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}: choose another {option}"))
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen on {address}: choose another {option}"))
         };
         let api = listen(self.port, "--port").await?;
         let admin = listen(self.admin_port, "--admin-port").await?;

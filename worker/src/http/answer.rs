@@ -1,4 +1,5 @@
 //! The shapes of answers and chunks, for text and for chat.
+#![allow(clippy::needless_pass_by_value, reason = "the values move into the answer")]
 
 use modelprofile_engine::{TokenLogprob, text::Tokenizer};
 use serde_json::{Value, json};
@@ -89,9 +90,7 @@ fn token_text(tokenizer: &Tokenizer, token: u32) -> String {
 
 /// Log-probabilities in the chat form: a list with the bytes of each token.
 pub fn chat_logprobs(tokenizer: &Tokenizer, tokens: &[Scored]) -> Value {
-    let entry = |token: u32, logprob: f32| {
-        json!({"token": token_text(tokenizer, token), "logprob": logprob, "bytes": tokenizer.token_bytes(token)})
-    };
+    let entry = |token: u32, logprob: f32| json!({"token": token_text(tokenizer, token), "logprob": logprob, "bytes": tokenizer.token_bytes(token)});
     let content: Vec<Value> = tokens
         .iter()
         .filter_map(|scored| {

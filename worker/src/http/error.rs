@@ -26,10 +26,7 @@ impl ApiError {
 
     /// 400, naming the field.
     pub fn invalid(param: &str, message: impl Into<String>) -> Self {
-        Self {
-            param: Some(param.to_owned()),
-            ..Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
-        }
+        Self { param: Some(param.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message) }
     }
 
     /// 401.

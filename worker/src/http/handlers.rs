@@ -96,9 +96,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<J
     let ready = ready(&app)?;
     check_model(&app, &fields)?;
     let tokens = match (fields.text("prompt")?, fields.get("messages")) {
-        (Some(text), None) => {
-            ready.tokenizer.encode(text, fields.flag("add_special_tokens")?.unwrap_or(true))?
-        }
+        (Some(text), None) => ready.tokenizer.encode(text, fields.flag("add_special_tokens")?.unwrap_or(true))?,
         (None, Some(messages)) => prompt::chat(ready, messages)?,
         _ => return Err(ApiError::invalid("prompt", "send either prompt or messages")),
     };
@@ -115,8 +113,7 @@ pub async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result
     let wrong = || ApiError::invalid("tokens", "tokens must be an array of token ids");
     let tokens = fields.get("tokens").and_then(Value::as_array).ok_or_else(wrong)?;
     let vocab = ready.engine.vocab() as u64;
-    let tokens: Option<Vec<u32>> =
-        tokens.iter().map(|t| t.as_u64().filter(|t| *t < vocab).map(|t| t as u32)).collect();
+    let tokens: Option<Vec<u32>> = tokens.iter().map(|t| t.as_u64().filter(|t| *t < vocab).map(|t| t as u32)).collect();
     let text = ready.tokenizer.decode(&tokens.ok_or_else(wrong)?, false)?;
     Ok(Json(json!({"prompt": text})))
 }
@@ -149,7 +146,10 @@ pub async fn completions(State(app): State<Arc<App>>, request: Request) -> Resul
     let prompts = prompt::prompts(ready, fields.get("prompt").ok_or_else(missing)?)?;
     let max_tokens = common.max_tokens.unwrap_or(16);
     if max_tokens == 0 && !echo {
-        return Err(ApiError::invalid("max_tokens", "max_tokens must be at least 1 (0 only scores a prompt, with echo)"));
+        return Err(ApiError::invalid(
+            "max_tokens",
+            "max_tokens must be at least 1 (0 only scores a prompt, with echo)",
+        ));
     }
     let max_tokens = vec![max_tokens; prompts.len()];
     let frame = frame(&app, Style::Text);
@@ -266,7 +266,12 @@ async fn run(app: &Arc<App>, job: Job) -> Result<Response, ApiError> {
 
 impl Choice {
     /// Log-probabilities of a piece, in the endpoint's form; null when not asked.
-    fn scores(&mut self, ready: &Ready, prompt: Option<&[Option<modelprofile_engine::TokenLogprob>]>, tokens: &[Scored]) -> Value {
+    fn scores(
+        &mut self,
+        ready: &Ready,
+        prompt: Option<&[Option<modelprofile_engine::TokenLogprob>]>,
+        tokens: &[Scored],
+    ) -> Value {
         if self.logprobs.is_none() {
             return Value::Null;
         }

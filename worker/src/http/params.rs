@@ -11,9 +11,30 @@ pub struct Fields<'a>(pub &'a Map<String, Value>);
 
 /// What both endpoints understand.
 const COMMON: [&str; 24] = [
-    "model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "n", "stop", "seed", "logit_bias",
-    "presence_penalty", "frequency_penalty", "user", "logprobs", "top_k", "min_p", "repetition_penalty", "ignore_eos",
-    "stop_token_ids", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+    "model",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "n",
+    "stop",
+    "seed",
+    "logit_bias",
+    "presence_penalty",
+    "frequency_penalty",
+    "user",
+    "logprobs",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "ignore_eos",
+    "stop_token_ids",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
 ];
 
 impl<'a> Fields<'a> {
@@ -23,7 +44,9 @@ impl<'a> Fields<'a> {
             self.0.iter().find(|(k, v)| !v.is_null() && !COMMON.contains(&k.as_str()) && !own.contains(&k.as_str()));
         match unknown {
             None => Ok(()),
-            Some((name, _)) => Err(ApiError::invalid(name, format!("the parameter {name} is not supported: leave it out"))),
+            Some((name, _)) => {
+                Err(ApiError::invalid(name, format!("the parameter {name} is not supported: leave it out")))
+            }
         }
     }
 
@@ -159,8 +182,7 @@ fn stops(fields: &Fields<'_>, limits: &Limits) -> Result<Vec<String>, ApiError> 
         return Err(wrong());
     }
     if stops.len() > limits.stops || stops.iter().any(|s| s.len() > limits.stop_bytes) {
-        let message =
-            format!("stop allows {} strings of at most {} bytes", limits.stops, limits.stop_bytes);
+        let message = format!("stop allows {} strings of at most {} bytes", limits.stops, limits.stop_bytes);
         return Err(ApiError::invalid("stop", message));
     }
     Ok(stops)
@@ -175,6 +197,7 @@ fn stop_tokens(fields: &Fields<'_>) -> Result<Vec<u32>, ApiError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value, reason = "reads better")]
 mod tests {
     use serde_json::json;
 

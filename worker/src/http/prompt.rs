@@ -8,7 +8,10 @@ use crate::app::Ready;
 /// Tokens of each prompt of a completion: a string, strings, token ids, or arrays of token ids.
 pub fn prompts(ready: &Ready, prompt: &Value) -> Result<Vec<Vec<u32>>, ApiError> {
     let wrong = || {
-        ApiError::invalid("prompt", "prompt must be a string, an array of strings, an array of token ids, or an array of those")
+        ApiError::invalid(
+            "prompt",
+            "prompt must be a string, an array of strings, an array of token ids, or an array of those",
+        )
     };
     let encode = |text: &str| ready.tokenizer.encode(text, true).map_err(ApiError::from);
     match prompt {
@@ -44,7 +47,8 @@ pub fn chat(ready: &Ready, messages: &Value) -> Result<Vec<u32>, ApiError> {
 fn normalize(messages: &Value) -> Result<Value, ApiError> {
     let wrong = |at: usize, what: &str| ApiError::invalid("messages", format!("messages[{at}]: {what}"));
     let list = messages.as_array().filter(|m| !m.is_empty());
-    let list = list.ok_or_else(|| ApiError::invalid("messages", "messages must be an array of at least one message"))?;
+    let list =
+        list.ok_or_else(|| ApiError::invalid("messages", "messages must be an array of at least one message"))?;
     let mut out = Vec::with_capacity(list.len());
     for (at, message) in list.iter().enumerate() {
         let mut message = message.as_object().cloned().ok_or_else(|| wrong(at, "must be an object"))?;
@@ -80,7 +84,8 @@ mod tests {
 
     #[test]
     fn text_parts_are_joined_and_developers_are_the_system() {
-        let parts = json!([{"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]);
+        let parts =
+            json!([{"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]);
         assert_eq!(normalize(&parts).unwrap(), json!([{"role": "system", "content": "ab"}]));
     }
 

@@ -102,7 +102,11 @@ impl<B: Backend> Model<B> {
 
     /// Like [`Self::step`]; `rotated` also sees each layer's `[rows, (heads + 2 kv_heads) head_dim]` queries, keys and
     /// values as they go into the cache (calibration of its scales).
-    #[allow(clippy::too_many_arguments, reason = "a step has this many parts; only calibration uses the last")]
+    #[allow(
+        clippy::too_many_arguments,
+        clippy::type_complexity,
+        reason = "a step has this many parts; only calibration uses the last"
+    )]
     pub fn step_observed(
         &mut self,
         backend: &mut B,

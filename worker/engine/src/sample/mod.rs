@@ -194,6 +194,7 @@ pub fn logprobs(logits: &[f32], token: u32, top: usize) -> TokenLogprob {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "the expected values are exact")]
 mod tests {
     use super::*;
 

@@ -84,13 +84,12 @@ impl BlockPool {
 
     /// A block with one reference and unknown content; evicts the oldest cached one if it must.
     pub fn allocate(&mut self) -> Option<u32> {
-        let index = match self.free.pop() {
-            Some(index) => index,
-            None => {
-                let (_, index) = self.lru.pop_first()?;
-                self.forget(index);
-                index
-            }
+        let index = if let Some(index) = self.free.pop() {
+            index
+        } else {
+            let (_, index) = self.lru.pop_first()?;
+            self.forget(index);
+            index
         };
         self.blocks[index as usize].references = 1;
         Some(index)

@@ -126,7 +126,7 @@ impl<B: Backend> Core<B> {
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
-        if !self.state.requests.is_empty() || self.pending.is_some() {
+        if !self.state.requests.is_empty() || self.pending.is_some() || !self.state.drained.is_empty() {
             return true;
         }
         match self.commands.recv() {

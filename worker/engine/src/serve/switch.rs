@@ -36,11 +36,11 @@ impl<B: Backend> Core<B> {
             let _ = reply.send(result);
             return;
         };
-        if let Some(pending) = &mut self.pending {
-            if pending.to == to {
-                pending.replies.push(reply);
-                return;
-            }
+        if let Some(pending) = &mut self.pending
+            && pending.to == to
+        {
+            pending.replies.push(reply);
+            return;
         }
         if let Some(replaced) = self.pending.take() {
             self.scheduler.hold_admissions(false);
@@ -54,7 +54,7 @@ impl<B: Backend> Core<B> {
                 SwitchEnd::Replaced,
                 message,
             );
-            self.report(replaced.replies, result);
+            self.report(replaced.replies, &result);
         }
         if to == self.active {
             let message = format!("{profile} is active already");
@@ -103,7 +103,7 @@ impl<B: Backend> Core<B> {
             format!("switched from {from} to {name}"),
         );
         result.from = from;
-        self.report(pending.replies, result);
+        self.report(pending.replies, &result);
     }
 
     /// Brings the pool down to `blocks`. True when done; false while running requests still hold too much.
@@ -135,11 +135,11 @@ impl<B: Backend> Core<B> {
             let name = self.rungs[pending.to].name.clone();
             let result =
                 self.result(&name, pending.requested, pending.preempted, Duration::ZERO, SwitchEnd::Refused, message);
-            self.report(pending.replies, result);
+            self.report(pending.replies, &result);
         }
     }
 
-    fn report(&mut self, replies: Vec<oneshot::Sender<SwitchResult>>, result: SwitchResult) {
+    fn report(&mut self, replies: Vec<oneshot::Sender<SwitchResult>>, result: &SwitchResult) {
         tracing::info!(from = %result.from, to = %result.to, outcome = ?result.outcome, "{}", result.message);
         self.observer.observe(Observation::Switched(result.clone()));
         self.last_switch = Some(result.clone());

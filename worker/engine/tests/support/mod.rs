@@ -1,4 +1,5 @@
 //! What the engine's integration tests share: the real model, an engine on it, a request.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the test's result")]
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::path::{Path, PathBuf};
@@ -14,26 +15,26 @@ use modelprofile_kernels::{
 };
 
 /// The model of the golden values; `make model` puts it there.
-pub fn smollm2() -> Checkpoint {
+pub(crate) fn smollm2() -> Checkpoint {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/SmolLM2-135M-Instruct-Q4_1.gguf");
     assert!(path.exists(), "{} is missing: run `make model` first", path.display());
     Checkpoint::open(&path).unwrap()
 }
 
 /// Artifacts of the tests, kept between runs: a second run finds them.
-pub fn cache() -> PathBuf {
+pub(crate) fn cache() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("artifacts")
 }
 
-pub fn cpu() -> Cpu {
+pub(crate) fn cpu() -> Cpu {
     Cpu::new(CpuOptions { threads: 2, isa: None, grouped_activations: GroupedActivations::Int8 }).unwrap()
 }
 
-pub fn profile(name: &str, weights: WeightFormat) -> ProfileSpec {
+pub(crate) fn profile(name: &str, weights: WeightFormat) -> ProfileSpec {
     ProfileSpec { name: name.into(), weights, kv: KvFormat::Bf16 }
 }
 
-pub fn config(profiles: Vec<ProfileSpec>, budget_mib: u64) -> EngineConfig {
+pub(crate) fn config(profiles: Vec<ProfileSpec>, budget_mib: u64) -> EngineConfig {
     EngineConfig {
         cache: cache(),
         profiles,
@@ -47,16 +48,16 @@ pub fn config(profiles: Vec<ProfileSpec>, budget_mib: u64) -> EngineConfig {
     }
 }
 
-pub struct Ignore;
+pub(crate) struct Ignore;
 impl Observer for Ignore {
     fn observe(&mut self, _: Observation) {}
 }
 
-pub fn engine(checkpoint: &Checkpoint, config: &EngineConfig) -> EngineHandle {
+pub(crate) fn engine(checkpoint: &Checkpoint, config: &EngineConfig) -> EngineHandle {
     start(cpu(), checkpoint, config, Box::new(Ignore), &mut |_, _| {}).unwrap()
 }
 
-pub fn greedy(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
+pub(crate) fn greedy(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
         prompt: prompt.to_vec(),
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
@@ -69,7 +70,7 @@ pub fn greedy(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
 }
 
 /// All tokens of a request that must end by itself.
-pub fn tokens(stream: &mut TokenStream) -> Vec<u32> {
+pub(crate) fn tokens(stream: &mut TokenStream) -> Vec<u32> {
     let mut tokens = Vec::new();
     loop {
         match stream.blocking_next() {
@@ -84,6 +85,6 @@ pub fn tokens(stream: &mut TokenStream) -> Vec<u32> {
     }
 }
 
-pub fn generate(engine: &EngineHandle, prompt: &[u32], max_tokens: usize) -> Vec<u32> {
+pub(crate) fn generate(engine: &EngineHandle, prompt: &[u32], max_tokens: usize) -> Vec<u32> {
     tokens(&mut engine.submit(greedy(prompt, max_tokens)).unwrap())
 }

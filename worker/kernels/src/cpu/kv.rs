@@ -134,9 +134,10 @@ impl KvPool {
                 for (base, index, x, scale) in at {
                     let place = base.add(index * bytes);
                     match self.layout.format {
-                        KvFormat::Bf16 => place.cast::<u16>().write(bf16::from_f32(x).to_bits()),
+                        KvFormat::Bf16 => place.cast::<u16>().write_unaligned(bf16::from_f32(x).to_bits()),
                         KvFormat::Fp16 => {
-                            place.cast::<u16>().write(f16::from_f32(x.clamp(-65504.0, 65504.0)).to_bits())
+                            let half = f16::from_f32(x.clamp(-65504.0, 65504.0));
+                            place.cast::<u16>().write_unaligned(half.to_bits());
                         }
                         KvFormat::Fp8E4m3 => place.write(e4m3::encode(x * scale)),
                         KvFormat::Fp8E5m2 => place.write(e5m2::encode(x)),
