@@ -6,7 +6,7 @@
 //! | [`kv`] | the paged KV cache's formats and geometry |
 //! | [`plan`] | one engine step, described for a backend |
 //! | [`backend`] | the traits that model code is written against |
-//! | [`format`] | E4M3 and E5M2 |
+//! | [`mod@format`] | E4M3 and E5M2 |
 //! | [`rtn`] | round to nearest: FP32 rows into codes |
 //! | [`pack`](mod@pack) | the CPU's weight layout |
 //! | [`cpu`] | the CPU backend |
