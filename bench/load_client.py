@@ -75,7 +75,13 @@ class Chunks:
         self.rest = b""
 
     async def lines(self):
-        while size := int((await self.reader.readline()).split(b";")[0], 16):
+        while True:
+            line = await self.reader.readline()
+            if not line:
+                raise RuntimeError("the server closed the connection inside an answer")
+            size = int(line.split(b";")[0], 16)
+            if size == 0:
+                return
             self.rest += await self.reader.readexactly(size)
             await self.reader.readexactly(2)
             *lines, self.rest = self.rest.split(b"\n")
