@@ -33,7 +33,7 @@ pub fn chain(parent: Option<BlockHash>, tokens: &[u32]) -> BlockHash {
 #[derive(Clone, Copy, Debug, Default)]
 struct Block {
     references: u32,
-    /// Set while the content is a known full block.
+    /// Set while the content is a known full block; exactly then `by_hash` leads here.
     known: Option<(BlockHash, u8)>,
     /// When it was cached last; key in `lru` while cached.
     stamp: u64,
@@ -84,23 +84,36 @@ impl BlockPool {
 
     /// A block with one reference and unknown content; evicts the oldest cached one if it must.
     pub fn allocate(&mut self) -> Option<u32> {
-        let index = if let Some(index) = self.free.pop() {
-            index
-        } else {
-            let (_, index) = self.lru.pop_first()?;
-            self.forget(index);
-            index
-        };
+        let index = self.free.pop().or_else(|| self.evict())?;
         self.blocks[index as usize].references = 1;
         Some(index)
     }
 
-    fn forget(&mut self, index: u32) {
-        if let Some((hash, _)) = self.blocks[index as usize].known.take()
-            && self.by_hash.get(&hash) == Some(&index)
-        {
+    /// The block that was cached longest ago, its content forgotten.
+    fn evict(&mut self) -> Option<u32> {
+        let (_, index) = self.lru.pop_first()?;
+        self.forget(index);
+        Some(index)
+    }
+
+    /// Makes a block's content unknown: nobody finds it any more, whoever uses it now keeps it.
+    pub fn forget(&mut self, index: u32) {
+        if let Some((hash, _)) = self.blocks[index as usize].known.take() {
             self.by_hash.remove(&hash);
         }
+        let block = self.blocks[index as usize];
+        if block.references == 0 && self.lru.get(&block.stamp) == Some(&index) {
+            self.lru.remove(&block.stamp);
+            self.free.push(index);
+        }
+    }
+
+    /// Whether [`BlockPool::lookup`] would find this content, and then whether nobody uses the block at present: taking
+    /// it makes one block less available.
+    pub fn peek(&self, hash: BlockHash, rung: u8) -> Option<bool> {
+        let block = &self.blocks[*self.by_hash.get(&hash)? as usize];
+        block.known.filter(|(_, tag)| *tag <= rung)?;
+        Some(block.references == 0)
     }
 
     /// The cached or shared block with this content, usable by `rung`, with one more reference.
@@ -120,18 +133,19 @@ impl BlockPool {
 
     /// Makes a full block's content known. A block already known for the hash stays, unless this one is more precise.
     pub fn register(&mut self, index: u32, hash: BlockHash, tag: u8) {
-        if let Some(other) = self.by_hash.get(&hash) {
-            let better = self.blocks[*other as usize].known.is_none_or(|(_, known)| tag < known);
+        if let Some(other) = self.by_hash.get(&hash).copied() {
+            let better = self.blocks[other as usize].known.is_none_or(|(_, known)| tag < known);
             if !better {
                 return;
             }
+            self.forget(other);
         }
         self.forget(index);
         self.by_hash.insert(hash, index);
         self.blocks[index as usize].known = Some((hash, tag));
     }
 
-    /// Gives one reference back. The last one makes the block cached, if its content is known and indexed, else free.
+    /// Gives one reference back. The last one makes the block cached, if its content is known, else free.
     pub fn release(&mut self, index: u32) {
         let block = &mut self.blocks[index as usize];
         debug_assert!(block.references > 0, "block {index} is released twice");
@@ -139,14 +153,11 @@ impl BlockPool {
         if block.references > 0 {
             return;
         }
-        if let Some((hash, _)) = block.known
-            && self.by_hash.get(&hash) == Some(&index)
-        {
+        if block.known.is_some() {
             self.clock += 1;
-            self.blocks[index as usize].stamp = self.clock;
+            block.stamp = self.clock;
             self.lru.insert(self.clock, index);
         } else {
-            self.blocks[index as usize].known = None;
             self.free.push(index);
         }
     }
@@ -183,21 +194,10 @@ impl BlockPool {
             if block.references == 0 {
                 continue;
             }
-            let to = match self.free.pop() {
-                Some(to) => to,
-                None => match self.lru.pop_first() {
-                    Some((_, to)) => {
-                        self.forget(to);
-                        to
-                    }
-                    // Unreachable by the check above; leaving the pool as it is stays consistent.
-                    None => return Err(1),
-                },
-            };
+            // There is one by the check above; were there none, leaving the pool as it is would stay consistent.
+            let to = self.free.pop().or_else(|| self.evict()).ok_or(1usize)?;
             self.blocks[to as usize] = block;
-            if let Some((hash, _)) = block.known
-                && self.by_hash.get(&hash) == Some(&from)
-            {
+            if let Some((hash, _)) = block.known {
                 self.by_hash.insert(hash, to);
             }
             moves.push(BlockMove { from, to });
@@ -206,16 +206,19 @@ impl BlockPool {
         Ok(moves)
     }
 
-    /// Checks the accounting: every block is free, cached or used, and in exactly one place. For tests.
-    ///
-    /// # Errors
-    /// What is wrong.
-    pub fn check(&self) -> Result<(), String> {
+    /// Checks the accounting: every block is free, cached or used, in exactly one place, and used as often as
+    /// `references` says. For tests.
+    #[cfg(test)]
+    pub(super) fn check(&self, references: &[u32]) -> Result<(), String> {
         let mut places = vec![0; self.blocks.len()];
         for index in self.free.iter().chain(self.lru.values()) {
             places[*index as usize] += 1;
         }
         for (index, (block, places)) in self.blocks.iter().zip(&places).enumerate() {
+            if block.references != references[index] {
+                let (counted, held) = (block.references, references[index]);
+                return Err(format!("block {index} counts {counted} references, {held} hold it"));
+            }
             let expected = i32::from(block.references == 0);
             if *places != expected {
                 return Err(format!("block {index} with {} references is in {places} lists", block.references));
@@ -225,6 +228,13 @@ impl BlockPool {
             if self.blocks.get(*index as usize).and_then(|b| b.known).map(|(h, _)| h) != Some(*hash) {
                 return Err(format!("block {index} is indexed by a hash that is not its own"));
             }
+        }
+        let known = self.blocks.iter().filter(|b| b.known.is_some()).count();
+        if known != self.by_hash.len() {
+            return Err(format!("{known} blocks have known content, {} are indexed", self.by_hash.len()));
+        }
+        if let Some(index) = self.lru.values().find(|index| self.blocks[**index as usize].known.is_none()) {
+            return Err(format!("block {index} is cached but its content is unknown"));
         }
         Ok(())
     }
@@ -284,11 +294,12 @@ mod tests {
                         }
                     }
                 }
-                pool.check().map_err(TestCaseError::fail)?;
-                let mut distinct = held.clone();
-                distinct.sort_unstable();
-                distinct.dedup();
-                prop_assert_eq!(pool.used(), distinct.len());
+                let mut references = vec![0; pool.total()];
+                for index in &held {
+                    references[*index as usize] += 1;
+                }
+                pool.check(&references).map_err(TestCaseError::fail)?;
+                prop_assert_eq!(pool.used(), references.iter().filter(|r| **r > 0).count());
             }
         }
     }
@@ -315,6 +326,36 @@ mod tests {
         assert_eq!(pool.allocate(), Some(b));
         assert_eq!(pool.lookup(2, 0), None);
         assert_eq!(pool.lookup(1, 0), Some((a, 0)));
+    }
+
+    #[test]
+    fn a_more_precise_copy_takes_the_place_of_a_cached_one() {
+        let mut pool = BlockPool::new(2);
+        let (density, quality) = (pool.allocate().unwrap(), pool.allocate().unwrap());
+        pool.register(density, 1, 1);
+        pool.release(density);
+        pool.register(quality, 1, 0);
+        assert_eq!((pool.cached(), pool.available()), (0, 1));
+        assert_eq!(pool.lookup(1, 0), Some((quality, 0)));
+        let mut references = [0; 2];
+        references[quality as usize] = 2;
+        pool.check(&references).unwrap();
+    }
+
+    #[test]
+    fn forgotten_content_is_not_found_and_its_block_is_free_at_once() {
+        let mut pool = BlockPool::new(2);
+        let (idle, used) = (pool.allocate().unwrap(), pool.allocate().unwrap());
+        pool.register(idle, 1, 0);
+        pool.register(used, 2, 0);
+        pool.release(idle);
+        pool.forget(idle);
+        pool.forget(used);
+        assert_eq!((pool.peek(1, 0), pool.peek(2, 0)), (None, None));
+        assert_eq!((pool.cached(), pool.used()), (0, 1));
+        pool.release(used);
+        assert_eq!((pool.cached(), pool.used()), (0, 0));
+        pool.check(&[0; 2]).unwrap();
     }
 
     #[test]

@@ -9,3 +9,6 @@ pub mod blocks;
 pub mod scheduler;
 
 pub use scheduler::{AddError, ScheduledStep, Scheduler, SchedulerConfig, Stats};
+
+#[cfg(test)]
+mod simulation;

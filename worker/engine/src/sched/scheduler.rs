@@ -16,7 +16,8 @@ pub struct SchedulerConfig {
     pub max_batched_tokens: usize,
     /// Most sequences running at once.
     pub max_running: usize,
-    /// Most tokens of a sequence.
+    /// Most tokens of a sequence, prompt and output. The smallest pool that [`Scheduler::shrink`] will leave must hold
+    /// them: a sequence that outgrows the whole pool would be preempted and recomputed for ever.
     pub max_tokens: usize,
 }
 
@@ -26,6 +27,9 @@ pub enum AddError {
     /// It has no tokens.
     #[error("the prompt has no tokens")]
     Empty,
+    /// The id is in use.
+    #[error("sequence {0} was added already; give each sequence an id of its own")]
+    Known(u64),
     /// It can never fit.
     #[error("{tokens} tokens are more than a sequence may have ({limit})")]
     TooLong {
@@ -55,10 +59,25 @@ struct Sequence {
     /// Tokens whose K and V are in the cache.
     computed: usize,
     blocks: Vec<u32>,
-    /// Hashes of the full blocks that are registered, and the tag of the chain so far.
+    /// Hashes of the first full blocks. They depend on the tokens alone, so they outlive a preemption.
     hashes: Vec<BlockHash>,
+    /// Blocks whose content the pool knows, and the tag of that chain so far.
+    registered: usize,
     tag: u8,
+    /// Prompt rows get logits; until the first new token, which comes after all of them.
     score_prompt: bool,
+    prompt_tokens: usize,
+}
+
+impl Sequence {
+    /// The chained hash of full block `index`; computes the chain as far as it must.
+    fn hash(&mut self, index: usize) -> BlockHash {
+        for tokens in self.tokens.chunks_exact(BLOCK_TOKENS).take(index + 1).skip(self.hashes.len()) {
+            let hash = chain(self.hashes.last().copied(), tokens);
+            self.hashes.push(hash);
+        }
+        self.hashes[index]
+    }
 }
 
 /// One sequence's part of a step.
@@ -74,6 +93,8 @@ pub struct Item {
     pub first_position: usize,
     /// The step computes the sequence's last token, so it gets a new one.
     pub samples: bool,
+    /// Its only row is that of a generated token.
+    decode: bool,
     /// All rows want logits.
     scored: bool,
     tokens: Vec<u32>,
@@ -105,9 +126,9 @@ impl ScheduledStep {
         self.admitted.iter().copied()
     }
 
-    /// Rows that are not the only row of a decode.
+    /// Rows of prompts and of tokens computed again after a preemption.
     pub fn prefill_tokens(&self) -> usize {
-        self.items.iter().filter(|i| i.rows > 1 || !i.samples).map(|i| i.rows).sum()
+        self.items.iter().filter(|i| !i.decode).map(|i| i.rows).sum()
     }
 
     /// The sequence, position and "gets a new token" of a row.
@@ -138,6 +159,14 @@ impl ScheduledStep {
         }
         plan
     }
+}
+
+/// The part of a sequence's beginning that the cache holds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Prefix {
+    blocks: usize,
+    /// Those that nobody uses: taking them makes as many less available.
+    idle: usize,
 }
 
 /// Decides which tokens are computed next.
@@ -171,12 +200,25 @@ impl Scheduler {
         if tokens.is_empty() {
             return Err(AddError::Empty);
         }
-        // The last generated token is never computed.
-        let total = tokens.len() + max_new;
-        if total > self.config.max_tokens {
-            return Err(AddError::TooLong { tokens: total, limit: self.config.max_tokens });
+        if self.sequences.contains_key(&id) {
+            return Err(AddError::Known(id));
         }
-        let sequence = Sequence { tokens, computed: 0, blocks: Vec::new(), hashes: Vec::new(), tag: 0, score_prompt };
+        let total = tokens.len().saturating_add(max_new);
+        let limit = self.config.max_tokens.min(self.pool.total() * BLOCK_TOKENS);
+        if total > limit {
+            return Err(AddError::TooLong { tokens: total, limit });
+        }
+        let prompt_tokens = tokens.len();
+        let sequence = Sequence {
+            tokens,
+            computed: 0,
+            blocks: Vec::new(),
+            hashes: Vec::new(),
+            registered: 0,
+            tag: 0,
+            score_prompt,
+            prompt_tokens,
+        };
         self.sequences.insert(id, sequence);
         self.waiting.push_back(id);
         Ok(())
@@ -215,20 +257,24 @@ impl Scheduler {
             if !self.running.contains(&id) {
                 continue;
             }
-            let rows = self.remaining(id).min(budget);
-            if rows == 0 {
+            if budget == 0 {
                 break;
             }
-            if self.reserve(id, rows, &mut scheduled, &mut budget) {
+            let rows = self.remaining(id).min(budget);
+            if rows > 0 && self.reserve(id, rows, &mut scheduled, &mut budget) {
                 scheduled.push((id, rows));
                 budget -= rows;
             }
         }
         while budget > 0 && !self.held && self.running.len() < self.config.max_running {
             let Some(id) = self.waiting.front().copied() else { break };
-            let cached = self.attach_prefix(id, rung);
+            let prefix = self.cached_prefix(id, rung);
+            if !self.admissible(id, prefix) {
+                break;
+            }
+            let cached = self.attach(id, prefix, rung);
             let rows = self.remaining(id).min(budget);
-            if !self.admissible(id) || !self.extend(id, rows) {
+            if !self.extend(id, rows) {
                 self.detach(id);
                 break;
             }
@@ -248,6 +294,7 @@ impl Scheduler {
                 rows,
                 first_position: range.start,
                 samples: range.end == sequence.tokens.len(),
+                decode: rows == 1 && range.start >= sequence.prompt_tokens && range.end == sequence.tokens.len(),
                 scored: sequence.score_prompt,
                 blocks: sequence.blocks[..blocks_for(range.end)].to_vec(),
                 tokens: sequence.tokens[range].to_vec(),
@@ -261,12 +308,43 @@ impl Scheduler {
         self.sequences.get(&id).map_or(0, |s| s.tokens.len() - s.computed)
     }
 
+    /// The cached blocks of a waiting sequence's beginning. At least its last token stays to be computed. Takes nothing:
+    /// a sequence that waits for room asks at every step.
+    fn cached_prefix(&mut self, id: u64, rung: u8) -> Prefix {
+        let mut prefix = Prefix::default();
+        let Some(sequence) = self.sequences.get_mut(&id) else { return prefix };
+        if sequence.score_prompt {
+            return prefix;
+        }
+        let reusable = (sequence.tokens.len() - 1) / BLOCK_TOKENS;
+        while prefix.blocks < reusable
+            && let Some(idle) = self.pool.peek(sequence.hash(prefix.blocks), rung)
+        {
+            prefix.blocks += 1;
+            prefix.idle += usize::from(idle);
+        }
+        prefix
+    }
+
     /// A sequence begins to run only when all its present tokens fit, with a block to spare for each running sequence:
     /// one that begins just to be preempted helps nobody. Alone it may always begin.
-    fn admissible(&self, id: u64) -> bool {
+    fn admissible(&self, id: u64, prefix: Prefix) -> bool {
         let Some(sequence) = self.sequences.get(&id) else { return false };
-        let needed = blocks_for(sequence.tokens.len() + 1).saturating_sub(sequence.blocks.len());
+        let needed = blocks_for(sequence.tokens.len() + 1).saturating_sub(prefix.blocks) + prefix.idle;
         self.running.is_empty() || needed + self.running.len() <= self.pool.available()
+    }
+
+    /// Takes over a prefix. Returns its tokens.
+    fn attach(&mut self, id: u64, prefix: Prefix, rung: u8) -> usize {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return 0 };
+        for index in 0..prefix.blocks {
+            let Some((block, tag)) = self.pool.lookup(sequence.hash(index), rung) else { break };
+            sequence.blocks.push(block);
+            sequence.tag = sequence.tag.max(tag);
+        }
+        sequence.registered = sequence.blocks.len();
+        sequence.computed = sequence.blocks.len() * BLOCK_TOKENS;
+        sequence.computed
     }
 
     /// Blocks for `rows` more tokens; preempts newer sequences while there are none. False when `id` itself had to go.
@@ -298,31 +376,12 @@ impl Scheduler {
         true
     }
 
-    /// Takes over cached blocks of the sequence's beginning; at least its last token stays to be computed. Returns the
-    /// tokens found.
-    fn attach_prefix(&mut self, id: u64, rung: u8) -> usize {
-        let Some(sequence) = self.sequences.get_mut(&id) else { return 0 };
-        if sequence.score_prompt || !sequence.blocks.is_empty() {
-            return 0;
-        }
-        let reusable = (sequence.tokens.len() - 1) / BLOCK_TOKENS;
-        for tokens in sequence.tokens.chunks_exact(BLOCK_TOKENS).take(reusable) {
-            let hash = chain(sequence.hashes.last().copied(), tokens);
-            let Some((block, tag)) = self.pool.lookup(hash, rung) else { break };
-            sequence.blocks.push(block);
-            sequence.hashes.push(hash);
-            sequence.tag = sequence.tag.max(tag);
-        }
-        sequence.computed = sequence.blocks.len() * BLOCK_TOKENS;
-        sequence.computed
-    }
-
     /// Gives all blocks of a sequence back; its tokens stay.
     fn detach(&mut self, id: u64) {
         if let Some(sequence) = self.sequences.get_mut(&id) {
             sequence.computed = 0;
             sequence.tag = 0;
-            sequence.hashes.clear();
+            sequence.registered = 0;
             let blocks = std::mem::take(&mut sequence.blocks);
             self.release(blocks);
         }
@@ -344,23 +403,30 @@ impl Scheduler {
         newest.is_some()
     }
 
-    /// Records that a step was computed and which tokens it gave.
+    /// Records that a step was computed and which tokens it gave. A sequence whose logits gave no token is damaged
+    /// somewhere in its cache: none of its blocks is reused.
     pub fn commit(&mut self, step: &ScheduledStep, sampled: &[(u64, u32)]) {
+        let sampled: HashMap<u64, u32> = sampled.iter().copied().collect();
         for item in &step.items {
             let Some(sequence) = self.sequences.get_mut(&item.id) else { continue };
             sequence.computed = item.first_position + item.rows;
             sequence.tag = sequence.tag.max(step.rung);
-            while (sequence.hashes.len() + 1) * BLOCK_TOKENS <= sequence.computed {
-                let index = sequence.hashes.len();
-                let tokens = &sequence.tokens[index * BLOCK_TOKENS..(index + 1) * BLOCK_TOKENS];
-                let hash = chain(sequence.hashes.last().copied(), tokens);
-                sequence.hashes.push(hash);
-                self.pool.register(sequence.blocks[index], hash, sequence.tag);
+            let token = sampled.get(&item.id).filter(|_| item.samples);
+            if item.samples && token.is_none() {
+                for block in &sequence.blocks {
+                    self.pool.forget(*block);
+                }
+                sequence.registered = sequence.blocks.len();
+                continue;
             }
-        }
-        for (id, token) in sampled {
-            if let Some(sequence) = self.sequences.get_mut(id) {
+            while (sequence.registered + 1) * BLOCK_TOKENS <= sequence.computed {
+                let hash = sequence.hash(sequence.registered);
+                self.pool.register(sequence.blocks[sequence.registered], hash, sequence.tag);
+                sequence.registered += 1;
+            }
+            if let Some(token) = token {
                 sequence.tokens.push(*token);
+                sequence.score_prompt = false;
             }
         }
     }
@@ -387,6 +453,16 @@ impl Scheduler {
         self.pool.grow(blocks);
     }
 
+    /// Checks the accounting: the references to each block are the tables that name it. For tests.
+    #[cfg(test)]
+    pub(super) fn check(&self) -> Result<(), String> {
+        let mut tables = vec![0; self.pool.total()];
+        for block in self.sequences.values().flat_map(|s| &s.blocks) {
+            tables[*block as usize] += 1;
+        }
+        self.pool.check(&tables)
+    }
+
     /// Counters.
     pub fn stats(&self) -> Stats {
         Stats {
@@ -401,129 +477,5 @@ impl Scheduler {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn scheduler(blocks: usize) -> Scheduler {
-        Scheduler::new(SchedulerConfig { blocks, max_batched_tokens: 32, max_running: 8, max_tokens: blocks * 16 })
-    }
-
-    /// Runs a step; every sequence that gets a token gets 7. Returns the step.
-    fn run(scheduler: &mut Scheduler, rung: u8) -> ScheduledStep {
-        let step = scheduler.schedule(rung);
-        let sampled: Vec<(u64, u32)> = step.items().iter().filter(|i| i.samples).map(|i| (i.id, 7)).collect();
-        scheduler.commit(&step, &sampled);
-        step
-    }
-
-    #[test]
-    fn decodes_come_before_prompts_and_prompts_are_cut_to_the_budget() {
-        let mut s = scheduler(64);
-        s.add(1, vec![1; 4], 10, false).unwrap();
-        run(&mut s, 0);
-        s.add(2, vec![2; 100], 10, false).unwrap();
-        let step = run(&mut s, 0);
-        let rows: Vec<(u64, usize)> = step.items().iter().map(|i| (i.id, i.rows)).collect();
-        assert_eq!(rows, [(1, 1), (2, 31)]);
-        assert_eq!(step.row(0), Some((1, 4, true)));
-        assert_eq!(step.row(31), Some((2, 30, false)));
-        assert_eq!(step.row(32), None);
-    }
-
-    #[test]
-    fn a_second_equal_prompt_reuses_blocks_but_not_those_of_a_denser_rung() {
-        let prompt: Vec<u32> = (0..40).collect();
-        let mut s = scheduler(64);
-        s.add(1, prompt.clone(), 4, false).unwrap();
-        run(&mut s, 1);
-        run(&mut s, 1);
-        s.add(2, prompt.clone(), 4, false).unwrap();
-        assert_eq!(run(&mut s, 0).admitted().collect::<Vec<_>>(), [(2, 0)]);
-        s.add(3, prompt, 4, false).unwrap();
-        let step = loop {
-            let step = run(&mut s, 1);
-            if step.admitted().next().is_some() {
-                break step;
-            }
-        };
-        assert_eq!(step.admitted().collect::<Vec<_>>(), [(3, 32)]);
-    }
-
-    #[test]
-    fn held_admissions_let_running_sequences_go_on() {
-        let mut s = scheduler(64);
-        s.add(1, vec![1; 4], 10, false).unwrap();
-        run(&mut s, 0);
-        s.hold_admissions(true);
-        s.add(2, vec![2; 4], 10, false).unwrap();
-        assert_eq!(run(&mut s, 0).items().len(), 1);
-        s.hold_admissions(false);
-        assert_eq!(run(&mut s, 0).items().len(), 2);
-    }
-
-    #[test]
-    fn what_can_never_fit_is_refused() {
-        let mut s = scheduler(4);
-        assert_eq!(s.add(1, vec![1; 60], 5, false), Err(AddError::TooLong { tokens: 65, limit: 64 }));
-        assert_eq!(s.add(1, vec![], 5, false), Err(AddError::Empty));
-    }
-
-    proptest! {
-        #[test]
-        fn every_sequence_ends_whatever_the_load_and_the_switches(
-            loads in proptest::collection::vec((1usize..70, 1usize..50, 0u32..3), 1..24),
-            resizes in proptest::collection::vec((0usize..400, 8usize..20), 0..8),
-        ) {
-            let mut s = scheduler(8);
-            s.config.max_tokens = 128;
-            let mut left: HashMap<u64, usize> = HashMap::new();
-            for (id, (prompt, new, content)) in loads.iter().enumerate() {
-                let prompt = vec![*content; *prompt];
-                s.add(id as u64, prompt, *new, false).unwrap();
-                left.insert(id as u64, *new);
-            }
-            for round in 0..20_000 {
-                if left.is_empty() {
-                    break;
-                }
-                for (at, blocks) in &resizes {
-                    if *at == round {
-                        if *blocks > s.stats().blocks_total {
-                            s.grow(*blocks);
-                        } else {
-                            while s.shrink(*blocks).is_err() {
-                                prop_assert!(s.preempt_newest());
-                            }
-                        }
-                    }
-                }
-                let step = s.schedule((round % 2) as u8);
-                prop_assert!(step.items().iter().map(|i| i.rows).sum::<usize>() <= 32);
-                prop_assert!(step.items().len() <= 8);
-                for item in step.items() {
-                    prop_assert!(item.blocks.iter().all(|b| (*b as usize) < s.stats().blocks_total));
-                }
-                let mut done = Vec::new();
-                let mut sampled = Vec::new();
-                for item in step.items().iter().filter(|i| i.samples) {
-                    sampled.push((item.id, 7));
-                    let left = left.get_mut(&item.id).unwrap();
-                    *left -= 1;
-                    if *left == 0 {
-                        done.push(item.id);
-                    }
-                }
-                s.commit(&step, &sampled);
-                for id in done {
-                    s.remove(id);
-                    left.remove(&id);
-                }
-                s.pool.check().map_err(TestCaseError::fail)?;
-            }
-            prop_assert!(left.is_empty(), "{} sequences starved", left.len());
-            prop_assert_eq!(s.stats().blocks_used, 0);
-        }
-    }
-}
+#[path = "scheduler_tests.rs"]
+mod tests;
