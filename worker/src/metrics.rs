@@ -214,7 +214,7 @@ mod tests {
         for line in [
             "vllm:num_requests_running{model_name=\"m\"} 0",
             "vllm:time_to_first_token_seconds_count{model_name=\"m\"} 1",
-            "modelprofile_generated_tokens_total{model_name=\"m\",profile=\"quality\"} 3",
+            "modelprofile_generated_tokens_total{profile=\"quality\",model_name=\"m\"} 3",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
