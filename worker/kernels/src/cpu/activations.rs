@@ -1,145 +1,309 @@
 //! Activations in the form that a weight kind multiplies with.
+//!
+//! ```text
+//! words:  [row tile][K step][8 rows]          one step is 4 bytes of a row: 4 INT8 codes or 2 BF16 values
+//! groups: [row tile][group][2][8 rows]        FP32: the scale, and the sum of the group's dequantized activations
+//! ```
+//!
+//! Rows are interleaved by eight so that a kernel walks all rows of a tile with one pointer: the operands of its dot
+//! products lie side by side, in the order of use.
 
 use half::bf16;
 
+use super::Isa;
 use crate::{GroupedActivations, WeightKind, format::e4m3, pack::PanelLayout};
+
+/// Rows of a tile.
+pub const TILE: usize = 8;
+
+/// What the words of a row are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Code {
+    /// BF16 values.
+    Half,
+    /// E4M3 values with one scale per row, as BF16, which holds them exactly.
+    HalfOfE4m3,
+    /// INT8 with one scale per row and 128 added (vpdpbusd multiplies unsigned with signed bytes).
+    ByteOfRow,
+    /// INT8 with one scale per group.
+    ByteOfGroup,
+    /// BF16 values and the sums of groups.
+    HalfOfGroup,
+}
+
+impl Code {
+    fn of(kind: WeightKind, grouped: GroupedActivations) -> Self {
+        match (kind, grouped) {
+            (WeightKind::Bf16, _) => Self::Half,
+            (WeightKind::Fp8, _) => Self::HalfOfE4m3,
+            (WeightKind::Int8, _) => Self::ByteOfRow,
+            (WeightKind::Int4 { .. } | WeightKind::Int8Group { .. }, GroupedActivations::Int8) => Self::ByteOfGroup,
+            (WeightKind::Int4 { .. } | WeightKind::Int8Group { .. }, GroupedActivations::Bf16) => Self::HalfOfGroup,
+        }
+    }
+
+    /// Values of one word.
+    fn per_word(self) -> usize {
+        if matches!(self, Self::ByteOfRow | Self::ByteOfGroup) { 4 } else { 2 }
+    }
+}
 
 /// Quantized rows; buffers are reused from call to call.
 #[derive(Debug, Default)]
 pub struct Activations {
-    /// Values per row: K padded to 8.
-    pub(crate) k: usize,
-    /// BF16 bits `[rows, k]` (Bf16, Fp8, groups with BF16 activations).
-    pub(crate) halves: Vec<u16>,
-    /// Bytes `[rows, k]`: INT8 with 128 added (Int8), or plain INT8 (groups).
-    pub(crate) bytes: Vec<u8>,
-    /// One scale per row (Fp8, Int8).
-    pub(crate) scales: Vec<f32>,
-    /// Per row and group: the scale, and the sum of the group's dequantized activations.
-    pub(crate) groups: Vec<[f32; 2]>,
-    /// Groups per row.
-    pub(crate) group_count: usize,
+    /// Words per row: K padded to 8 values.
+    pub(super) steps: usize,
+    /// Groups per row; 0 without groups.
+    pub(super) group_count: usize,
+    pub(super) words: Vec<u32>,
+    /// One scale per row; 1 where there is none.
+    pub(super) scales: Vec<f32>,
+    pub(super) groups: Vec<f32>,
 }
 
 /// Smallest scale: keeps a row of zeros from dividing by zero.
 const SMALLEST_SCALE: f32 = 1e-12;
+/// Adding 1.5 x 2^23 rounds a small number to the nearest integer, ties to even, which then stands in the low bits.
+const ROUND: f32 = 12_582_912.0;
+/// Values quantized at once: divides every group.
+const BLOCK: usize = 32;
 
 impl Activations {
-    /// Quantizes `rows` rows of `k` values as `kind` wants them.
-    pub fn quantize(
-        &mut self,
-        x: &[f32],
+    /// Makes room for `rows` rows and returns what fills it.
+    pub(super) fn writer<'a>(
+        &'a mut self,
+        x: &'a [f32],
         rows: usize,
         k: usize,
         layout: &PanelLayout,
         kind: WeightKind,
         grouped: GroupedActivations,
-    ) {
-        self.k = layout.k;
+    ) -> Writer<'a> {
+        let code = Code::of(kind, grouped);
+        let tiles = rows.div_ceil(TILE);
+        self.steps = layout.k / code.per_word();
         self.group_count = if layout.group == 0 { 0 } else { k / layout.group };
-        let size = rows * layout.k;
-        match kind {
-            WeightKind::Bf16 | WeightKind::Fp8 => {
-                self.halves.resize(size, 0);
-                self.scales.resize(rows, 1.0);
-                for row in 0..rows {
-                    let values = &x[row * k..(row + 1) * k];
-                    let out = &mut self.halves[row * layout.k..(row + 1) * layout.k];
-                    out[k..].fill(0);
-                    if kind == WeightKind::Bf16 {
-                        self.scales[row] = 1.0;
-                        to_bf16(values, out);
-                    } else {
-                        let scale = (absmax(values) / e4m3::MAX).max(SMALLEST_SCALE);
-                        self.scales[row] = scale;
-                        let inverse = 1.0 / scale;
-                        for (o, v) in out.iter_mut().zip(values) {
-                            // E4M3 has fewer bits than BF16: the decoded value is exact.
-                            *o = (e4m3_round(v * inverse).to_bits() >> 16) as u16;
-                        }
-                    }
-                }
+        // Lanes beyond the last row keep what they had: no kernel stores their products.
+        self.words.resize(tiles * self.steps * TILE, 0);
+        self.scales.resize(tiles * TILE, 1.0);
+        self.groups.resize(tiles * self.group_count * 2 * TILE, 0.0);
+        Writer {
+            x,
+            rows,
+            k,
+            group: if layout.group == 0 { k } else { layout.group },
+            code,
+            steps: self.steps,
+            group_count: self.group_count,
+            words: self.words.as_mut_ptr(),
+            scales: self.scales.as_mut_ptr(),
+            groups: self.groups.as_mut_ptr(),
+            life: std::marker::PhantomData,
+        }
+    }
+
+    /// The word of a row at a step.
+    pub(super) fn word(&self, row: usize, step: usize) -> u32 {
+        self.words[(row / TILE * self.steps + step) * TILE + row % TILE]
+    }
+
+    /// Scale of a row's group, and the sum of its dequantized activations.
+    pub(super) fn group(&self, row: usize, group: usize) -> (f32, f32) {
+        let at = (row / TILE * self.group_count + group) * 2 * TILE + row % TILE;
+        (self.groups[at], self.groups[at + TILE])
+    }
+}
+
+/// Quantizes rows tile by tile; threads take different tiles.
+#[derive(Clone, Copy)]
+pub(super) struct Writer<'a> {
+    x: &'a [f32],
+    rows: usize,
+    k: usize,
+    group: usize,
+    code: Code,
+    steps: usize,
+    group_count: usize,
+    words: *mut u32,
+    scales: *mut f32,
+    groups: *mut f32,
+    life: std::marker::PhantomData<&'a mut Activations>,
+}
+
+// SAFETY: threads write different tiles, as `tile` requires of its callers.
+unsafe impl Send for Writer<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Writer<'_> {}
+
+/// The parts of one tile.
+struct Tile<'a> {
+    words: &'a mut [u32],
+    scales: &'a mut [f32],
+    groups: &'a mut [f32],
+}
+
+impl Writer<'_> {
+    /// Tiles to fill.
+    pub(super) fn tiles(&self) -> usize {
+        self.rows.div_ceil(TILE)
+    }
+
+    /// Quantizes the rows of one tile.
+    ///
+    /// # Safety
+    /// `index` is below [`Self::tiles`], no other thread fills it meanwhile, and `isa` is available.
+    pub(super) unsafe fn tile(&self, isa: Isa, index: usize) {
+        let (words, groups) = (self.steps * TILE, self.group_count * 2 * TILE);
+        // SAFETY: the buffers hold all tiles, which do not overlap; the caller's promise.
+        unsafe {
+            let tile = Tile {
+                words: std::slice::from_raw_parts_mut(self.words.add(index * words), words),
+                scales: std::slice::from_raw_parts_mut(self.scales.add(index * TILE), TILE),
+                groups: std::slice::from_raw_parts_mut(self.groups.add(index * groups), groups),
+            };
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => self.fill_avx512(index, tile),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => self.fill_avx2(index, tile),
+                _ => self.fill(index, tile),
             }
-            WeightKind::Int8 => {
-                self.bytes.resize(size, 0);
-                self.scales.resize(rows, 1.0);
-                for row in 0..rows {
-                    let values = &x[row * k..(row + 1) * k];
-                    let out = &mut self.bytes[row * layout.k..(row + 1) * layout.k];
-                    out[k..].fill(128);
-                    let scale = (absmax(values) / 127.0).max(SMALLEST_SCALE);
-                    self.scales[row] = scale;
-                    let inverse = 1.0 / scale;
-                    for (o, v) in out.iter_mut().zip(values) {
-                        *o = ((v * inverse).round_ties_even() as i32 + 128) as u8;
-                    }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+    fn fill_avx512(&self, index: usize, tile: Tile<'_>) {
+        self.fill(index, tile);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn fill_avx2(&self, index: usize, tile: Tile<'_>) {
+        self.fill(index, tile);
+    }
+
+    #[inline(always)]
+    fn fill(&self, index: usize, tile: Tile<'_>) {
+        for lane in 0..TILE.min(self.rows - index * TILE) {
+            let row = index * TILE + lane;
+            let x = &self.x[row * self.k..(row + 1) * self.k];
+            let grouped = matches!(self.code, Code::ByteOfGroup | Code::HalfOfGroup);
+            let mut scale = match self.code {
+                Code::HalfOfE4m3 => (absmax(x) / e4m3::MAX).max(SMALLEST_SCALE),
+                Code::ByteOfRow => (absmax(x) / 127.0).max(SMALLEST_SCALE),
+                _ => 1.0,
+            };
+            tile.scales[lane] = scale;
+            for (group, x) in x.chunks(self.group).enumerate() {
+                if self.code == Code::ByteOfGroup {
+                    scale = (absmax(x) / 127.0).max(SMALLEST_SCALE);
                 }
-            }
-            WeightKind::Int4 { .. } | WeightKind::Int8Group { .. } => {
-                self.groups.resize(rows * self.group_count, [0.0; 2]);
-                match grouped {
-                    GroupedActivations::Int8 => self.group_bytes(x, rows, k, layout),
-                    GroupedActivations::Bf16 => self.group_halves(x, rows, k, layout),
+                let first = group * self.group / self.code.per_word();
+                let sum = self.codes(x, 1.0 / scale, &mut tile.words[first * TILE..], lane);
+                if grouped {
+                    let at = group * 2 * TILE + lane;
+                    tile.groups[at] = scale;
+                    tile.groups[at + TILE] = scale * sum;
                 }
             }
         }
     }
 
-    fn group_bytes(&mut self, x: &[f32], rows: usize, k: usize, layout: &PanelLayout) {
-        self.bytes.resize(rows * layout.k, 0);
-        for row in 0..rows {
-            let values = x[row * k..(row + 1) * k].chunks_exact(layout.group);
-            let out = self.bytes[row * layout.k..(row + 1) * layout.k].chunks_exact_mut(layout.group);
-            let groups = self.groups[row * self.group_count..].iter_mut();
-            for ((values, out), group) in values.zip(out).zip(groups) {
-                let scale = (absmax(values) / 127.0).max(SMALLEST_SCALE);
-                let inverse = 1.0 / scale;
+    /// Writes the codes of consecutive values into a lane; returns the sum of a group's codes.
+    #[inline(always)]
+    fn codes(&self, x: &[f32], inverse: f32, words: &mut [u32], lane: usize) -> f32 {
+        let mut sum = 0.0;
+        let mut out = words.chunks_exact_mut(BLOCK / self.code.per_word() * TILE);
+        let blocks = x.chunks_exact(BLOCK);
+        let rest = blocks.remainder();
+        for block in blocks {
+            let Some(out) = out.next() else { return sum };
+            let mut values = [0.0f32; BLOCK];
+            values.copy_from_slice(block);
+            sum += self.block(&values, inverse, out, lane);
+        }
+        if !rest.is_empty() {
+            // Only a whole row can have a rest: K is padded with zeros to 8.
+            let mut values = [0.0f32; BLOCK];
+            values[..rest.len()].copy_from_slice(rest);
+            let padded = rest.len().next_multiple_of(8) / self.code.per_word();
+            let out = out.into_remainder();
+            let mut whole = [0u32; BLOCK / 2 * TILE];
+            sum += self.block(&values, inverse, &mut whole[..BLOCK / self.code.per_word() * TILE], lane);
+            for step in 0..padded {
+                out[step * TILE + lane] = whole[step * TILE + lane];
+            }
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn block(&self, x: &[f32; BLOCK], inverse: f32, out: &mut [u32], lane: usize) -> f32 {
+        match self.code {
+            Code::ByteOfRow | Code::ByteOfGroup => {
+                let mut codes = [0u8; BLOCK];
                 let mut sum = 0i32;
-                for (o, v) in out.iter_mut().zip(values) {
-                    let code = (v * inverse).round_ties_even() as i32;
-                    sum += code;
-                    *o = code as u8;
+                for (code, v) in codes.iter_mut().zip(x) {
+                    let bits = (v * inverse + ROUND).to_bits();
+                    *code = bits as u8;
+                    sum += i32::from(*code as i8);
                 }
-                *group = [scale, scale * sum as f32];
+                if self.code == Code::ByteOfRow {
+                    for code in &mut codes {
+                        *code ^= 0x80;
+                    }
+                }
+                for (out, word) in out.chunks_exact_mut(TILE).zip(codes.as_chunks::<4>().0) {
+                    out[lane] = u32::from_le_bytes(*word);
+                }
+                sum as f32
             }
-        }
-    }
-
-    fn group_halves(&mut self, x: &[f32], rows: usize, k: usize, layout: &PanelLayout) {
-        self.halves.resize(rows * layout.k, 0);
-        for row in 0..rows {
-            let values = x[row * k..(row + 1) * k].chunks_exact(layout.group);
-            let out = self.halves[row * layout.k..(row + 1) * layout.k].chunks_exact_mut(layout.group);
-            let groups = self.groups[row * self.group_count..].iter_mut();
-            for ((values, out), group) in values.zip(out).zip(groups) {
-                to_bf16(values, out);
-                *group = [1.0, out.iter().map(|h| bf16::from_bits(*h).to_f32()).sum()];
+            Code::Half | Code::HalfOfGroup | Code::HalfOfE4m3 => {
+                let mut codes = [0u16; BLOCK];
+                for (code, v) in codes.iter_mut().zip(x) {
+                    *code = if self.code == Code::HalfOfE4m3 {
+                        // E4M3 has fewer bits than BF16: the decoded value is exact.
+                        (e4m3_round(v * inverse).to_bits() >> 16) as u16
+                    } else {
+                        to_bf16(*v)
+                    };
+                }
+                for (out, pair) in out.chunks_exact_mut(TILE).zip(codes.as_chunks::<2>().0) {
+                    out[lane] = u32::from(pair[0]) | u32::from(pair[1]) << 16;
+                }
+                if self.code == Code::HalfOfGroup {
+                    codes.iter().map(|code| bf16::from_bits(*code).to_f32()).sum()
+                } else {
+                    0.0
+                }
             }
         }
     }
 }
 
+#[inline(always)]
 fn absmax(values: &[f32]) -> f32 {
     let mut lanes = [0.0f32; 16];
-    let chunks = values.chunks_exact(16);
-    let rest = chunks.remainder().iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let (chunks, rest) = values.as_chunks::<16>();
     for chunk in chunks {
         for (lane, v) in lanes.iter_mut().zip(chunk) {
             *lane = lane.max(v.abs());
         }
     }
+    let rest = rest.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     lanes.iter().fold(rest, |m, v| m.max(*v))
 }
 
 /// Round to nearest even; NaN is not expected here and stays some NaN or infinity.
-fn to_bf16(values: &[f32], out: &mut [u16]) {
-    for (o, v) in out.iter_mut().zip(values) {
-        let bits = v.to_bits();
-        *o = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
-    }
+#[inline(always)]
+pub(super) fn to_bf16(v: f32) -> u16 {
+    let bits = v.to_bits();
+    (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
 /// The E4M3 value nearest to `v`, for `|v| <= 448` up to rounding, without branches.
+#[inline(always)]
 fn e4m3_round(v: f32) -> f32 {
     let magnitude = v.abs().min(e4m3::MAX);
     // Adding and subtracting 2^20 x the value's power of two (at least 2^-6) keeps three bits of mantissa, rounded to even.
@@ -151,6 +315,7 @@ fn e4m3_round(v: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::WeightSpec;
 
     #[test]
     fn branchless_rounding_is_encode_then_decode() {
@@ -160,6 +325,62 @@ mod tests {
                 let expected = e4m3::decode(e4m3::encode(v));
                 assert_eq!(e4m3_round(v).to_bits(), expected.to_bits(), "{v}");
             }
+        }
+    }
+
+    fn quantized(isa: Isa, kind: WeightKind, grouped: GroupedActivations, x: &[f32], rows: usize) -> Activations {
+        let k = x.len() / rows;
+        let layout = PanelLayout::new(&WeightSpec { kind, n: 16, k });
+        let mut activations = Activations::default();
+        let writer = activations.writer(x, rows, k, &layout, kind, grouped);
+        for tile in 0..writer.tiles() {
+            // SAFETY: one thread, tiles in range, the instruction set is one of the available.
+            unsafe { writer.tile(isa, tile) };
+        }
+        activations
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_codes_of_the_definition() {
+        let (rows, k) = (11, 96);
+        let x: Vec<f32> = (0..rows * k).map(|i| ((i * 7919) % 2003) as f32 / 1000.0 - 1.0).collect();
+        for isa in Isa::available() {
+            let bytes = quantized(isa, WeightKind::Int4 { group: 32 }, GroupedActivations::Int8, &x, rows);
+            let wide = quantized(isa, WeightKind::Int8, GroupedActivations::Int8, &x, rows);
+            let halves = quantized(isa, WeightKind::Int4 { group: 32 }, GroupedActivations::Bf16, &x, rows);
+            for row in 0..rows {
+                let values = &x[row * k..(row + 1) * k];
+                let top = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                for (group, values) in values.chunks_exact(32).enumerate() {
+                    let scale = values.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0;
+                    let mut sum = 0.0;
+                    for (i, v) in values.iter().enumerate() {
+                        let at = group * 32 + i;
+                        let code = (v * (1.0 / scale)).round_ties_even();
+                        sum += code;
+                        assert_eq!(f32::from(bytes.word(row, at / 4).to_le_bytes()[at % 4] as i8), code);
+                        let row_code = (v * (1.0 / (top / 127.0))).round_ties_even() + 128.0;
+                        assert_eq!(f32::from(wide.word(row, at / 4).to_le_bytes()[at % 4]), row_code);
+                        let half = (halves.word(row, at / 2) >> (16 * (at % 2))) as u16;
+                        assert_eq!(bf16::from_bits(half), bf16::from_f32(*v));
+                    }
+                    assert_eq!(bytes.group(row, group), (scale, scale * sum), "{isa:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_of_zeros_and_a_short_rest_are_quantized() {
+        for isa in Isa::available() {
+            let zeros = quantized(isa, WeightKind::Int8, GroupedActivations::Int8, &[0.0; 13], 1);
+            assert!((0..zeros.steps).all(|step| zeros.word(0, step) == 0x8080_8080), "{isa:?}");
+            let values: Vec<f32> = (1..=13).map(|i| i as f32).collect();
+            let halves = quantized(isa, WeightKind::Bf16, GroupedActivations::Int8, &values, 1);
+            let found: Vec<f32> =
+                (0..16).map(|i| bf16::from_bits((halves.word(0, i / 2) >> (16 * (i % 2))) as u16).to_f32()).collect();
+            assert_eq!(found[..13], values[..], "{isa:?}");
+            assert_eq!(found[13..], [0.0; 3], "{isa:?}");
         }
     }
 }

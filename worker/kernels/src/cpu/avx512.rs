@@ -1,25 +1,20 @@
 //! Products with AVX-512: vpdpbusd (VNNI) for integer codes, vdpbf16ps for BF16 and FP8.
 //!
-//! A tile is `R` rows x `C` panels of 16 outputs, one accumulator register each (and one more while a group's integer
-//! sum is formed): at most 8 of each, so that with weights, scales and masks a tile stays within 32 registers. One row
-//! takes four panels at once to hide the latency of the dot products; many rows take one panel and reuse its registers.
+//! A tile is `R` rows x `C` panels of 16 outputs with one accumulator register each, and one more per row while a group's
+//! integer sum is formed. Few rows take four panels at once: memory bounds them, and more independent sums hide the latency
+//! of the dot products. Eight rows take two panels, so that one broadcast activation serves two products (one panel where
+//! groups need a second set of accumulators): with weights, scales and tables that stays within 32 registers.
 
 use std::{arch::x86_64::*, ops::Range};
 
-use super::{activations::Activations, linear::Output};
+use super::{
+    activations::{Activations, TILE},
+    linear::Output,
+};
 use crate::{
     GroupedActivations, PackedWeight, WeightKind,
     pack::{PANEL, PanelLayout},
 };
-
-/// Operands of a tile.
-#[derive(Clone, Copy)]
-struct Tile<'a> {
-    x: &'a Activations,
-    row: usize,
-    panels: *const u8,
-    layout: PanelLayout,
-}
 
 /// The decoding tables of E4M3: low and high byte of the BF16 of codes 0..128.
 struct Tables {
@@ -52,6 +47,31 @@ const fn tables() -> Tables {
     tables
 }
 
+/// Operands of a tile: everything by pointer, so that the loops hold no lengths in registers.
+#[derive(Clone, Copy)]
+struct Operands {
+    /// Word 0 of the tile's first row.
+    words: *const u32,
+    /// Words of a row.
+    steps: usize,
+    /// Scale of group 0 of the tile's first row.
+    groups: *const f32,
+    /// First panel.
+    panel: *const u8,
+    /// Bytes of a panel.
+    stride: usize,
+    /// Where a panel's group scales start.
+    scales: usize,
+    /// Where a panel's column sums start.
+    sums: usize,
+    /// Inputs of a group.
+    group: usize,
+    /// Groups of a row.
+    group_count: usize,
+}
+
+/// Computes a range of panels for all rows.
+///
 /// # Safety
 /// As [`super::linear::linear_panels`]; the machine must have the instructions of [`super::Isa::Avx512`].
 pub(super) unsafe fn panels(
@@ -63,9 +83,10 @@ pub(super) unsafe fn panels(
     panels: Range<usize>,
     out: Output<'_>,
 ) {
-    debug_assert!(w.bytes.len() >= panels.end * layout.bytes);
+    assert!(w.bytes.len() >= panels.end * layout.bytes, "the panels are inside the weight");
+    assert!(x.scales.len() >= rows && x.words.len() >= rows.div_ceil(TILE) * x.steps * TILE, "the rows were quantized");
     let half = grouped == GroupedActivations::Bf16;
-    // SAFETY: `run` only reads panels inside the weight (checked when it was packed or opened) and rows inside `x`.
+    // SAFETY: checked above; the caller's promises.
     unsafe {
         match w.spec.kind {
             WeightKind::Bf16 => run::<Bf16>(x, rows, w, layout, panels, out),
@@ -81,9 +102,12 @@ pub(super) unsafe fn panels(
 
 /// A kind's tile product, scaled but for the row scales.
 trait Kernel {
+    /// Panels of a tile of more than two rows.
+    const WIDE: usize;
+
     /// # Safety
     /// The tile must lie inside its weight and activations, and the machine must have the instructions.
-    unsafe fn tile<const R: usize, const C: usize>(tile: Tile<'_>) -> [[__m512; C]; R];
+    unsafe fn tile<const R: usize, const C: usize>(t: Operands) -> [[__m512; C]; R];
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx512bf16")]
@@ -98,14 +122,26 @@ unsafe fn run<K: Kernel>(
     let mut panel = panels.start;
     while panel < panels.end {
         let left = panels.end - panel;
-        let wide = if rows <= 2 && left >= 4 { 4 } else { 1 };
+        let wide = if rows <= 2 && left >= 4 {
+            4
+        } else if left >= K::WIDE {
+            K::WIDE
+        } else {
+            1
+        };
         let mut row = 0;
         while row < rows {
+            // Rows of one tile of activations lie together; a kernel's rows never cross into the next.
+            let height = (rows - row).min(TILE - row % TILE);
             // SAFETY: rows and panels of the tile are inside their ranges by the loop's bounds.
             unsafe {
-                row += match (rows - row, wide) {
+                row += match (height, wide) {
                     (2.., 4) => store::<K, 2, 4>(x, row, w, layout, panel, out),
                     (_, 4) => store::<K, 1, 4>(x, row, w, layout, panel, out),
+                    (8.., 2) => store::<K, 8, 2>(x, row, w, layout, panel, out),
+                    (4.., 2) => store::<K, 4, 2>(x, row, w, layout, panel, out),
+                    (2.., 2) => store::<K, 2, 2>(x, row, w, layout, panel, out),
+                    (_, 2) => store::<K, 1, 2>(x, row, w, layout, panel, out),
                     (8.., _) => store::<K, 8, 1>(x, row, w, layout, panel, out),
                     (4.., _) => store::<K, 4, 1>(x, row, w, layout, panel, out),
                     (2.., _) => store::<K, 2, 1>(x, row, w, layout, panel, out),
@@ -131,25 +167,33 @@ unsafe fn store<K: Kernel, const R: usize, const C: usize>(
     panel: usize,
     out: Output<'_>,
 ) -> usize {
-    let panels = w.bytes[panel * layout.bytes..].as_ptr();
     // SAFETY: the caller's promises; the row scales are inside the panel.
     unsafe {
-        let sums = K::tile::<R, C>(Tile { x, row, panels, layout: *layout });
+        let (tile, lane) = (row / TILE, row % TILE);
+        let panels = w.bytes.as_ptr().add(panel * layout.bytes);
+        let sums = K::tile::<R, C>(Operands {
+            words: x.words.as_ptr().add(tile * x.steps * TILE + lane),
+            steps: x.steps,
+            groups: x.groups.as_ptr().add(tile * x.group_count * 2 * TILE + lane),
+            panel: panels,
+            stride: layout.bytes,
+            scales: layout.scales,
+            sums: layout.sums,
+            group: layout.group,
+            group_count: x.group_count,
+        });
         for c in 0..C {
             let scales = _mm512_loadu_ps(panels.add(c * layout.bytes + layout.rows).cast());
             let n = w.spec.n - (panel + c) * PANEL;
-            for (r, sums) in sums.iter().enumerate() {
+            let mask = if n >= PANEL { 0xffff } else { (1u16 << n) - 1 };
+            let first = (panel + c) * PANEL;
+            for r in 0..R {
                 let row = row + r;
-                let scale = match w.spec.kind {
-                    WeightKind::Fp8 | WeightKind::Int8 => x.scales[row],
-                    _ => 1.0,
-                };
-                let scales = _mm512_mul_ps(scales, _mm512_set1_ps(scale));
-                let mut value = _mm512_mul_ps(sums[c], scales);
-                let mask = if n >= PANEL { 0xffff } else { (1u16 << n) - 1 };
-                let first = (panel + c) * PANEL;
+                // Kinds without a scale per row of activations have 1 there.
+                let scales = _mm512_mul_ps(scales, _mm512_set1_ps(*x.scales.as_ptr().add(row)));
+                let mut value = _mm512_mul_ps(sums[r][c], scales);
                 if let Some(bias) = out.bias {
-                    value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, bias[first..].as_ptr()));
+                    value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, bias.as_ptr().add(first)));
                 }
                 let place = out.base.add(row * out.stride + first);
                 if out.add {
@@ -164,19 +208,21 @@ unsafe fn store<K: Kernel, const R: usize, const C: usize>(
 
 struct Bf16;
 impl Kernel for Bf16 {
+    const WIDE: usize = 2;
+
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline]
-    unsafe fn tile<const R: usize, const C: usize>(t: Tile<'_>) -> [[__m512; C]; R] {
+    unsafe fn tile<const R: usize, const C: usize>(t: Operands) -> [[__m512; C]; R] {
         let mut sums = [[_mm512_setzero_ps(); C]; R];
-        let x = t.x.halves[t.row * t.layout.k..(t.row + R) * t.layout.k].as_ptr();
-        for step in 0..t.layout.k / 2 {
-            for c in 0..C {
-                // SAFETY: inside the panel and the rows: `step` is below K / 2.
-                unsafe {
-                    let w = load(t.panels.add(c * t.layout.bytes + step * 64));
-                    for r in 0..R {
-                        let x = broadcast(x.add(r * t.layout.k + step * 2).cast());
-                        sums[r][c] = dot_halves(sums[r][c], w, x);
+        for step in 0..t.steps {
+            // SAFETY: inside the panels and the rows: `step` is below K / 2.
+            unsafe {
+                let x = t.words.add(step * TILE);
+                let w = weights::<C>(t.panel.add(step * 64), t.stride);
+                for r in 0..R {
+                    let x = broadcast(x.add(r));
+                    for c in 0..C {
+                        sums[r][c] = dot_halves(sums[r][c], w[c], x);
                     }
                 }
             }
@@ -187,32 +233,35 @@ impl Kernel for Bf16 {
 
 struct Fp8;
 impl Kernel for Fp8 {
+    const WIDE: usize = 2;
+
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
     #[inline]
-    unsafe fn tile<const R: usize, const C: usize>(t: Tile<'_>) -> [[__m512; C]; R] {
+    unsafe fn tile<const R: usize, const C: usize>(t: Operands) -> [[__m512; C]; R] {
         let mut sums = [[_mm512_setzero_ps(); C]; R];
-        let x = t.x.halves[t.row * t.layout.k..(t.row + R) * t.layout.k].as_ptr();
         // SAFETY: the tables have 128 bytes each.
         let (low, high) = unsafe {
             let (low, high) = (E4M3.low.as_ptr(), E4M3.high.as_ptr());
             ([load(low), load(low.add(64))], [load(high), load(high.add(64))])
         };
         let sign = _mm512_set1_epi8(-128);
-        for step in 0..t.layout.k / 4 {
-            for c in 0..C {
-                // SAFETY: inside the panel and the rows: `step` is below K / 4.
-                unsafe {
-                    let codes = load(t.panels.add(c * t.layout.bytes + step * 64));
-                    // The look-up ignores the sign bit; the high byte gets it back.
+        for step in 0..t.steps / 2 {
+            // SAFETY: inside the panels and the rows: `step` is below K / 4.
+            unsafe {
+                let x = t.words.add(step * 2 * TILE);
+                let mut w = [[_mm512_setzero_si512(); 2]; C];
+                for (codes, w) in weights::<C>(t.panel.add(step * 64), t.stride).into_iter().zip(&mut w) {
+                    // The look-up ignores the sign bit; the high byte gets it back: highs | (codes & sign).
                     let lows = _mm512_permutex2var_epi8(low[0], codes, low[1]);
                     let highs = _mm512_permutex2var_epi8(high[0], codes, high[1]);
-                    let highs = _mm512_or_si512(highs, _mm512_and_si512(codes, sign));
-                    let first = _mm512_unpacklo_epi8(lows, highs);
-                    let second = _mm512_unpackhi_epi8(lows, highs);
-                    for r in 0..R {
-                        let x = x.add(r * t.layout.k + step * 4);
-                        sums[r][c] = dot_halves(sums[r][c], first, broadcast(x.cast()));
-                        sums[r][c] = dot_halves(sums[r][c], second, broadcast(x.add(2).cast()));
+                    let highs = _mm512_ternarylogic_epi32::<0xf8>(highs, codes, sign);
+                    *w = [_mm512_unpacklo_epi8(lows, highs), _mm512_unpackhi_epi8(lows, highs)];
+                }
+                for r in 0..R {
+                    let (first, second) = (broadcast(x.add(r)), broadcast(x.add(TILE + r)));
+                    for c in 0..C {
+                        sums[r][c] = dot_halves(sums[r][c], w[c][0], first);
+                        sums[r][c] = dot_halves(sums[r][c], w[c][1], second);
                     }
                 }
             }
@@ -223,19 +272,21 @@ impl Kernel for Fp8 {
 
 struct Int8;
 impl Kernel for Int8 {
+    const WIDE: usize = 2;
+
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     #[inline]
-    unsafe fn tile<const R: usize, const C: usize>(t: Tile<'_>) -> [[__m512; C]; R] {
+    unsafe fn tile<const R: usize, const C: usize>(t: Operands) -> [[__m512; C]; R] {
         let mut sums = [[_mm512_setzero_si512(); C]; R];
-        let x = t.x.bytes[t.row * t.layout.k..(t.row + R) * t.layout.k].as_ptr();
-        for step in 0..t.layout.k / 4 {
-            for c in 0..C {
-                // SAFETY: inside the panel and the rows: `step` is below K / 4.
-                unsafe {
-                    let w = load(t.panels.add(c * t.layout.bytes + step * 64));
-                    for r in 0..R {
-                        let x = broadcast(x.add(r * t.layout.k + step * 4).cast());
-                        sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], x, w);
+        for step in 0..t.steps {
+            // SAFETY: inside the panels and the rows: `step` is below K / 4.
+            unsafe {
+                let x = t.words.add(step * TILE);
+                let w = weights::<C>(t.panel.add(step * 64), t.stride);
+                for r in 0..R {
+                    let x = broadcast(x.add(r));
+                    for c in 0..C {
+                        sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], x, w[c]);
                     }
                 }
             }
@@ -243,7 +294,7 @@ impl Kernel for Int8 {
         let mut out = [[_mm512_setzero_ps(); C]; R];
         for c in 0..C {
             // SAFETY: the column sums are inside the panel. The activations carry 128 too much: 128 x column sum.
-            let extra = unsafe { _mm512_slli_epi32::<7>(load(t.panels.add(c * t.layout.bytes + t.layout.sums))) };
+            let extra = unsafe { _mm512_slli_epi32::<7>(load(t.panel.add(c * t.stride + t.sums))) };
             for r in 0..R {
                 out[r][c] = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[r][c], extra));
             }
@@ -255,44 +306,49 @@ impl Kernel for Int8 {
 /// Groups with INT8 activations.
 struct Groups<const BITS: usize>;
 impl<const BITS: usize> Kernel for Groups<BITS> {
+    const WIDE: usize = 1;
+
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     #[inline]
-    unsafe fn tile<const R: usize, const C: usize>(t: Tile<'_>) -> [[__m512; C]; R] {
+    unsafe fn tile<const R: usize, const C: usize>(t: Operands) -> [[__m512; C]; R] {
         let mut out = [[_mm512_setzero_ps(); C]; R];
-        let x = t.x.bytes[t.row * t.layout.k..(t.row + R) * t.layout.k].as_ptr();
-        let groups = &t.x.groups[t.row * t.x.group_count..(t.row + R) * t.x.group_count];
         let mask = _mm512_set1_epi8(15);
-        let registers = t.layout.group * BITS / 32;
-        for group in 0..t.x.group_count {
+        let registers = t.group * BITS / 32;
+        for group in 0..t.group_count {
             for c in 0..C {
                 let mut sums = [_mm512_setzero_si512(); R];
                 // SAFETY: groups divide K, so every read is inside the panel and the rows.
                 unsafe {
-                    let codes = t.panels.add(c * t.layout.bytes + group * registers * 64);
-                    let x = x.add(group * t.layout.group);
+                    let panel = t.panel.add(c * t.stride);
+                    let codes = panel.add(group * registers * 64);
+                    let x = t.words.add(group * t.group / 4 * TILE);
                     for register in 0..registers {
                         let w = load(codes.add(register * 64));
                         if BITS == 4 {
                             let low = _mm512_and_si512(w, mask);
                             let high = _mm512_and_si512(_mm512_srli_epi16::<4>(w), mask);
-                            for (r, sum) in sums.iter_mut().enumerate() {
-                                let x = x.add(r * t.layout.k + register * 8);
-                                *sum = _mm512_dpbusd_epi32(*sum, low, broadcast(x.cast()));
-                                *sum = _mm512_dpbusd_epi32(*sum, high, broadcast(x.add(4).cast()));
+                            let x = x.add(register * 2 * TILE);
+                            for r in 0..R {
+                                sums[r] = _mm512_dpbusd_epi32(sums[r], low, broadcast(x.add(r)));
+                            }
+                            for r in 0..R {
+                                sums[r] = _mm512_dpbusd_epi32(sums[r], high, broadcast(x.add(TILE + r)));
                             }
                         } else {
-                            for (r, sum) in sums.iter_mut().enumerate() {
-                                let x = x.add(r * t.layout.k + register * 4);
-                                *sum = _mm512_dpbusd_epi32(*sum, w, broadcast(x.cast()));
+                            let x = x.add(register * TILE);
+                            for r in 0..R {
+                                sums[r] = _mm512_dpbusd_epi32(sums[r], w, broadcast(x.add(r)));
                             }
                         }
                     }
-                    let (scales, mins) = scales(t.panels.add(c * t.layout.bytes), &t.layout, group);
+                    let scales_at = panel.add(t.scales + group * 2 * PANEL * 2);
+                    let (scales, mins) = (halves(scales_at), halves(scales_at.add(PANEL * 2)));
+                    let groups = t.groups.add(group * 2 * TILE);
                     for r in 0..R {
-                        let [scale, total] = groups[r * t.x.group_count + group];
-                        let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r]), _mm512_set1_ps(scale));
+                        let (scale, total) = (_mm512_set1_ps(*groups.add(r)), _mm512_set1_ps(*groups.add(TILE + r)));
+                        let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r]), scale);
                         out[r][c] = _mm512_fmadd_ps(sum, scales, out[r][c]);
-                        out[r][c] = _mm512_fmadd_ps(mins, _mm512_set1_ps(total), out[r][c]);
+                        out[r][c] = _mm512_fmadd_ps(mins, total, out[r][c]);
                     }
                 }
             }
@@ -304,20 +360,20 @@ impl<const BITS: usize> Kernel for Groups<BITS> {
 /// Groups with BF16 activations: the codes become exact BF16 integers.
 struct GroupHalves<const BITS: usize>;
 impl<const BITS: usize> Kernel for GroupHalves<BITS> {
+    const WIDE: usize = 1;
+
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline]
-    unsafe fn tile<const R: usize, const C: usize>(t: Tile<'_>) -> [[__m512; C]; R] {
+    unsafe fn tile<const R: usize, const C: usize>(t: Operands) -> [[__m512; C]; R] {
         let mut out = [[_mm512_setzero_ps(); C]; R];
-        let x = t.x.halves[t.row * t.layout.k..(t.row + R) * t.layout.k].as_ptr();
-        let groups = &t.x.groups[t.row * t.x.group_count..(t.row + R) * t.x.group_count];
         let byte = _mm512_set1_epi32(255);
-        for group in 0..t.x.group_count {
+        for group in 0..t.group_count {
             for c in 0..C {
                 let mut sums = [_mm512_setzero_ps(); R];
                 // SAFETY: groups divide K, so every read is inside the panel and the rows.
                 unsafe {
-                    let panel = t.panels.add(c * t.layout.bytes);
-                    for quad in group * t.layout.group / 4..(group + 1) * t.layout.group / 4 {
+                    let panel = t.panel.add(c * t.stride);
+                    for quad in group * t.group / 4..(group + 1) * t.group / 4 {
                         let w = if BITS == 4 {
                             let w = load(panel.add(quad / 2 * 64));
                             let w = if quad % 2 == 0 { w } else { _mm512_srli_epi16::<4>(w) };
@@ -333,23 +389,39 @@ impl<const BITS: usize> Kernel for GroupHalves<BITS> {
                         let pair = |a: __m512i, b: __m512i| _mm512_or_si512(_mm512_srli_epi32::<16>(a), b);
                         let first = pair(codes(0), codes(8));
                         let second = pair(codes(16), codes(24));
-                        for (r, sum) in sums.iter_mut().enumerate() {
-                            let x = x.add(r * t.layout.k + quad * 4);
-                            *sum = dot_halves(*sum, first, broadcast(x.cast()));
-                            *sum = dot_halves(*sum, second, broadcast(x.add(2).cast()));
+                        let x = t.words.add(quad * 2 * TILE);
+                        for r in 0..R {
+                            sums[r] = dot_halves(sums[r], first, broadcast(x.add(r)));
+                            sums[r] = dot_halves(sums[r], second, broadcast(x.add(TILE + r)));
                         }
                     }
-                    let (scales, mins) = scales(panel, &t.layout, group);
+                    let scales_at = panel.add(t.scales + group * 2 * PANEL * 2);
+                    let (scales, mins) = (halves(scales_at), halves(scales_at.add(PANEL * 2)));
+                    let groups = t.groups.add(group * 2 * TILE);
                     for r in 0..R {
-                        let [_, total] = groups[r * t.x.group_count + group];
                         out[r][c] = _mm512_fmadd_ps(sums[r], scales, out[r][c]);
-                        out[r][c] = _mm512_fmadd_ps(mins, _mm512_set1_ps(total), out[r][c]);
+                        out[r][c] = _mm512_fmadd_ps(mins, _mm512_set1_ps(*groups.add(TILE + r)), out[r][c]);
                     }
                 }
             }
         }
         out
     }
+}
+
+/// One register of each of `C` panels.
+///
+/// # Safety
+/// The registers must be inside the panels.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn weights<const C: usize>(first: *const u8, stride: usize) -> [__m512i; C] {
+    let mut w = [_mm512_setzero_si512(); C];
+    for (c, w) in w.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        *w = unsafe { load(first.add(c * stride)) };
+    }
+    w
 }
 
 /// # Safety
@@ -362,12 +434,12 @@ unsafe fn load(p: *const u8) -> __m512i {
 }
 
 /// # Safety
-/// `p` must point to 4 readable bytes.
+/// `p` must point to a readable word.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn broadcast(p: *const i32) -> __m512i {
+unsafe fn broadcast(p: *const u32) -> __m512i {
     // SAFETY: the caller's promise.
-    _mm512_set1_epi32(unsafe { p.read_unaligned() })
+    _mm512_set1_epi32(unsafe { *p } as i32)
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]
@@ -379,18 +451,15 @@ fn dot_halves(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
     }
 }
 
-/// Scales and minima of a group.
+/// Sixteen FP16 values as FP32.
 ///
 /// # Safety
-/// The group must be inside the panel.
+/// `p` must point to 32 readable bytes.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn scales(panel: *const u8, layout: &PanelLayout, group: usize) -> (__m512, __m512) {
-    // SAFETY: the caller's promise: 64 bytes per group.
-    unsafe {
-        let at = panel.add(layout.scales + group * 2 * PANEL * 2);
-        (_mm512_cvtph_ps(_mm256_loadu_si256(at.cast())), _mm512_cvtph_ps(_mm256_loadu_si256(at.add(PANEL * 2).cast())))
-    }
+unsafe fn halves(p: *const u8) -> __m512 {
+    // SAFETY: the caller's promise.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(p.cast()) })
 }
 
 #[cfg(test)]

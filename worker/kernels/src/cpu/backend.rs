@@ -245,7 +245,15 @@ impl Backend for Cpu {
             fits("the bias", bias, 1, n)?;
         }
         let layout = PanelLayout::new(&w.spec);
-        self.activations.quantize(&x.data, rows, k, &layout, w.spec.kind, self.grouped);
+        let isa = self.isa;
+        let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let writer = self.activations.writer(&x.data[..rows * k], rows, k, &layout, w.spec.kind, self.grouped);
+        pool.for_chunks(writer.tiles(), 1, |_, range| {
+            for tile in range {
+                // SAFETY: tiles are claimed once; the instruction set is the machine's.
+                unsafe { writer.tile(isa, tile) };
+            }
+        });
         let output = Output {
             base: out.data.as_mut_ptr(),
             stride: n,
@@ -253,8 +261,7 @@ impl Backend for Cpu {
             add: store == Store::Add,
         };
         let panels = panel_count(&w.spec);
-        let (isa, grouped, activations) = (self.isa, self.grouped, &self.activations);
-        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let (grouped, activations) = (self.grouped, &self.activations);
         // About four chunks a thread: enough to even out, multiples of four panels for the single-row kernels.
         let chunk = panels.div_ceil(4 * pool.threads()).next_multiple_of(4);
         pool.for_chunks(panels, chunk, |_, range| {

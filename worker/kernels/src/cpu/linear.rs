@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::{Isa, activations::Activations};
 use crate::{
@@ -156,15 +156,20 @@ fn group_scales(panel: &[u8], layout: &PanelLayout, group: usize) -> ([f32; PANE
     (out[0], out[1])
 }
 
+/// The two BF16 values of a word.
+#[inline(always)]
+fn pair(word: u32) -> [f32; 2] {
+    [f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)]
+}
+
 #[inline(always)]
 fn dot_bf16(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> [f32; PANEL] {
     let mut sums = [0.0f32; PANEL];
-    let x = &x.halves[row * layout.k..(row + 1) * layout.k];
-    for (pair, codes) in x.chunks_exact(2).zip(panel[..layout.scales].chunks_exact(PANEL * 4)) {
-        let (a, b) = (bf16::from_bits(pair[0]).to_f32(), bf16::from_bits(pair[1]).to_f32());
-        for (sum, w) in sums.iter_mut().zip(codes.chunks_exact(4)) {
-            let word = u32::from_le_bytes([w[0], w[1], w[2], w[3]]);
-            *sum += a * f32::from_bits(word << 16) + b * f32::from_bits(word & 0xffff_0000);
+    for (step, codes) in panel[..layout.scales].chunks_exact(PANEL * 4).enumerate() {
+        let [a, b] = pair(x.word(row, step));
+        for (sum, w) in sums.iter_mut().zip(codes.as_chunks::<4>().0) {
+            let w = pair(u32::from_le_bytes(*w));
+            *sum += a * w[0] + b * w[1];
         }
     }
     sums
@@ -173,12 +178,12 @@ fn dot_bf16(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> 
 #[inline(always)]
 fn dot_fp8(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> [f32; PANEL] {
     let mut sums = [0.0f32; PANEL];
-    let x = &x.halves[row * layout.k..(row + 1) * layout.k];
-    for (step, codes) in x.chunks_exact(4).zip(panel[..layout.scales].chunks_exact(PANEL * 4)) {
-        for pair in 0..2 {
+    for (step, codes) in panel[..layout.scales].chunks_exact(PANEL * 4).enumerate() {
+        for half in 0..2 {
+            let x = pair(x.word(row, step * 2 + half));
             for word in 0..PANEL * 2 {
-                let code = codes[word / 8 * 16 + pair * 8 + word % 8];
-                sums[word / 2] += bf16::from_bits(step[pair * 2 + word % 2]).to_f32() * e4m3::decode(code);
+                let code = codes[word / 8 * 16 + half * 8 + word % 8];
+                sums[word / 2] += x[word % 2] * e4m3::decode(code);
             }
         }
     }
@@ -188,9 +193,9 @@ fn dot_fp8(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> [
 #[inline(always)]
 fn dot_int8(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> [f32; PANEL] {
     let mut sums = [0i32; PANEL];
-    let x = &x.bytes[row * layout.k..(row + 1) * layout.k];
-    for (quad, codes) in x.chunks_exact(4).zip(panel[..layout.scales].chunks_exact(PANEL * 4)) {
-        for (sum, w) in sums.iter_mut().zip(codes.chunks_exact(4)) {
+    for (step, codes) in panel[..layout.scales].chunks_exact(PANEL * 4).enumerate() {
+        let quad = x.word(row, step).to_le_bytes();
+        for (sum, w) in sums.iter_mut().zip(codes.as_chunks::<4>().0) {
             *sum += (0..4).map(|i| i32::from(quad[i]) * i32::from(w[i] as i8)).sum::<i32>();
         }
     }
@@ -203,9 +208,9 @@ fn dot_int8(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> 
     out
 }
 
-/// The codes of one group for one step of four inputs, as bytes `[16][4]`.
+/// The codes of four inputs, as bytes `[16][4]`.
 #[inline(always)]
-fn step_codes(panel: &[u8], bits: usize, quad: usize) -> ([u8; PANEL * 4], usize) {
+fn quad_codes(panel: &[u8], bits: usize, quad: usize) -> [u8; PANEL * 4] {
     let (block, shift) = if bits == 4 { (quad / 2, (quad % 2) * 4) } else { (quad, 0) };
     let mut out = [0u8; PANEL * 4];
     out.copy_from_slice(&panel[block * PANEL * 4..(block + 1) * PANEL * 4]);
@@ -214,22 +219,22 @@ fn step_codes(panel: &[u8], bits: usize, quad: usize) -> ([u8; PANEL * 4], usize
             *code = (*code >> shift) & 15;
         }
     }
-    (out, quad * 4)
+    out
 }
 
 #[inline(always)]
 fn dot_groups<const BITS: usize>(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> [f32; PANEL] {
     let mut out = [0.0f32; PANEL];
-    let bytes = &x.bytes[row * layout.k..(row + 1) * layout.k];
     for group in 0..x.group_count {
         let mut sums = [0i32; PANEL];
         for quad in group * layout.group / 4..(group + 1) * layout.group / 4 {
-            let (codes, at) = step_codes(panel, BITS, quad);
-            for (sum, w) in sums.iter_mut().zip(codes.chunks_exact(4)) {
-                *sum += (0..4).map(|i| i32::from(bytes[at + i] as i8) * i32::from(w[i])).sum::<i32>();
+            let codes = quad_codes(panel, BITS, quad);
+            let x = x.word(row, quad).to_le_bytes();
+            for (sum, w) in sums.iter_mut().zip(codes.as_chunks::<4>().0) {
+                *sum += (0..4).map(|i| i32::from(x[i] as i8) * i32::from(w[i])).sum::<i32>();
             }
         }
-        let [scale, sum] = x.groups[row * x.group_count + group];
+        let (scale, sum) = x.group(row, group);
         let (scales, mins) = group_scales(panel, layout, group);
         for lane in 0..PANEL {
             out[lane] = (sums[lane] as f32 * scale).mul_add(scales[lane], out[lane]);
@@ -242,18 +247,18 @@ fn dot_groups<const BITS: usize>(x: &Activations, row: usize, panel: &[u8], layo
 #[inline(always)]
 fn dot_group_halves(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout, bits: usize) -> [f32; PANEL] {
     let mut out = [0.0f32; PANEL];
-    let halves = &x.halves[row * layout.k..(row + 1) * layout.k];
     for group in 0..x.group_count {
         let mut sums = [0.0f32; PANEL];
         for quad in group * layout.group / 4..(group + 1) * layout.group / 4 {
-            let (codes, at) = step_codes(panel, bits, quad);
-            for (sum, w) in sums.iter_mut().zip(codes.chunks_exact(4)) {
-                for i in 0..4 {
-                    *sum += bf16::from_bits(halves[at + i]).to_f32() * f32::from(w[i]);
+            let codes = quad_codes(panel, bits, quad);
+            let (first, second) = (pair(x.word(row, quad * 2)), pair(x.word(row, quad * 2 + 1)));
+            for (sum, w) in sums.iter_mut().zip(codes.as_chunks::<4>().0) {
+                for (x, w) in first.iter().chain(&second).zip(w) {
+                    *sum += x * f32::from(*w);
                 }
             }
         }
-        let [_, total] = x.groups[row * x.group_count + group];
+        let (_, total) = x.group(row, group);
         let (scales, mins) = group_scales(panel, layout, group);
         for lane in 0..PANEL {
             out[lane] = sums[lane].mul_add(scales[lane], out[lane]);
