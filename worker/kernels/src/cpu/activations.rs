@@ -10,7 +10,7 @@
 
 use half::bf16;
 
-use super::Isa;
+use super::{Isa, isa::per_isa};
 use crate::{GroupedActivations, WeightKind, format::e4m3, pack::PanelLayout};
 
 /// Rows of a tile.
@@ -142,6 +142,12 @@ struct Tile<'a> {
     groups: &'a mut [f32],
 }
 
+per_isa! {
+    /// # Safety
+    /// The instruction set is available.
+    unsafe fn fill(writer: &Writer<'_>, index: usize, tile: Tile<'_>) = Writer::fill;
+}
+
 impl Writer<'_> {
     /// Tiles to fill.
     pub(super) fn tiles(&self) -> usize {
@@ -161,26 +167,8 @@ impl Writer<'_> {
                 scales: std::slice::from_raw_parts_mut(self.scales.add(index * TILE), TILE),
                 groups: std::slice::from_raw_parts_mut(self.groups.add(index * groups), groups),
             };
-            match isa {
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => self.fill_avx512(index, tile),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => self.fill_avx2(index, tile),
-                _ => self.fill(index, tile),
-            }
+            fill(isa, self, index, tile);
         }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-    fn fill_avx512(&self, index: usize, tile: Tile<'_>) {
-        self.fill(index, tile);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    fn fill_avx2(&self, index: usize, tile: Tile<'_>) {
-        self.fill(index, tile);
     }
 
     #[inline(always)]

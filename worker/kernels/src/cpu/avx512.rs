@@ -13,39 +13,9 @@ use super::{
 };
 use crate::{
     GroupedActivations, PackedWeight, WeightKind,
+    format::table::E4M3,
     pack::{PANEL, PanelLayout},
 };
-
-/// The decoding tables of E4M3: low and high byte of the BF16 of codes 0..128.
-struct Tables {
-    low: [u8; 128],
-    high: [u8; 128],
-}
-
-static E4M3: Tables = tables();
-
-const fn tables() -> Tables {
-    let mut tables = Tables { low: [0; 128], high: [0; 128] };
-    let mut code = 0;
-    while code < 128 {
-        let (exponent, mantissa) = (code >> 3, code & 7);
-        let bits: u16 = if exponent == 0 {
-            // Subnormal: mantissa x 2^-9, normalized.
-            match mantissa {
-                0 => 0,
-                1 => 118 << 7,
-                2 | 3 => (119 << 7) | ((mantissa & 1) << 6),
-                _ => (120 << 7) | ((mantissa & 3) << 5),
-            }
-        } else {
-            ((exponent + 120) << 7) | (mantissa << 4)
-        };
-        tables.low[code as usize] = bits as u8;
-        tables.high[code as usize] = (bits >> 8) as u8;
-        code += 1;
-    }
-    tables
-}
 
 /// Operands of a tile: everything by pointer, so that the loops hold no lengths in registers.
 #[derive(Clone, Copy)]
@@ -444,7 +414,7 @@ unsafe fn broadcast(p: *const u32) -> __m512i {
 
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[inline]
-fn dot_halves(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+pub(super) fn dot_halves(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
     // SAFETY: both are 64 bytes of plain data.
     unsafe {
         _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b))
@@ -460,18 +430,4 @@ fn dot_halves(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
 unsafe fn halves(p: *const u8) -> __m512 {
     // SAFETY: the caller's promise.
     _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(p.cast()) })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::format::e4m3;
-
-    #[test]
-    fn the_tables_hold_the_bf16_of_every_code() {
-        for code in 0..127u8 {
-            let bits = u32::from(E4M3.high[code as usize]) << 24 | u32::from(E4M3.low[code as usize]) << 16;
-            assert_eq!(bits, e4m3::decode(code).to_bits(), "{code:#x}");
-        }
-    }
 }

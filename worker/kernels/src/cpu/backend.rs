@@ -206,10 +206,22 @@ impl Backend for Cpu {
     fn embed(&mut self, step: &CpuStep, table: &PackedWeight, out: &mut Matrix) -> Result<()> {
         let width = out.width;
         fits("the residual", out, step.plan.rows(), table.spec.k)?;
-        for (token, row) in step.plan.tokens.iter().zip(out.data.chunks_exact_mut(width)) {
-            table.dequantize_row(*token as usize, row)?;
+        let tokens = &step.plan.tokens;
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= table.spec.n) {
+            return Err(KernelError::Shape(format!("token {token} is not in the embedding's {}", table.spec.n)));
         }
-        Ok(())
+        let target = Disjoint(out.data.as_mut_ptr());
+        let failed = Mutex::new(Ok(()));
+        self.pool().for_chunks(tokens.len(), row_chunk(tokens.len()), |_, range| {
+            for row in range {
+                // SAFETY: rows are disjoint.
+                let out = unsafe { target.slice(row * width..(row + 1) * width) };
+                if let Err(error) = table.dequantize_row(tokens[row] as usize, out) {
+                    *failed.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
+                }
+            }
+        });
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn rms_norm(&mut self, rows: usize, x: &Matrix, gain: &Matrix, epsilon: f32, out: &mut Matrix) -> Result<()> {
@@ -217,13 +229,12 @@ impl Backend for Cpu {
         fits("the norm's input", x, rows, width)?;
         fits("the norm's gain", gain, 1, width)?;
         fits("the norm's output", out, rows, width)?;
-        let target = Disjoint(out.data.as_mut_ptr());
+        let (isa, target) = (self.isa, Disjoint(out.data.as_mut_ptr()));
         self.pool().for_chunks(rows, row_chunk(rows), |_, range| {
             for row in range {
                 let span = row * width..(row + 1) * width;
-                // SAFETY: rows are disjoint.
-                let out = unsafe { target.slice(span.clone()) };
-                elementwise::rms_norm(&x.data[span], &gain.data, epsilon, out);
+                // SAFETY: rows are disjoint; the instruction set is the machine's.
+                unsafe { elementwise::rms_norm(isa, &x.data[span.clone()], &gain.data, epsilon, target.slice(span)) };
             }
         });
         Ok(())
@@ -366,12 +377,12 @@ impl Backend for Cpu {
         let width = out.width;
         fits("gate and up", x, rows, 2 * width)?;
         fits("the activation", out, rows, width)?;
-        let target = Disjoint(out.data.as_mut_ptr());
+        let (isa, target) = (self.isa, Disjoint(out.data.as_mut_ptr()));
         self.pool().for_chunks(rows, row_chunk(rows), |_, range| {
             for row in range {
-                // SAFETY: rows are disjoint.
-                let out = unsafe { target.slice(row * width..(row + 1) * width) };
-                elementwise::gated_silu(&x.data[row * 2 * width..(row + 1) * 2 * width], out);
+                let x = &x.data[row * 2 * width..(row + 1) * 2 * width];
+                // SAFETY: rows are disjoint; the instruction set is the machine's.
+                unsafe { elementwise::gated_silu(isa, x, target.slice(row * width..(row + 1) * width)) };
             }
         });
         Ok(())

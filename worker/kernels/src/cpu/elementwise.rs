@@ -1,9 +1,11 @@
-//! Norms, rotation and the gated activation, row by row.
+//! Norms, rotation and the gated activation, row by row. Portable code, compiled for each instruction set.
+
+use super::isa::per_isa;
 
 /// `e^x` for `x <= 88`, relative error below 2e-7: `2^(x log2 e)` with the fraction by a polynomial of degree 6
 /// (Taylor of `2^f` on [-1/2, 1/2]). Branch-free, so that loops over it vectorize. Negative infinity gives 0.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     let t = (x * std::f32::consts::LOG2_E).max(-127.0);
     // Adding 1.5 x 2^23 rounds to the nearest integer, which then stands in the low bits.
     let shifted = t + 12_582_912.0;
@@ -15,26 +17,44 @@ pub fn exp(x: f32) -> f32 {
 
 /// `x * sigmoid(x)` (SiLU).
 #[inline(always)]
-pub fn silu(x: f32) -> f32 {
+fn silu(x: f32) -> f32 {
     x / (1.0 + exp((-x).min(88.0)))
 }
 
-/// `out = x / sqrt(mean(x^2) + epsilon) * gain` (RMSNorm, Zhang and Sennrich 2019).
-pub fn rms_norm(x: &[f32], gain: &[f32], epsilon: f32, out: &mut [f32]) {
+per_isa! {
+    /// `out = x / sqrt(mean(x^2) + epsilon) * gain` (RMSNorm, Zhang and Sennrich 2019).
+    ///
+    /// # Safety
+    /// The instruction set is available.
+    pub(super) unsafe fn rms_norm(x: &[f32], gain: &[f32], epsilon: f32, out: &mut [f32]) = rms_norm_row;
+}
+
+per_isa! {
+    /// `out[i] = silu(x[i]) * x[width + i]`.
+    ///
+    /// # Safety
+    /// The instruction set is available.
+    pub(super) unsafe fn gated_silu(x: &[f32], out: &mut [f32]) = gated_silu_row;
+}
+
+#[inline(always)]
+fn rms_norm_row(x: &[f32], gain: &[f32], epsilon: f32, out: &mut [f32]) {
     let factor = rms_factor(x, epsilon);
     for ((o, x), g) in out.iter_mut().zip(x).zip(gain) {
         *o = x * factor * g;
     }
 }
 
-/// [`rms_norm`] in place.
-pub fn rms_norm_inplace(x: &mut [f32], gain: &[f32], epsilon: f32) {
+/// [`rms_norm`] in place, of one head.
+#[inline(always)]
+pub(super) fn rms_norm_inplace(x: &mut [f32], gain: &[f32], epsilon: f32) {
     let factor = rms_factor(x, epsilon);
     for (x, g) in x.iter_mut().zip(gain) {
         *x *= factor * g;
     }
 }
 
+#[inline(always)]
 fn rms_factor(x: &[f32], epsilon: f32) -> f32 {
     let mut lanes = [0.0f32; 16];
     let chunks = x.chunks_exact(16);
@@ -49,15 +69,16 @@ fn rms_factor(x: &[f32], epsilon: f32) -> f32 {
 }
 
 /// Rotates one head by `(cos, sin)` of each pair: `(x[i], x[i + half])`.
-pub fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+#[inline(always)]
+pub(super) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (a, b) = head.split_at_mut(cos.len());
     for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
     }
 }
 
-/// `out[i] = silu(x[i]) * x[width + i]`.
-pub fn gated_silu(x: &[f32], out: &mut [f32]) {
+#[inline(always)]
+fn gated_silu_row(x: &[f32], out: &mut [f32]) {
     let (gate, up) = x.split_at(out.len());
     for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
         *o = silu(*g) * u;

@@ -45,3 +45,39 @@ impl Isa {
         wanted.filter(|isa| available.contains(isa)).or_else(|| available.last().copied()).unwrap_or(Self::Scalar)
     }
 }
+
+/// Compiles a function once per instruction set: `name(isa, ...)` runs the body with the instructions of `isa`. The body
+/// is an `#[inline(always)]` function of portable code. Only for values of [`Isa::available`].
+macro_rules! per_isa {
+    ($(#[$doc:meta])* $vis:vis unsafe fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:path;) => {
+        $(#[$doc])*
+        #[allow(unused_unsafe, reason = "some bodies are safe")]
+        $vis unsafe fn $name(isa: $crate::cpu::Isa, $($arg: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+            #[allow(unused_unsafe, reason = "some bodies are safe")]
+            unsafe fn avx512($($arg: $type),*) {
+                // SAFETY: the caller's promises.
+                unsafe { $body($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            #[allow(unused_unsafe, reason = "some bodies are safe")]
+            unsafe fn avx2($($arg: $type),*) {
+                // SAFETY: the caller's promises.
+                unsafe { $body($($arg),*) }
+            }
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the caller's promises; the machine has the instructions.
+                $crate::cpu::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                $crate::cpu::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: the caller's promises.
+                _ => unsafe { $body($($arg),*) },
+            }
+        }
+    };
+}
+pub(super) use per_isa;

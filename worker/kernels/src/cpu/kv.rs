@@ -1,16 +1,17 @@
 //! The paged KV pool: address space for the largest profile, memory for the blocks in use.
 //!
 //! ```text
-//! block = layers x (K | V);  K = [kv head][head_dim][16 tokens];  V = [kv head][16 tokens][head_dim]
+//! block = layers x (K | V);  K = [kv head][head_dim / 2][16 tokens][2];  V = [kv head][8 token pairs][head_dim][2]
 //! ```
 //!
 //! Keys lie with the tokens in the lanes: a query's 16 scores are a sum over `head_dim` of one register each. Values lie
-//! as they are added up.
+//! as they are added up. Both lie in pairs along the sum, as the products of two BF16 pairs want them.
 
 use std::ptr::NonNull;
 
-use half::{bf16, f16};
+use half::f16;
 
+use super::activations::to_bf16;
 use crate::{
     BLOCK_TOKENS, BlockMove, KernelError, KvFormat, KvLayout, KvScales, Result,
     format::{e4m3, e5m2},
@@ -37,6 +38,12 @@ impl KvPool {
         let heads = layout.layers * layout.kv_heads;
         if scales.k.len() != heads || scales.v.len() != heads {
             return Err(KernelError::Shape(format!("the KV scales are not for {heads} heads")));
+        }
+        if !layout.head_dim.is_multiple_of(2) {
+            return Err(KernelError::Shape(format!(
+                "a head of {} elements is not a whole number of pairs",
+                layout.head_dim
+            )));
         }
         if blocks > max_blocks {
             return Err(KernelError::Shape(format!("{blocks} blocks are more than the largest number, {max_blocks}")));
@@ -124,56 +131,84 @@ impl KvPool {
         assert!(key.len() == dim && value.len() == dim, "one head");
         let scale = layer * self.layout.kv_heads + head;
         let (k_scale, v_scale) = (1.0 / self.scales.k[scale], 1.0 / self.scales.v[scale]);
-        let bytes = self.layout.format.bytes();
-        // SAFETY: the indexes are below `head_dim * BLOCK_TOKENS` elements of a head inside the pool.
+        // SAFETY: both start a head's K or V inside the pool, which has `head_dim * BLOCK_TOKENS` elements.
         unsafe {
             let k = self.base.as_ptr().add(self.place(block, layer, false, head));
             let v = self.base.as_ptr().add(self.place(block, layer, true, head));
-            for i in 0..dim {
-                let at = [(k, i * BLOCK_TOKENS + token, key[i], k_scale), (v, token * dim + i, value[i], v_scale)];
-                for (base, index, x, scale) in at {
-                    let place = base.add(index * bytes);
-                    match self.layout.format {
-                        KvFormat::Bf16 => place.cast::<u16>().write_unaligned(bf16::from_f32(x).to_bits()),
-                        KvFormat::Fp16 => {
-                            let half = f16::from_f32(x.clamp(-65504.0, 65504.0));
-                            place.cast::<u16>().write_unaligned(half.to_bits());
-                        }
-                        KvFormat::Fp8E4m3 => place.write(e4m3::encode(x * scale)),
-                        KvFormat::Fp8E5m2 => place.write(e5m2::encode(x)),
-                    }
+            let half = |x: f32| f16::from_f32(x.clamp(-65504.0, 65504.0)).to_bits();
+            match self.layout.format {
+                KvFormat::Bf16 => store(k.cast(), v.cast(), token, key, value, to_bf16, to_bf16),
+                KvFormat::Fp16 => store(k.cast(), v.cast(), token, key, value, half, half),
+                KvFormat::Fp8E4m3 => {
+                    let (key_code, value_code) = (|x| e4m3::encode(x * k_scale), |x| e4m3::encode(x * v_scale));
+                    store(k, v, token, key, value, key_code, value_code);
                 }
+                KvFormat::Fp8E5m2 => store(k, v, token, key, value, e5m2::encode, e5m2::encode),
             }
         }
     }
 }
 
-/// Decodes stored elements without their scale.
+/// Stores one token of one head in the pairs of the layout.
+///
+/// # Safety
+/// `k` and `v` start the head's elements of a block; the token is below [`BLOCK_TOKENS`], `key` and `value` have
+/// `head_dim` elements, and no other thread uses the token meanwhile.
 #[inline(always)]
-pub(super) fn decode(format: KvFormat, bytes: &[u8], out: &mut [f32]) {
+unsafe fn store<T>(
+    k: *mut T,
+    v: *mut T,
+    token: usize,
+    key: &[f32],
+    value: &[f32],
+    key_code: impl Fn(f32) -> T,
+    value_code: impl Fn(f32) -> T,
+) {
+    let dim = key.len();
+    for (i, x) in key.iter().enumerate() {
+        // SAFETY: below `head_dim * BLOCK_TOKENS`, since `head_dim` is even. Blocks start at whole pages.
+        unsafe { k.add((i / 2 * BLOCK_TOKENS + token) * 2 + i % 2).write(key_code(*x)) };
+    }
+    for (i, x) in value.iter().enumerate() {
+        // SAFETY: as above.
+        unsafe { v.add((token / 2 * dim + i) * 2 + token % 2).write(value_code(*x)) };
+    }
+}
+
+/// Decodes stored pairs, without their scale, into rows of `width`: the firsts of a row of pairs, then the seconds.
+#[inline(always)]
+pub(super) fn decode(format: KvFormat, bytes: &[u8], width: usize, out: &mut [f32]) {
     match format {
-        KvFormat::Bf16 => {
-            for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                *o = f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
-            }
-        }
-        KvFormat::Fp16 => {
-            for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                *o = f16::from_le_bytes([b[0], b[1]]).to_f32();
-            }
-        }
+        KvFormat::Bf16 => rows(bytes.as_chunks::<4>().0, width, out, |b| {
+            let word = u32::from_le_bytes(*b);
+            (f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000))
+        }),
+        KvFormat::Fp16 => rows(bytes.as_chunks::<4>().0, width, out, |b| {
+            (f16::from_le_bytes([b[0], b[1]]).to_f32(), f16::from_le_bytes([b[2], b[3]]).to_f32())
+        }),
+        // As `e4m3::decode`, without its NaN case: NaN codes are never stored.
         KvFormat::Fp8E4m3 => {
-            for (o, b) in out.iter_mut().zip(bytes) {
-                // As `e4m3::decode`, without its NaN case: NaN codes are never stored.
-                let magnitude = f32::from_bits(u32::from(b & 0x7f) << 20) * f32::from_bits((120 + 127) << 23);
-                *o = f32::from_bits(magnitude.to_bits() | (u32::from(b & 0x80) << 24));
-            }
+            rows(bytes.as_chunks::<2>().0, width, out, |b| (shifted(b[0], 20, 120), shifted(b[1], 20, 120)))
         }
         KvFormat::Fp8E5m2 => {
-            for (o, b) in out.iter_mut().zip(bytes) {
-                let magnitude = f32::from_bits(u32::from(b & 0x7f) << 21) * f32::from_bits((112 + 127) << 23);
-                *o = f32::from_bits(magnitude.to_bits() | (u32::from(b & 0x80) << 24));
-            }
+            rows(bytes.as_chunks::<2>().0, width, out, |b| (shifted(b[0], 21, 112), shifted(b[1], 21, 112)))
+        }
+    }
+}
+
+/// An 8-bit float: exponent and mantissa moved to FP32's place, the difference of the biases an exact power of two.
+#[inline(always)]
+fn shifted(code: u8, mantissa: u32, bias: u32) -> f32 {
+    let magnitude = f32::from_bits(u32::from(code & 0x7f) << mantissa) * f32::from_bits((bias + 127) << 23);
+    f32::from_bits(magnitude.to_bits() | u32::from(code & 0x80) << 24)
+}
+
+#[inline(always)]
+fn rows<const N: usize>(pairs: &[[u8; N]], width: usize, out: &mut [f32], decode: impl Fn(&[u8; N]) -> (f32, f32)) {
+    for (pairs, out) in pairs.chunks_exact(width).zip(out.chunks_exact_mut(2 * width)) {
+        let (first, second) = out.split_at_mut(width);
+        for ((pair, first), second) in pairs.iter().zip(first).zip(second) {
+            (*first, *second) = decode(pair);
         }
     }
 }
@@ -202,10 +237,10 @@ mod tests {
             // SAFETY: one thread.
             unsafe { pool.write_token(16 + 5, 1, 1, &key, &value) };
             let mut out = vec![0.0; 8 * BLOCK_TOKENS];
-            decode(format, pool.head(1, 1, false, 1), &mut out);
+            decode(format, pool.head(1, 1, false, 1), BLOCK_TOKENS, &mut out);
             let found: Vec<f32> = (0..8).map(|i| out[i * BLOCK_TOKENS + 5]).collect();
             assert_eq!(found, key, "{format:?}");
-            decode(format, pool.head(1, 1, true, 1), &mut out);
+            decode(format, pool.head(1, 1, true, 1), 8, &mut out);
             assert_eq!(out[5 * 8..6 * 8], value, "{format:?}");
         }
     }

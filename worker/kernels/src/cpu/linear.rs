@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::{Isa, activations::Activations};
+use super::{Isa, activations::Activations, isa::per_isa};
 use crate::{
     GroupedActivations, PackedWeight, WeightKind,
     format::e4m3,
@@ -70,27 +70,23 @@ pub unsafe fn linear_panels(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promises.
         Isa::Avx512 => unsafe { super::avx512::panels(x, rows, w, &layout, grouped, panels, out) },
-        #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promises.
-        Isa::Avx2 => unsafe { panels_avx2(x, rows, w, &layout, grouped, panels, out) },
-        // SAFETY: the caller's promises.
-        _ => unsafe { panels_portable(x, rows, w, &layout, grouped, panels, out) },
+        _ => unsafe { portable(isa, x, rows, w, &layout, grouped, panels, out) },
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn panels_avx2(
-    x: &Activations,
-    rows: usize,
-    w: &PackedWeight,
-    layout: &PanelLayout,
-    grouped: GroupedActivations,
-    panels: Range<usize>,
-    out: Output<'_>,
-) {
-    // SAFETY: the caller's promises.
-    unsafe { panels_portable(x, rows, w, layout, grouped, panels, out) }
+per_isa! {
+    /// # Safety
+    /// As [`linear_panels`].
+    unsafe fn portable(
+        x: &Activations,
+        rows: usize,
+        w: &PackedWeight,
+        layout: &PanelLayout,
+        grouped: GroupedActivations,
+        panels: Range<usize>,
+        out: Output<'_>,
+    ) = panels_portable;
 }
 
 /// # Safety

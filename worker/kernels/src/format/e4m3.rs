@@ -4,13 +4,13 @@
 pub const MAX: f32 = 448.0;
 
 /// The value of a code. The NaN codes 0x7f and 0xff give NaN.
-pub fn decode(code: u8) -> f32 {
+pub const fn decode(code: u8) -> f32 {
     let magnitude = code & 0x7f;
     if magnitude == 0x7f {
         return f32::NAN;
     }
     // Exponent and mantissa moved to FP32's place, then the bias corrected by an exact power of two; subnormals included.
-    let value = f32::from_bits(u32::from(magnitude) << 20) * f32::from_bits((120 + 127) << 23);
+    let value = f32::from_bits((magnitude as u32) << 20) * f32::from_bits((120 + 127) << 23);
     if code & 0x80 == 0 { value } else { -value }
 }
 

@@ -6,8 +6,8 @@ use half::f16;
 pub const MAX: f32 = 57344.0;
 
 /// The value of a code.
-pub fn decode(code: u8) -> f32 {
-    f16::from_bits(u16::from(code) << 8).to_f32()
+pub const fn decode(code: u8) -> f32 {
+    f16::from_bits((code as u16) << 8).to_f32_const()
 }
 
 /// The nearest code, ties to even, saturating at [`MAX`]; NaN saturates too.

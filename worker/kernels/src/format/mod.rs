@@ -2,3 +2,4 @@
 
 pub mod e4m3;
 pub mod e5m2;
+pub mod table;
