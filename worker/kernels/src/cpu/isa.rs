@@ -5,7 +5,7 @@
 pub enum Isa {
     /// Portable code.
     Scalar,
-    /// AVX2 and FMA: the portable code, compiled for it.
+    /// AVX2, FMA and F16C.
     Avx2,
     /// AVX-512 F, BW, VL, VBMI, VNNI and BF16.
     Avx512,

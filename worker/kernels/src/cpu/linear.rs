@@ -1,4 +1,5 @@
-//! Products of quantized activations with packed weights: the portable kernels, and the choice of kernel.
+//! Products of quantized activations with packed weights: the choice of kernel, and the plain reference of every kind,
+//! which also serves machines without AVX2.
 //!
 //! Every kernel computes an output element with one accumulator per group (or one in all) over K in ascending order.
 //! So an element does not depend on how rows and panels are tiled: a decode step gives bit for bit what a prefill gives.
@@ -7,7 +8,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::{Isa, activations::Activations, isa::per_isa};
+use super::{Isa, activations::Activations};
 use crate::{
     GroupedActivations, PackedWeight, WeightKind,
     format::e4m3,
@@ -70,29 +71,17 @@ pub unsafe fn linear_panels(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promises.
         Isa::Avx512 => unsafe { super::avx512::panels(x, rows, w, &layout, grouped, panels, out) },
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promises.
-        _ => unsafe { portable(isa, x, rows, w, &layout, grouped, panels, out) },
+        Isa::Avx2 => unsafe { super::avx2::panels(x, rows, w, &layout, grouped, panels, out) },
+        // SAFETY: the caller's promises.
+        _ => unsafe { portable(x, rows, w, &layout, grouped, panels, out) },
     }
-}
-
-per_isa! {
-    /// # Safety
-    /// As [`linear_panels`].
-    unsafe fn portable(
-        x: &Activations,
-        rows: usize,
-        w: &PackedWeight,
-        layout: &PanelLayout,
-        grouped: GroupedActivations,
-        panels: Range<usize>,
-        out: Output<'_>,
-    ) = panels_portable;
 }
 
 /// # Safety
 /// As [`linear_panels`].
-#[inline(always)]
-unsafe fn panels_portable(
+unsafe fn portable(
     x: &Activations,
     rows: usize,
     w: &PackedWeight,
@@ -153,12 +142,10 @@ fn group_scales(panel: &[u8], layout: &PanelLayout, group: usize) -> ([f32; PANE
 }
 
 /// The two BF16 values of a word.
-#[inline(always)]
 fn pair(word: u32) -> [f32; 2] {
     [f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)]
 }
 
-#[inline(always)]
 fn dot_bf16(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> [f32; PANEL] {
     let mut sums = [0.0f32; PANEL];
     for (step, codes) in panel[..layout.scales].chunks_exact(PANEL * 4).enumerate() {
@@ -171,7 +158,6 @@ fn dot_bf16(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> 
     sums
 }
 
-#[inline(always)]
 fn dot_fp8(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> [f32; PANEL] {
     let mut sums = [0.0f32; PANEL];
     for (step, codes) in panel[..layout.scales].chunks_exact(PANEL * 4).enumerate() {
@@ -186,7 +172,6 @@ fn dot_fp8(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> [
     sums
 }
 
-#[inline(always)]
 fn dot_int8(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> [f32; PANEL] {
     let mut sums = [0i32; PANEL];
     for (step, codes) in panel[..layout.scales].chunks_exact(PANEL * 4).enumerate() {
@@ -205,7 +190,6 @@ fn dot_int8(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> 
 }
 
 /// The codes of four inputs, as bytes `[16][4]`.
-#[inline(always)]
 fn quad_codes(panel: &[u8], bits: usize, quad: usize) -> [u8; PANEL * 4] {
     let (block, shift) = if bits == 4 { (quad / 2, (quad % 2) * 4) } else { (quad, 0) };
     let mut out = [0u8; PANEL * 4];
@@ -218,7 +202,6 @@ fn quad_codes(panel: &[u8], bits: usize, quad: usize) -> [u8; PANEL * 4] {
     out
 }
 
-#[inline(always)]
 fn dot_groups<const BITS: usize>(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> [f32; PANEL] {
     let mut out = [0.0f32; PANEL];
     for group in 0..x.group_count {
@@ -240,7 +223,6 @@ fn dot_groups<const BITS: usize>(x: &Activations, row: usize, panel: &[u8], layo
     out
 }
 
-#[inline(always)]
 fn dot_group_halves(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout, bits: usize) -> [f32; PANEL] {
     let mut out = [0.0f32; PANEL];
     for group in 0..x.group_count {

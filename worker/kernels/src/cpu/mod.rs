@@ -5,8 +5,9 @@
 //! | [`isa`] | which instruction set, at run time |
 //! | [`threads`] | the compute threads: fork and join with a spinning barrier |
 //! | [`activations`] | activations quantized as a weight kind wants them |
-//! | [`linear`] | products: the portable kernels and the choice of kernel |
+//! | [`linear`] | products: the choice of kernel, and the reference |
 //! | `avx512` | products with VNNI and BF16 instructions |
+//! | `avx2` | products with AVX2 and FMA |
 //! | [`kv`] | the paged pool in reserved memory |
 //! | [`attention`] | paged attention |
 //! | [`elementwise`] | norms, rotation, gated activation |
@@ -15,6 +16,8 @@
 
 pub mod activations;
 pub mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod backend;
