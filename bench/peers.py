@@ -38,6 +38,9 @@ class Server:
     name: str
     command: list
     ready: str
+    # Bytes of weights that a step reads, and the peak that its products are held against.
+    weight_bytes: int
+    peak: str
     extra: dict = dataclasses.field(default_factory=dict)
     environment: dict = dataclasses.field(default_factory=dict)
 
@@ -50,6 +53,8 @@ def llama(arguments):
         [arguments.llama, "-m", arguments.gguf, "--host", "127.0.0.1", "--port", "{port}", "-t", str(arguments.threads),
          "-np", str(slots), "-c", str(slots * context), "--cache-ram", "0", "--alias", MODEL],
         "http://127.0.0.1:{port}/health",
+        arguments.gguf.stat().st_size,
+        "int8_operations_s",
         extra={"cache_prompt": False},
     )
 
@@ -78,6 +83,8 @@ def vllm(arguments):
         [arguments.vllm / "bin" / "vllm", "serve", arguments.bf16, "--dtype", "bfloat16", "--max-model-len", "4096",
          "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", "{port}"],
         "http://127.0.0.1:{port}/health",
+        sum(file.stat().st_size for file in arguments.bf16.glob("*.safetensors")),
+        "bf16_operations_s",
         environment=environment,
     )
 
@@ -88,8 +95,33 @@ def ours(arguments):
         [arguments.ours, "serve", "--config", arguments.config, "--profile", arguments.profile, "--port", "{port}",
          "--admin-port", "{admin}", "--cache", arguments.cache],
         "http://127.0.0.1:{admin}/readyz",
+        arguments.gguf.stat().st_size,
+        "int8_operations_s",
         environment={"MODELPROFILE_ADMIN_TOKEN": secrets.token_hex(16)},
     )
+
+
+def limits(arguments):
+    """What the machine can do now: bytes a second from memory, operations a second, by the worker's own probe."""
+    command = [arguments.ours, "bench", "--model", arguments.gguf, "--format", "Q4_1", "--threads", arguments.threads,
+               "--cache", arguments.cache, "--limits"]
+    return json.loads(subprocess.run(map(str, command), check=True, capture_output=True, text=True).stdout)
+
+
+def fractions(server, figures, machine, prompt_tokens=256, output_tokens=128):
+    """Shares of the machine that each row reaches: of the read bandwidth by the weights (read once a step), of the peak of
+    its kind of product by the linear layers (two operations a parameter and token, prompts included)."""
+    bandwidth = server.weight_bytes / machine["read_bytes_s"]
+    products = 2 * machine["linear_parameters"] / machine[server.peak]
+    shares = {"streams": {}, "prefill": {}}
+    for streams, level in figures["streams"].items():
+        shares["streams"][streams] = {
+            "bandwidth": round(1e3 / level["itl_ms"] * bandwidth, 3),
+            "peak": round(level["output_tok_s"] * (1 + prompt_tokens / output_tokens) * products, 3),
+        }
+    for tokens, speed in figures["prefill"].items():
+        shares["prefill"][tokens] = {"peak": round(speed * products, 3)}
+    return shares
 
 
 def find(folder, name):
@@ -176,7 +208,7 @@ def running(server, cores, log):
                 process.wait(timeout=30)
 
 
-def measure(server, arguments, prompts, cores):
+def measure(server, arguments, prompts, cores, machine):
     with tempfile.NamedTemporaryFile(mode="w+", prefix="bench-peers-") as log:
         try:
             with running(server, cores, log) as (url, pid, start_s):
@@ -186,7 +218,8 @@ def measure(server, arguments, prompts, cores):
                 figures = asyncio.run(client.measure(arguments.levels, arguments.prefill))
                 wall = time.monotonic() - wall
                 others = busy_seconds() - busy - (used_seconds(pid) - used) - (time.process_time() - own)
-                return {**figures, "start_s": round(start_s, 1), "memory_mib": resident_mib(pid),
+                shares = {"of_machine": fractions(server, figures, machine)} if machine else {}
+                return {**figures, **shares, "start_s": round(start_s, 1), "memory_mib": resident_mib(pid),
                         "others_cores": round(max(0.0, others) / wall, 2)}
         except (RuntimeError, OSError, asyncio.IncompleteReadError) as error:
             log.seek(0)
@@ -198,7 +231,7 @@ def medians(rounds):
     """The same structure with the median of each number."""
     if isinstance(rounds[0], dict):
         return {key: medians([each[key] for each in rounds]) for key in rounds[0]}
-    return round(statistics.median(rounds), 2)
+    return round(statistics.median(rounds), 3)
 
 
 def ratios(figures):
@@ -224,11 +257,16 @@ def ratios(figures):
 def table(figures):
     for name, f in figures.items():
         print(f"\n{name}: ready in {f['start_s']} s, {f['memory_mib']} MiB, others used {f['others_cores']} cores")
+        def share(kind, n, *names):
+            shares = f.get("of_machine", {}).get(kind, {}).get(n, {})
+            return "  ".join(f"{shares[name]:.0%} of {name}" for name in names if name in shares)
+
         for n, level in f["streams"].items():
             print(f"  {n:>2} streams  {level['output_tok_s']:>7} tok/s  decode {level['decode_tok_s']:>6} tok/s a stream  "
-                  f"ITL {level['itl_ms']:>7} ms (p99 {level['itl_p99_ms']})  TTFT {level['ttft_ms']} ms")
+                  f"ITL {level['itl_ms']:>7} ms (p99 {level['itl_p99_ms']})  TTFT {level['ttft_ms']} ms  "
+                  f"{share('streams', n, 'bandwidth', 'peak')}")
         for n, speed in f["prefill"].items():
-            print(f"  prefill of {n:>5}  {speed:>7} tok/s")
+            print(f"  prefill of {n:>5}  {speed:>7} tok/s  {share('prefill', n, 'peak')}")
 
 
 def default_text():
@@ -259,21 +297,29 @@ def main():
     servers = [make(arguments) for name, make in makers.items() if getattr(arguments, name)]
     rounds = {server.name: [] for server in servers}
     count = arguments.rounds or (1 if arguments.quick else 3)
+    machines = []
     for number in range(count):
+        if arguments.ours:
+            machines.append(limits(arguments))
         for server in servers:
             print(f"==> round {number + 1} of {count}: {server.name}", file=sys.stderr)
             # From the same place for each server of a round: all get the same prompts.
             prompts = load_client.Prompts(arguments.tokenizer, arguments.text, start=number * 11)
-            rounds[server.name].append(measure(server, arguments, prompts, available[: arguments.threads]))
+            rounds[server.name].append(measure(server, arguments, prompts, available[: arguments.threads],
+                                                machines[-1] if machines else None))
             print(f"    {json.dumps(rounds[server.name][-1])}", file=sys.stderr)
     figures = {name: medians(each) for name, each in rounds.items()}
+    machine = medians(machines) if machines else None
+    if machine:
+        print(f"\nthe machine: {machine['read_bytes_s'] / 1e9:.1f} GB/s read, {machine['int8_operations_s'] / 1e12:.2f} TOP/s "
+              f"INT8, {machine['bf16_operations_s'] / 1e12:.2f} TFLOP/s BF16")
     table(figures)
     worst = max(each["others_cores"] for server in rounds.values() for each in server)
     if worst > QUIET_CORES:
         print(f"\nnote: other programs used up to {worst} cores in a round. A server whose threads wait for each other by "
               f"spinning loses far more than that share: compare only when the machine is quiet (<= {QUIET_CORES})")
     print("peers: " + json.dumps({"ratios": ratios(figures), "rounds": count, "threads": arguments.threads,
-                                  "figures": figures}))
+                                  "machine": machine, "figures": figures}))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ pub(super) struct Bench {
     /// Rows of a prefill step.
     #[arg(long, default_value_t = 512)]
     chunk: usize,
+    /// Print the machine's limits and the size of the first format as one line of JSON, and stop.
+    #[arg(long)]
+    limits: bool,
     #[command(flatten)]
     compute: super::Compute,
     #[command(flatten)]
@@ -132,6 +135,22 @@ impl Bench {
         let store = Store::new(&self.cache.directory());
         let mut rig = Rig::new(&self, config)?;
         let machine = probe::Machine::measure(&rig.cpu);
+        let linear = (config.layers
+            * (config.hidden * (2 * config.heads + 2 * config.kv_heads) * config.head_dim
+                + 3 * config.hidden * config.intermediate)) as f64;
+        if self.limits {
+            let format = *self.format.first().context("--format names no format")?;
+            let artifact = store.prepare(&checkpoint, format, &mut |_| {})?;
+            println!(
+                "{}",
+                serde_json::json!({
+                    "threads": machine.threads, "read_bytes_s": machine.read_bandwidth,
+                    "int8_operations_s": machine.int8_operations, "bf16_operations_s": machine.bf16_operations,
+                    "linear_parameters": linear, "weight_bytes": artifact.weight_bytes(),
+                })
+            );
+            return Ok(());
+        }
         println!(
             "machine: {} threads, {:.1} GB/s read, VNNI {:.2} TOP/s, BF16 {:.2} TFLOP/s",
             machine.threads,
@@ -140,9 +159,6 @@ impl Bench {
             machine.bf16_operations / 1e12
         );
         println!("{:<14} {:<16} {:>10} {:>22}", "format", "case", "tokens/s", "of the machine");
-        let linear = (config.layers
-            * (config.hidden * (2 * config.heads + 2 * config.kv_heads) * config.head_dim
-                + 3 * config.hidden * config.intermediate)) as f64;
         for format in &self.format {
             let artifact = store.prepare(&checkpoint, *format, &mut |_| {})?;
             let weights = ProfileWeights::load(&rig.cpu, config, &artifact)?;
