@@ -1,8 +1,8 @@
 //! Compute threads: fork and join, tens of times per layer, so the barrier spins before it sleeps.
 //!
-//! The caller is worker 0. A job is published by raising an epoch; helpers spin on it for a bounded time, then sleep on a
-//! condition variable. Work inside a job is claimed in chunks from an atomic counter: when a neighbour takes a core away,
-//! the other threads do its share.
+//! The caller is worker 0. A job is published by opening a gate; helpers spin on it for a bounded time, then sleep on a
+//! condition variable. Work inside a job is claimed in chunks from an atomic counter, and the caller waits only for helpers
+//! that entered: one whose core a neighbour took away is not missed, the others do its share.
 
 use std::{
     ops::Range,
@@ -19,13 +19,21 @@ const SPIN: Duration = Duration::from_micros(60);
 
 type Job<'a> = &'a (dyn Fn(usize) + Sync);
 
+/// Low bits of the gate: helpers that entered the job.
+const ENTERED: u64 = 0x7fff;
+/// Bit of the gate: nobody may enter any more.
+const CLOSED: u64 = 0x8000;
+/// Lowest bit of the job's number.
+const JOB: u64 = 0x1_0000;
+
 struct Shared {
-    /// Raised for each job; an odd stop flag is separate.
-    epoch: AtomicU64,
-    /// The job of this epoch: a pointer to a `Job`, valid until `running` is zero again.
+    /// Number of the job, [`CLOSED`], and how many helpers [`ENTERED`]: one word, so that entering and closing exclude
+    /// each other.
+    gate: AtomicU64,
+    /// The job behind the gate: a pointer to a `Job`, valid until the gate is closed and all that entered have finished.
     job: AtomicPtr<()>,
-    /// Helpers that have not finished the job.
-    running: AtomicUsize,
+    /// Helpers that finished the job.
+    finished: AtomicU64,
     stop: AtomicBool,
     panicked: AtomicBool,
     /// Helpers that sleep, guarded so that a wake is never lost.
@@ -46,9 +54,9 @@ impl Pool {
     /// The operating system's, when a thread cannot be started.
     pub fn new(threads: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            epoch: AtomicU64::new(0),
+            gate: AtomicU64::new(CLOSED),
             job: AtomicPtr::new(std::ptr::null_mut()),
-            running: AtomicUsize::new(0),
+            finished: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
             sleeping: Mutex::new(0),
@@ -68,7 +76,8 @@ impl Pool {
         self.helpers.len() + 1
     }
 
-    /// Runs `job(worker)` once on every thread and returns when all have finished.
+    /// Runs `job(worker)` here and on every helper that is free to enter before it ends here; returns when all have
+    /// finished. The job must be complete when the caller's part is: helpers take work over, they own none.
     ///
     /// # Panics
     /// When the job panicked on any thread, after all have finished.
@@ -79,9 +88,10 @@ impl Pool {
             return;
         }
         let shared = &self.shared;
-        shared.running.store(self.helpers.len(), Ordering::Relaxed);
+        shared.finished.store(0, Ordering::Relaxed);
         shared.job.store(std::ptr::from_ref(&job).cast_mut().cast(), Ordering::Relaxed);
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        let number = shared.gate.load(Ordering::Relaxed) / JOB + 1;
+        shared.gate.store(number * JOB, Ordering::SeqCst);
         if *shared.sleeping.lock().unwrap_or_else(PoisonError::into_inner) > 0 {
             shared.wake.notify_all();
         }
@@ -113,13 +123,14 @@ impl Pool {
     }
 }
 
-/// Waits for the helpers, also when the caller's part panics: the job lives on the caller's stack.
+/// Closes the gate and waits for those inside, also when the caller's part panics: the job lives on the caller's stack.
 struct Join<'a>(&'a Shared);
 
 impl Drop for Join<'_> {
     fn drop(&mut self) {
+        let entered = self.0.gate.fetch_or(CLOSED, Ordering::SeqCst) & ENTERED;
         let mut spins = 0u32;
-        while self.0.running.load(Ordering::Acquire) > 0 {
+        while self.0.finished.load(Ordering::Acquire) < entered {
             spins += 1;
             if spins.is_multiple_of(4096) {
                 // A helper has lost its core: let it have this one.
@@ -133,7 +144,7 @@ impl Drop for Join<'_> {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        self.shared.gate.fetch_add(JOB, Ordering::SeqCst);
         drop(self.shared.sleeping.lock());
         self.shared.wake.notify_all();
         for helper in self.helpers.drain(..) {
@@ -145,28 +156,38 @@ impl Drop for Pool {
 fn helper(shared: &Shared, index: usize) {
     let mut seen = 0;
     loop {
-        seen = next_epoch(shared, seen);
+        let gate = next_gate(shared, seen);
         if shared.stop.load(Ordering::SeqCst) {
             return;
         }
+        if gate & CLOSED != 0 {
+            seen = gate / JOB;
+            continue;
+        }
+        if shared.gate.compare_exchange(gate, gate + 1, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+            // Closed, or another helper entered: look again.
+            continue;
+        }
+        seen = gate / JOB;
         let job = shared.job.load(Ordering::Relaxed).cast::<Job<'_>>();
-        // SAFETY: `run` stored a pointer to its job before it raised the epoch, and does not return (nor unwind past
-        // `Join`) before `running` is zero.
+        // SAFETY: `run` stored a pointer to its job before it opened the gate, and does not return (nor unwind past
+        // `Join`) before all that entered have finished.
         let job = unsafe { *job };
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(index))).is_err() {
             shared.panicked.store(true, Ordering::Relaxed);
         }
-        shared.running.fetch_sub(1, Ordering::Release);
+        shared.finished.fetch_add(1, Ordering::Release);
     }
 }
 
-fn next_epoch(shared: &Shared, seen: u64) -> u64 {
+/// Waits for a job after number `seen`; returns its gate.
+fn next_gate(shared: &Shared, seen: u64) -> u64 {
     let start = Instant::now();
     loop {
         for _ in 0..256 {
-            let epoch = shared.epoch.load(Ordering::SeqCst);
-            if epoch != seen {
-                return epoch;
+            let gate = shared.gate.load(Ordering::SeqCst);
+            if gate / JOB != seen {
+                return gate;
             }
             std::hint::spin_loop();
         }
@@ -176,11 +197,11 @@ fn next_epoch(shared: &Shared, seen: u64) -> u64 {
     }
     let mut sleeping = shared.sleeping.lock().unwrap_or_else(PoisonError::into_inner);
     *sleeping += 1;
-    while shared.epoch.load(Ordering::SeqCst) == seen {
+    while shared.gate.load(Ordering::SeqCst) / JOB == seen {
         sleeping = shared.wake.wait(sleeping).unwrap_or_else(PoisonError::into_inner);
     }
     *sleeping -= 1;
-    shared.epoch.load(Ordering::SeqCst)
+    shared.gate.load(Ordering::SeqCst)
 }
 
 #[cfg(test)]
@@ -203,6 +224,18 @@ mod tests {
         }
     }
 
+    /// Both threads are inside the job at once.
+    fn meet(pool: &mut Pool, then: impl Fn(usize) + Sync) {
+        let inside = AtomicUsize::new(0);
+        pool.run(|worker| {
+            inside.fetch_add(1, Ordering::SeqCst);
+            while inside.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+            then(worker);
+        });
+    }
+
     #[test]
     fn many_small_jobs_with_pauses_lose_no_wake() {
         let mut pool = Pool::new(2).unwrap();
@@ -214,7 +247,8 @@ mod tests {
                     std::hint::spin_loop();
                 }
             }
-            pool.run(|_| {
+            // Would wait for ever if the helper slept through it.
+            meet(&mut pool, |_| {
                 total.fetch_add(1, Ordering::Relaxed);
             });
         }
@@ -222,14 +256,26 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_helpers_come_too_late_for_is_done_by_the_caller() {
+        let mut pool = Pool::new(3).unwrap();
+        for _ in 0..20_000 {
+            let done = AtomicUsize::new(0);
+            pool.for_chunks(2, 1, |_, range| {
+                done.fetch_add(range.len(), Ordering::Relaxed);
+            });
+            assert_eq!(done.load(Ordering::Relaxed), 2);
+        }
+    }
+
+    #[test]
     fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
         let mut pool = Pool::new(2).unwrap();
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            pool.run(|worker| assert_ne!(worker, 1, "on purpose"));
+            meet(&mut pool, |worker| assert_ne!(worker, 1, "on purpose"));
         }));
         assert!(result.is_err());
         let count = AtomicUsize::new(0);
-        pool.run(|_| {
+        meet(&mut pool, |_| {
             count.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(count.load(Ordering::Relaxed), 2);
