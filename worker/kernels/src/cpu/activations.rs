@@ -235,7 +235,7 @@ impl Writer<'_> {
                 for (code, v) in codes.iter_mut().zip(x) {
                     let bits = (v * inverse + ROUND).to_bits();
                     *code = bits as u8;
-                    sum += i32::from(*code as i8);
+                    sum = sum.wrapping_add(i32::from(*code as i8));
                 }
                 if self.code == Code::ByteOfRow {
                     for code in &mut codes {
@@ -279,8 +279,14 @@ fn absmax(values: &[f32]) -> f32 {
             *lane = lane.max(v.abs());
         }
     }
-    let rest = rest.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-    lanes.iter().fold(rest, |m, v| m.max(*v))
+    // Halved until one is left: a chain of sixteen would wait for each.
+    for half in [8, 4, 2, 1] {
+        let (low, high) = lanes.split_at_mut(half);
+        for (low, high) in low.iter_mut().zip(high) {
+            *low = low.max(*high);
+        }
+    }
+    rest.iter().fold(lanes[0], |m, v| m.max(v.abs()))
 }
 
 /// Round to nearest even; NaN is not expected here and stays some NaN or infinity.

@@ -395,12 +395,12 @@ unsafe fn weights<const C: usize>(first: *const u8, stride: usize) -> [__m512i; 
 }
 
 /// # Safety
-/// `p` must point to 64 readable bytes.
+/// `p` must point to 64 readable bytes, aligned to 64.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn load(p: *const u8) -> __m512i {
+pub(super) unsafe fn load(p: *const u8) -> __m512i {
     // SAFETY: the caller's promise.
-    unsafe { _mm512_loadu_si512(p.cast()) }
+    unsafe { *p.cast::<__m512i>() }
 }
 
 /// # Safety

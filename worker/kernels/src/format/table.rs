@@ -3,7 +3,10 @@
 use super::{e4m3, e5m2};
 
 /// BF16 of the codes 0..128 (those without the sign bit): low and high bytes, two byte permutations of 128 entries each.
+///
+/// Aligned for whole-register loads: 128 bytes are two registers.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Bf16Table {
     /// Low bytes.
     pub low: [u8; 128],

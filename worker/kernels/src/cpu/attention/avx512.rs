@@ -8,8 +8,11 @@ use std::arch::x86_64::*;
 
 use super::Task;
 use crate::{
-    BLOCK_TOKENS, KvFormat,
-    cpu::{activations::to_bf16, avx512::dot_halves},
+    AlignedBytes, BLOCK_TOKENS, KvFormat,
+    cpu::{
+        activations::to_bf16,
+        avx512::{dot_halves, load},
+    },
     format::table::{Bf16Table, E4M3, E5M2},
 };
 
@@ -17,6 +20,8 @@ use crate::{
 const LANES: usize = 16;
 /// Registers of sums held at once per line.
 const SPAN: usize = 4;
+/// Lines computed at once.
+const LINES: usize = 4;
 /// Pairs of tokens of a block.
 const PAIRS: usize = BLOCK_TOKENS / 2;
 
@@ -29,9 +34,19 @@ pub(super) struct Scratch {
     sums: Vec<f32>,
     max: Vec<f32>,
     total: Vec<f32>,
+    block: BlockScratch,
     /// A block's keys and values as BF16, for the 8-bit formats.
-    keys: Vec<u16>,
-    values: Vec<u16>,
+    decoded: Option<[AlignedBytes; 2]>,
+}
+
+/// What a block's softmax leaves for the sums. In memory on purpose: the products read it as broadcast operands, which costs
+/// nothing, while as values it would fill the registers that hold the sums.
+#[derive(Default)]
+struct BlockScratch {
+    /// Factor on what each line summed so far.
+    corrections: [f32; LINES],
+    /// Probabilities of each line, BF16 pairs.
+    probabilities: [[u32; PAIRS]; LINES],
 }
 
 /// True for what [`attend`] computes: formats that BF16 holds exactly, whole registers of sums.
@@ -58,18 +73,20 @@ pub(super) unsafe fn attend(task: &Task<'_>, scratch: &mut Scratch) {
     scratch.max.resize(lines, f32::NEG_INFINITY);
     scratch.total.clear();
     scratch.total.resize(lines, 0.0);
-    scratch.keys.resize(dim * BLOCK_TOKENS, 0);
-    scratch.values.resize(dim * BLOCK_TOKENS, 0);
+    let size = dim * BLOCK_TOKENS * 2;
+    if scratch.decoded.as_ref().is_none_or(|[keys, _]| keys.len() != size) {
+        scratch.decoded = Some([AlignedBytes::zeroed(size), AlignedBytes::zeroed(size)]);
+    }
     for block in task.blocks() {
         let stored = [task.stored(block, false), task.stored(block, true)];
-        let [keys, values] = match task.kv.layout.format {
-            KvFormat::Fp8E4m3 => {
-                [decoded(&E4M3, stored[0], &mut scratch.keys), decoded(&E4M3, stored[1], &mut scratch.values)]
-            }
-            KvFormat::Fp8E5m2 => {
-                [decoded(&E5M2, stored[0], &mut scratch.keys), decoded(&E5M2, stored[1], &mut scratch.values)]
-            }
-            KvFormat::Bf16 | KvFormat::Fp16 => stored.map(<[u8]>::as_ptr),
+        let table = match task.kv.layout.format {
+            KvFormat::Fp8E4m3 => Some(&E4M3),
+            KvFormat::Fp8E5m2 => Some(&E5M2),
+            KvFormat::Bf16 | KvFormat::Fp16 => None,
+        };
+        let [keys, values] = match (table, &mut scratch.decoded) {
+            (Some(table), Some([keys, values])) => [decoded(table, stored[0], keys), decoded(table, stored[1], values)],
+            _ => stored.map(<[u8]>::as_ptr),
         };
         let mut step = Block {
             keys,
@@ -79,15 +96,17 @@ pub(super) unsafe fn attend(task: &Task<'_>, scratch: &mut Scratch) {
             sums: scratch.sums.as_mut_ptr(),
             max: scratch.max.as_mut_ptr(),
             total: scratch.total.as_mut_ptr(),
+            scratch: &raw mut scratch.block,
         };
         let mut line = 0;
         while line < lines {
             // Which tokens a line sees of this block depends on its position alone, and so does the way it is computed.
-            let whole = (line..lines.min(line + 4)).take_while(|l| task.seen(*l, block) == (0..BLOCK_TOKENS)).count();
+            let whole =
+                (line..lines.min(line + LINES)).take_while(|l| task.seen(*l, block) == (0..BLOCK_TOKENS)).count();
             // SAFETY: the lines are below `lines`, for which the scratch has room; the block has `head_dim` elements.
             unsafe {
                 line += match whole {
-                    4 => step.lines::<4>(line),
+                    LINES => step.lines::<LINES>(line),
                     3 => step.lines::<3>(line),
                     2 => step.lines::<2>(line),
                     1 => step.lines::<1>(line),
@@ -123,6 +142,7 @@ struct Block {
     sums: *mut f32,
     max: *mut f32,
     total: *mut f32,
+    scratch: *mut BlockScratch,
 }
 
 impl Block {
@@ -133,22 +153,18 @@ impl Block {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline]
     unsafe fn lines<const L: usize>(&mut self, line: usize) -> usize {
-        let mut probabilities = [[0u32; PAIRS]; L];
-        let mut corrections = [0.0f32; L];
         // SAFETY: the caller's promise; all offsets are inside the block and the lines' scratch.
         unsafe {
             let scores = self.scores::<L>(line);
-            for l in 0..L {
-                (corrections[l], probabilities[l]) = self.softmax(line + l, scores[l], 0xffff);
-            }
+            self.softmax::<L>(line, scores, 0xffff);
             for first in (0..self.dim / LANES).step_by(SPAN) {
                 let sums = self.sums.add(line * self.dim + first * LANES);
                 let values = self.values.add(first * 64);
                 match self.dim / LANES - first {
-                    1 => self.add::<L, 1>(sums, values, &corrections, &probabilities),
-                    2 => self.add::<L, 2>(sums, values, &corrections, &probabilities),
-                    3 => self.add::<L, 3>(sums, values, &corrections, &probabilities),
-                    _ => self.add::<L, SPAN>(sums, values, &corrections, &probabilities),
+                    1 => self.add::<L, 1>(sums, values),
+                    2 => self.add::<L, 2>(sums, values),
+                    3 => self.add::<L, 3>(sums, values),
+                    _ => self.add::<L, SPAN>(sums, values),
                 }
             }
         }
@@ -168,7 +184,7 @@ impl Block {
             for chain in 0..2 {
                 // SAFETY: `half` is a multiple of eight; the caller's promise.
                 unsafe {
-                    let keys = _mm512_loadu_si512(self.keys.add((pair + chain) * 64).cast());
+                    let keys = load(self.keys.add((pair + chain) * 64));
                     for (l, sums) in sums.iter_mut().enumerate() {
                         let query = *self.queries.add((line + l) * half + pair + chain);
                         sums[chain] = dot_halves(sums[chain], keys, _mm512_set1_epi32(query as i32));
@@ -179,23 +195,34 @@ impl Block {
         sums.map(|[even, odd]| _mm512_add_ps(even, odd))
     }
 
-    /// Takes the scores of the tokens in `mask` into a line's maximum and sum. Returns the factor on what was summed so
-    /// far, and the probabilities as BF16 pairs.
+    /// Takes the scores of the tokens in `mask` into the lines' maxima and totals; leaves corrections and probabilities.
     ///
     /// # Safety
-    /// The line must exist.
+    /// As [`Self::lines`].
     #[target_feature(enable = "avx512f,avx512bf16")]
     #[inline]
-    unsafe fn softmax(&mut self, line: usize, scores: __m512, mask: u16) -> (f32, [u32; PAIRS]) {
+    unsafe fn softmax<const L: usize>(&mut self, line: usize, scores: [__m512; L], mask: u16) {
+        let mut falls = [0.0f32; LANES];
+        let mut totals = [0.0f32; L];
         // SAFETY: the caller's promise.
-        let (max, total) = unsafe { (&mut *self.max.add(line), &mut *self.total.add(line)) };
-        let highest = max.max(_mm512_mask_reduce_max_ps(mask, scores));
-        let correction = super::super::elementwise::exp(*max - highest);
-        *max = highest;
-        let p = _mm512_maskz_mov_ps(mask, exp(_mm512_sub_ps(scores, _mm512_set1_ps(highest))));
-        *total = *total * correction + _mm512_reduce_add_ps(p);
-        // SAFETY: 32 bytes of plain data.
-        (correction, unsafe { std::mem::transmute::<__m256bh, [u32; PAIRS]>(_mm512_cvtneps_pbh(p)) })
+        unsafe {
+            for l in 0..L {
+                let max = &mut *self.max.add(line + l);
+                let highest = max.max(_mm512_mask_reduce_max_ps(mask, scores[l]));
+                falls[l] = *max - highest;
+                *max = highest;
+                let p = _mm512_maskz_mov_ps(mask, exp(_mm512_sub_ps(scores[l], _mm512_set1_ps(highest))));
+                totals[l] = _mm512_reduce_add_ps(p);
+                let place = (&raw mut (*self.scratch).probabilities[l]).cast();
+                _mm256_storeu_si256(place, std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(p)));
+            }
+            let corrections = exp(_mm512_loadu_ps(falls.as_ptr()));
+            _mm512_mask_storeu_ps((&raw mut (*self.scratch).corrections).cast(), (1 << LINES) - 1, corrections);
+            for l in 0..L {
+                let total = &mut *self.total.add(line + l);
+                *total = *total * (*self.scratch).corrections[l] + totals[l];
+            }
+        }
     }
 
     /// `sums = sums * correction + p V` for `L` lines and `C` registers of elements.
@@ -204,29 +231,23 @@ impl Block {
     /// As [`Self::lines`]; `sums` and `values` point to the first of the elements.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline]
-    unsafe fn add<const L: usize, const C: usize>(
-        &self,
-        sums: *mut f32,
-        values: *const u8,
-        corrections: &[f32; L],
-        probabilities: &[[u32; PAIRS]; L],
-    ) {
+    unsafe fn add<const L: usize, const C: usize>(&self, sums: *mut f32, values: *const u8) {
         let mut out = [[_mm512_setzero_ps(); C]; L];
         // SAFETY: the caller's promise.
         unsafe {
             for l in 0..L {
                 for c in 0..C {
                     let sum = _mm512_loadu_ps(sums.add(l * self.dim + c * LANES));
-                    out[l][c] = _mm512_mul_ps(sum, _mm512_set1_ps(corrections[l]));
+                    out[l][c] = _mm512_mul_ps(sum, _mm512_set1_ps((*self.scratch).corrections[l]));
                 }
             }
             for pair in 0..PAIRS {
                 let mut v = [_mm512_setzero_si512(); C];
                 for (c, v) in v.iter_mut().enumerate() {
-                    *v = _mm512_loadu_si512(values.add((pair * self.dim + c * LANES) * 4).cast());
+                    *v = load(values.add((pair * self.dim + c * LANES) * 4));
                 }
                 for l in 0..L {
-                    let p = _mm512_set1_epi32(probabilities[l][pair] as i32);
+                    let p = _mm512_set1_epi32((*self.scratch).probabilities[l][pair] as i32);
                     for c in 0..C {
                         out[l][c] = dot_halves(out[l][c], v[c], p);
                     }
@@ -250,10 +271,11 @@ impl Block {
         // SAFETY: the caller's promise; all offsets are inside the block and the line's scratch.
         unsafe {
             let [scores] = self.scores::<1>(line);
-            let (correction, probabilities) = self.softmax(line, scores, mask);
+            self.softmax::<1>(line, [scores], mask);
+            let BlockScratch { corrections: [correction, ..], probabilities: [probabilities, ..] } = &*self.scratch;
             for at in 0..self.dim / LANES {
                 let place = self.sums.add(line * self.dim + at * LANES);
-                let mut sum = _mm512_mul_ps(_mm512_loadu_ps(place), _mm512_set1_ps(correction));
+                let mut sum = _mm512_mul_ps(_mm512_loadu_ps(place), _mm512_set1_ps(*correction));
                 for (pair, p) in probabilities.iter().enumerate() {
                     // A slot that was never written may hold NaN, and 0 x NaN is NaN: it is cleared.
                     let keep = match mask >> (2 * pair) & 3 {
@@ -262,7 +284,7 @@ impl Block {
                         2 => 0xffff_0000u32,
                         _ => u32::MAX,
                     };
-                    let v = _mm512_loadu_si512(self.values.add((pair * self.dim + at * LANES) * 4).cast());
+                    let v = load(self.values.add((pair * self.dim + at * LANES) * 4));
                     let v = _mm512_and_si512(v, _mm512_set1_epi32(keep as i32));
                     sum = dot_halves(sum, v, _mm512_set1_epi32(*p as i32));
                 }
@@ -290,14 +312,12 @@ fn exp(x: __m512) -> __m512 {
 /// Decodes 8-bit codes to BF16, in order.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 #[inline]
-fn decoded(table: &Bf16Table, codes: &[u8], out: &mut [u16]) -> *const u8 {
-    // SAFETY: the tables have 128 bytes each.
-    let load = |p: &[u8; 128]| unsafe {
-        [_mm512_loadu_si512(p.as_ptr().cast()), _mm512_loadu_si512(p.as_ptr().add(64).cast())]
-    };
-    let (low, high) = (load(&table.low), load(&table.high));
+fn decoded(table: &Bf16Table, codes: &[u8], out: &mut AlignedBytes) -> *const u8 {
+    // SAFETY: the tables have 128 bytes each and are aligned.
+    let registers = |p: *const u8| unsafe { [load(p), load(p.add(64))] };
+    let (low, high) = (registers(table.low.as_ptr()), registers(table.high.as_ptr()));
     let sign = _mm512_set1_epi16(i16::MIN);
-    for (codes, out) in codes.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+    for (codes, out) in codes.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<64>().0) {
         // SAFETY: 32 bytes are read, 64 written.
         unsafe {
             let codes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(codes.as_ptr().cast()));
@@ -310,5 +330,5 @@ fn decoded(table: &Bf16Table, codes: &[u8], out: &mut [u16]) -> *const u8 {
             _mm512_storeu_si512(out.as_mut_ptr().cast(), bits);
         }
     }
-    out.as_ptr().cast()
+    out.as_ptr()
 }
