@@ -5,17 +5,25 @@
 //! of the dot products. Eight rows take two panels, so that one broadcast activation serves two products (one panel where
 //! groups need a second set of accumulators): with weights, scales and tables that stays within 32 registers.
 
-use std::{arch::x86_64::*, ops::Range};
+use std::{arch::x86_64::*, cell::RefCell, ops::Range};
 
 use super::{
     activations::{Activations, TILE},
     linear::Output,
 };
 use crate::{
-    GroupedActivations, PackedWeight, WeightKind,
+    AlignedBytes, GroupedActivations, PackedWeight, WeightKind,
     format::table::E4M3,
     pack::{PANEL, PanelLayout},
 };
+
+/// Rows from which decoding FP8 panels to BF16 once pays for the writing and reading of the decoded panel.
+const DECODE_ROWS: usize = 2 * TILE;
+
+thread_local! {
+    /// Two FP8 panels, decoded.
+    static DECODED: RefCell<AlignedBytes> = RefCell::new(AlignedBytes::zeroed(0));
+}
 
 /// Operands of a tile: everything by pointer, so that the loops hold no lengths in registers.
 #[derive(Clone, Copy)]
@@ -60,6 +68,7 @@ pub(super) unsafe fn panels(
     unsafe {
         match w.spec.kind {
             WeightKind::Bf16 => run::<Bf16>(x, rows, w, layout, panels, out),
+            WeightKind::Fp8 if rows >= DECODE_ROWS => run_decoded(x, rows, w, layout, panels, out),
             WeightKind::Fp8 => run::<Fp8>(x, rows, w, layout, panels, out),
             WeightKind::Int8 => run::<Int8>(x, rows, w, layout, panels, out),
             WeightKind::Int4 { .. } if half => run::<GroupHalves<4>>(x, rows, w, layout, panels, out),
@@ -99,27 +108,92 @@ unsafe fn run<K: Kernel>(
         } else {
             1
         };
-        let mut row = 0;
-        while row < rows {
-            // Rows of one tile of activations lie together; a kernel's rows never cross into the next.
-            let height = (rows - row).min(TILE - row % TILE);
-            // SAFETY: rows and panels of the tile are inside their ranges by the loop's bounds.
-            unsafe {
-                row += match (height, wide) {
-                    (2.., 4) => store::<K, 2, 4>(x, row, w, layout, panel, out),
-                    (_, 4) => store::<K, 1, 4>(x, row, w, layout, panel, out),
-                    (8.., 2) => store::<K, 8, 2>(x, row, w, layout, panel, out),
-                    (4.., 2) => store::<K, 4, 2>(x, row, w, layout, panel, out),
-                    (2.., 2) => store::<K, 2, 2>(x, row, w, layout, panel, out),
-                    (_, 2) => store::<K, 1, 2>(x, row, w, layout, panel, out),
-                    (8.., _) => store::<K, 8, 1>(x, row, w, layout, panel, out),
-                    (4.., _) => store::<K, 4, 1>(x, row, w, layout, panel, out),
-                    (2.., _) => store::<K, 2, 1>(x, row, w, layout, panel, out),
-                    _ => store::<K, 1, 1>(x, row, w, layout, panel, out),
-                };
-            }
+        // SAFETY: the panels are inside the range.
+        unsafe {
+            let codes = w.bytes.as_ptr().add(panel * layout.bytes);
+            all_rows::<K>(x, rows, w, layout, Columns { panel, codes, stride: layout.bytes }, wide, out);
         }
         panel += wide;
+    }
+}
+
+/// FP8 for many rows: panels are decoded to BF16 once, in the order that [`Bf16`] reads.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx512bf16")]
+unsafe fn run_decoded(
+    x: &Activations,
+    rows: usize,
+    w: &PackedWeight,
+    layout: &PanelLayout,
+    panels: Range<usize>,
+    out: Output<'_>,
+) {
+    let stride = layout.scales * 2;
+    DECODED.with_borrow_mut(|decoded| {
+        if decoded.len() < stride * Bf16::WIDE {
+            *decoded = AlignedBytes::zeroed(stride * Bf16::WIDE);
+        }
+        for panel in panels.clone().step_by(Bf16::WIDE) {
+            let wide = Bf16::WIDE.min(panels.end - panel);
+            // SAFETY: the panels are inside the range; the scratch holds `wide` of them.
+            unsafe {
+                for c in 0..wide {
+                    let codes = w.bytes.as_ptr().add((panel + c) * layout.bytes);
+                    let target = decoded.as_mut_ptr().add(c * stride);
+                    for step in 0..layout.scales / 64 {
+                        let [first, second] = decode(load(codes.add(step * 64)));
+                        _mm512_store_si512(target.add(step * 128).cast(), first);
+                        _mm512_store_si512(target.add(step * 128 + 64).cast(), second);
+                    }
+                }
+                let columns = Columns { panel, codes: decoded.as_ptr(), stride };
+                all_rows::<Bf16>(x, rows, w, layout, columns, wide, out);
+            }
+        }
+    });
+}
+
+/// Some panels: the first one's number, and where their codes are.
+#[derive(Clone, Copy)]
+struct Columns {
+    panel: usize,
+    codes: *const u8,
+    stride: usize,
+}
+
+/// All rows of `wide` panels.
+///
+/// # Safety
+/// As [`store`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx512bf16")]
+#[inline]
+unsafe fn all_rows<K: Kernel>(
+    x: &Activations,
+    rows: usize,
+    w: &PackedWeight,
+    layout: &PanelLayout,
+    columns: Columns,
+    wide: usize,
+    out: Output<'_>,
+) {
+    let mut row = 0;
+    while row < rows {
+        // Rows of one tile of activations lie together; a kernel's rows never cross into the next.
+        let height = (rows - row).min(TILE - row % TILE);
+        // SAFETY: rows are inside their range by the loop's bounds; the caller's promise.
+        unsafe {
+            row += match (height, wide) {
+                (2.., 4) => store::<K, 2, 4>(x, row, w, layout, columns, out),
+                (_, 4) => store::<K, 1, 4>(x, row, w, layout, columns, out),
+                (8.., 2) => store::<K, 8, 2>(x, row, w, layout, columns, out),
+                (4.., 2) => store::<K, 4, 2>(x, row, w, layout, columns, out),
+                (2.., 2) => store::<K, 2, 2>(x, row, w, layout, columns, out),
+                (_, 2) => store::<K, 1, 2>(x, row, w, layout, columns, out),
+                (8.., _) => store::<K, 8, 1>(x, row, w, layout, columns, out),
+                (4.., _) => store::<K, 4, 1>(x, row, w, layout, columns, out),
+                (2.., _) => store::<K, 2, 1>(x, row, w, layout, columns, out),
+                _ => store::<K, 1, 1>(x, row, w, layout, columns, out),
+            };
+        }
     }
 }
 
@@ -134,9 +208,10 @@ unsafe fn store<K: Kernel, const R: usize, const C: usize>(
     row: usize,
     w: &PackedWeight,
     layout: &PanelLayout,
-    panel: usize,
+    columns: Columns,
     out: Output<'_>,
 ) -> usize {
+    let panel = columns.panel;
     // SAFETY: the caller's promises; the row scales are inside the panel.
     unsafe {
         let (tile, lane) = (row / TILE, row % TILE);
@@ -145,8 +220,8 @@ unsafe fn store<K: Kernel, const R: usize, const C: usize>(
             words: x.words.as_ptr().add(tile * x.steps * TILE + lane),
             steps: x.steps,
             groups: x.groups.as_ptr().add(tile * x.group_count * 2 * TILE + lane),
-            panel: panels,
-            stride: layout.bytes,
+            panel: columns.codes,
+            stride: columns.stride,
             scales: layout.scales,
             sums: layout.sums,
             group: layout.group,
@@ -209,23 +284,13 @@ impl Kernel for Fp8 {
     #[inline]
     unsafe fn tile<const R: usize, const C: usize>(t: Operands) -> [[__m512; C]; R] {
         let mut sums = [[_mm512_setzero_ps(); C]; R];
-        // SAFETY: the tables have 128 bytes each.
-        let (low, high) = unsafe {
-            let (low, high) = (E4M3.low.as_ptr(), E4M3.high.as_ptr());
-            ([load(low), load(low.add(64))], [load(high), load(high.add(64))])
-        };
-        let sign = _mm512_set1_epi8(-128);
         for step in 0..t.steps / 2 {
             // SAFETY: inside the panels and the rows: `step` is below K / 4.
             unsafe {
                 let x = t.words.add(step * 2 * TILE);
                 let mut w = [[_mm512_setzero_si512(); 2]; C];
                 for (codes, w) in weights::<C>(t.panel.add(step * 64), t.stride).into_iter().zip(&mut w) {
-                    // The look-up ignores the sign bit; the high byte gets it back: highs | (codes & sign).
-                    let lows = _mm512_permutex2var_epi8(low[0], codes, low[1]);
-                    let highs = _mm512_permutex2var_epi8(high[0], codes, high[1]);
-                    let highs = _mm512_ternarylogic_epi32::<0xf8>(highs, codes, sign);
-                    *w = [_mm512_unpacklo_epi8(lows, highs), _mm512_unpackhi_epi8(lows, highs)];
+                    *w = decode(codes);
                 }
                 for r in 0..R {
                     let (first, second) = (broadcast(x.add(r)), broadcast(x.add(TILE + r)));
@@ -377,6 +442,22 @@ impl<const BITS: usize> Kernel for GroupHalves<BITS> {
         }
         out
     }
+}
+
+/// 64 bytes of FP8 codes as two registers of BF16 pairs (see [`crate::pack`](mod@crate::pack) for their order).
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[inline]
+fn decode(codes: __m512i) -> [__m512i; 2] {
+    // SAFETY: the tables have 128 bytes each and are aligned.
+    let (low, high) = unsafe {
+        let (low, high) = (E4M3.low.as_ptr(), E4M3.high.as_ptr());
+        ([load(low), load(low.add(64))], [load(high), load(high.add(64))])
+    };
+    let lows = _mm512_permutex2var_epi8(low[0], codes, low[1]);
+    let highs = _mm512_permutex2var_epi8(high[0], codes, high[1]);
+    // The look-up ignores the sign bit; the high byte gets it back: highs | (codes & sign).
+    let highs = _mm512_ternarylogic_epi32::<0xf8>(highs, codes, _mm512_set1_epi8(-128));
+    [_mm512_unpacklo_epi8(lows, highs), _mm512_unpackhi_epi8(lows, highs)]
 }
 
 /// One register of each of `C` panels.
