@@ -51,8 +51,8 @@ pub(super) struct Serve {
     /// Most requests that may wait; more get 429.
     #[arg(long, default_value_t = 256)]
     max_waiting: usize,
-    /// Most tokens of a step, prompts and decodes together: bounds the gap that a prompt makes in running streams.
-    #[arg(long, default_value_t = 128)]
+    /// Most tokens of a step, prompts and decodes together. While streams run, a step is also held to about 100 ms.
+    #[arg(long, default_value_t = 256)]
     max_batched_tokens: usize,
     /// Seconds that requests in flight may take after SIGTERM.
     #[arg(long, default_value_t = 60)]

@@ -178,6 +178,8 @@ pub struct Scheduler {
     /// Oldest first.
     running: Vec<u64>,
     held: bool,
+    /// Rows of the next step, if fewer than the configuration's.
+    step_limit: usize,
     preemptions: u64,
 }
 
@@ -191,6 +193,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             running: Vec::new(),
             held: false,
+            step_limit: usize::MAX,
             preemptions: 0,
         }
     }
@@ -245,10 +248,21 @@ impl Scheduler {
         self.held = held;
     }
 
+    /// Bounds the rows of the steps to come below the configuration's, so that prompts do not hold up running streams.
+    pub fn limit_step(&mut self, rows: usize) {
+        self.step_limit = rows;
+    }
+
+    /// True when a running sequence waits for its next token only: a stream that a long step would hold up.
+    pub fn decoding(&self) -> bool {
+        self.running.iter().any(|id| self.sequences.get(id).is_some_and(|s| s.tokens.len() > s.prompt_tokens))
+    }
+
     /// The next step, for a model on `rung` of the ladder.
     pub fn schedule(&mut self, rung: u8) -> ScheduledStep {
         let mut step = ScheduledStep { rung, ..ScheduledStep::default() };
-        let mut budget = self.config.max_batched_tokens;
+        // Every running sequence may get its next token, however small the limit.
+        let mut budget = self.config.max_batched_tokens.min(self.step_limit.max(self.running.len()));
         // Decodes first, then unfinished prompts, each oldest first.
         let mut order = self.running.clone();
         order.sort_by_key(|id| self.remaining(*id) > 1);

@@ -121,3 +121,23 @@ fn what_can_never_fit_is_refused() {
     s.add(1, vec![1], 1, false).unwrap();
     assert_eq!(s.add(1, vec![1], 1, false), Err(AddError::Known(1)));
 }
+
+#[test]
+fn a_limited_step_has_all_decodes_and_what_the_limit_leaves_for_prompts() {
+    let mut s = scheduler(64);
+    for id in 0..4 {
+        s.add(id, vec![id as u32; 4], 10, false).unwrap();
+    }
+    assert!(!s.decoding());
+    run(&mut s, 0);
+    assert!(s.decoding());
+    s.add(9, vec![9; 100], 10, false).unwrap();
+    s.limit_step(6);
+    let rows = |step: &ScheduledStep| step.items().iter().map(|i| (i.id, i.rows)).collect::<Vec<_>>();
+    assert_eq!(rows(&run(&mut s, 0)), [(0, 1), (1, 1), (2, 1), (3, 1), (9, 2)]);
+    // However small the limit, no stream is held up.
+    s.limit_step(1);
+    assert_eq!(rows(&run(&mut s, 0)), [(0, 1), (1, 1), (2, 1), (3, 1), (9, 1)]);
+    s.limit_step(usize::MAX);
+    assert_eq!(rows(&run(&mut s, 0)).last(), Some(&(9, 28)));
+}

@@ -19,6 +19,7 @@ use super::{
     MemorySnapshot, Observation, Observer, ProfileSnapshot, Snapshot, SwitchResult,
     handle::{Command, Shared, Submission},
     memory::MemoryPlan,
+    pace::Pace,
     switch::PendingSwitch,
 };
 use crate::{
@@ -74,6 +75,7 @@ pub(super) struct Core<B: Backend> {
     pub(super) leaving: Option<usize>,
     pub(super) kv: B::Kv,
     pub(super) scheduler: Scheduler,
+    pub(super) pace: Pace,
     pub(super) memory: MemoryPlan,
     pub(super) observer: Box<dyn Observer>,
     pub(super) commands: Receiver<Command>,
@@ -230,6 +232,7 @@ impl<B: Backend> Core<B> {
 
     /// One pass over the batch; returns at once when nothing can be scheduled.
     fn step(&mut self) -> Result<()> {
+        self.scheduler.limit_step(if self.scheduler.decoding() { self.pace.rows() } else { usize::MAX });
         let scheduled = self.scheduler.schedule(self.active as u8);
         self.count_scheduling(&scheduled);
         if scheduled.is_empty() {
@@ -259,7 +262,9 @@ impl<B: Backend> Core<B> {
         let leaving = self.leaving.take();
         let weights = &self.rungs[self.active].weights;
         let leaving = leaving.map(|index| &self.rungs[index].weights);
+        let began = Instant::now();
         self.model.step(&mut self.backend, weights, leaving, &mut self.kv, &plan, &mut take)?;
+        self.pace.record(plan.rows(), began.elapsed());
         let tokens: Vec<(u64, u32)> = sampled
             .iter()
             .filter_map(|s| match s {

@@ -7,11 +7,13 @@
 //! | `handle` | the [`EngineHandle`] that the HTTP layer holds |
 //! | `core` | the loop: take commands, schedule, compute, sample, deliver |
 //! | `switch` | the in-place switch between two steps |
+//! | `pace` | how many rows a step may have while streams run |
 //! | [`memory`] | the budget: blocks of each profile |
 
 mod core;
 mod handle;
 pub mod memory;
+mod pace;
 mod start;
 mod switch;
 

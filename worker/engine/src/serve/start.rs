@@ -17,6 +17,7 @@ use super::{
     core::{Core, Rung, State},
     handle::{EngineHandle, EngineLimits, Shared},
     memory::MemoryPlan,
+    pace::Pace,
 };
 use crate::{
     EngineError, ProfileSpec, Result,
@@ -136,6 +137,7 @@ pub fn start<B: Backend>(
         leaving: None,
         kv,
         scheduler,
+        pace: Pace::default(),
         memory,
         observer,
         commands,
