@@ -10,6 +10,7 @@ use modelprofile_kernels::{BLOCK_TOKENS, Backend, HostTensor, KvFormat, KvLayout
 use crate::{
     EngineError, ModelConfig, Result,
     model::{Model, ProfileWeights},
+    softmax::{divergence, log_sum_exp, max},
 };
 
 /// Sums of negative log-likelihoods and divergences.
@@ -139,27 +140,16 @@ impl Score {
             self.half_nll += nll;
         }
         if let Some(reference) = reference {
-            let reference_normalizer = log_sum_exp(reference);
-            self.divergence += reference
-                .iter()
-                .zip(logits)
-                .map(|(p, q)| {
-                    let p = f64::from(*p) - reference_normalizer;
-                    p.exp() * (p - (f64::from(*q) - normalizer))
-                })
-                .sum::<f64>();
+            self.divergence += divergence(reference, log_sum_exp(reference), logits, normalizer);
             self.same_top += usize::from(argmax(reference) == argmax(logits));
         }
     }
 }
 
-fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    f64::from(max) + logits.iter().map(|l| f64::from(l - max).exp()).sum::<f64>().ln()
-}
-
+/// The most likely token, the lowest of equal ones.
 fn argmax(logits: &[f32]) -> usize {
-    logits.iter().enumerate().fold(0, |best, (i, l)| if *l > logits[best] { i } else { best })
+    let best = max(logits);
+    logits.iter().position(|l| *l >= best).unwrap_or(0)
 }
 
 #[cfg(test)]

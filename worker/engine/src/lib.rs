@@ -14,6 +14,7 @@ mod request;
 pub mod sample;
 pub mod sched;
 pub mod serve;
+mod softmax;
 pub mod text;
 
 pub use config::{Architecture, ModelConfig, RopeScaling};

@@ -8,7 +8,10 @@ use std::{cmp::Ordering, collections::HashMap};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{SamplingParams, TokenLogprob};
+use crate::{
+    SamplingParams, TokenLogprob,
+    softmax::{exp, log_sum_exp, max},
+};
 
 /// Why no token could be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -174,30 +177,17 @@ fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, p: f64, order: impl Fn(&(f32, 
     }
 }
 
-/// `e^x` for `x <= 0`, relative error below 1e-6: `2^(x log2 e)`, the fraction by a polynomial. Free of branches and calls,
-/// so that a loop over the vocabulary vectorizes.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    let t = (x * std::f32::consts::LOG2_E).max(-126.0);
-    // Adding 1.5 x 2^23 rounds to the nearest integer, which then stands in the low bits.
-    let shifted = t + 12_582_912.0;
-    let f = (t - (shifted - 12_582_912.0)) * std::f32::consts::LN_2;
-    let p = 1.0 + f * (1.0 + f * (0.5 + f * (1.0 / 6.0 + f * (1.0 / 24.0 + f * (1.0 / 120.0 + f * (1.0 / 720.0))))));
-    p * f32::from_bits(((shifted.to_bits() as i32).wrapping_sub(0x4b40_0000).wrapping_add(127) << 23) as u32)
-}
-
 /// The largest logit's token, the lowest of equal ones.
 fn argmax(logits: &[f32]) -> Result<u32, SampleError> {
-    // The maximum first, then its place: both loops vectorize, in lanes. NaN or infinity anywhere makes the sum NaN.
-    let (mut best, mut sum) = ([f32::NEG_INFINITY; 16], [0.0f32; 16]);
+    // The maximum first, then its place: loops that vectorize. NaN or infinity anywhere makes the sum NaN.
+    let best = max(logits);
+    let mut sum = [0.0f32; 16];
     let (chunks, rest) = logits.as_chunks::<16>();
     for chunk in chunks {
-        for ((best, sum), logit) in best.iter_mut().zip(&mut sum).zip(chunk) {
-            *best = if *logit > *best { *logit } else { *best };
+        for (sum, logit) in sum.iter_mut().zip(chunk) {
             *sum += *logit * 0.0;
         }
     }
-    let best = best.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
     let sum = sum.iter().sum::<f32>() + rest.iter().map(|l| l * 0.0).sum::<f32>();
     if sum.is_nan() && logits.iter().any(|l| l.is_nan()) {
         return Err(SampleError::NotANumber);
@@ -208,9 +198,7 @@ fn argmax(logits: &[f32]) -> Result<u32, SampleError> {
 
 /// Log-probability of `token` and of the `top` most likely ones under the softmax of `logits`.
 pub fn logprobs(logits: &[f32], token: u32, top: usize) -> TokenLogprob {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
-    let normalizer = f64::from(max) + sum.ln();
+    let normalizer = log_sum_exp(logits);
     let of = |logit: f32| (f64::from(logit) - normalizer) as f32;
     let mut order: Vec<(u32, f32)> = Vec::new();
     if top > 0 {
@@ -255,15 +243,6 @@ mod tests {
             let mut found = all.clone();
             keep_nucleus(&mut found, p, order);
             assert_eq!(found, kept, "{p}");
-        }
-    }
-
-    #[test]
-    fn exp_is_within_its_error() {
-        for i in 0..=2700 {
-            let x = -(i as f32) / 100.0;
-            let expected = f64::from(x).exp();
-            assert!((f64::from(exp(x)) - expected).abs() / expected < 3e-6, "{x}");
         }
     }
 
