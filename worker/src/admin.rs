@@ -17,7 +17,10 @@ use modelprofile_api::worker::{
 use modelprofile_engine::serve::{Snapshot, SwitchEnd, SwitchResult};
 use modelprofile_kernels::BLOCK_TOKENS;
 
-use crate::{app::App, http::bearer_matches};
+use crate::{
+    app::{App, ENGINE_ENDED},
+    http::bearer_matches,
+};
 
 /// Routes of the admin port. Probes and metrics are open, the rest needs the token.
 pub fn router(app: Arc<App>) -> Router {
@@ -27,7 +30,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/admin/v1/drain", post(drain))
         .layer(middleware::from_fn_with_state(app.clone(), authorize));
     Router::new()
-        .route("/livez", get(|| async { "ok" }))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .merge(guarded)
@@ -46,7 +49,17 @@ async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) ->
     }
 }
 
+async fn livez(State(app): State<Arc<App>>) -> Response {
+    if app.engine_ended() {
+        return (StatusCode::INTERNAL_SERVER_ERROR, ENGINE_ENDED).into_response();
+    }
+    "ok".into_response()
+}
+
 async fn readyz(State(app): State<Arc<App>>) -> Response {
+    if app.engine_ended() {
+        return (StatusCode::SERVICE_UNAVAILABLE, ENGINE_ENDED).into_response();
+    }
     if app.draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining").into_response();
     }
@@ -70,11 +83,16 @@ async fn state(State(app): State<Arc<App>>) -> Json<WorkerState> {
 }
 
 fn describe(app: &App, snapshot: &Snapshot) -> WorkerState {
+    let (phase, message) = match (app.engine_ended(), app.draining() || snapshot.draining) {
+        (true, _) => (WorkerPhase::Failed, ENGINE_ENDED.to_owned()),
+        (false, true) => (WorkerPhase::Draining, String::new()),
+        (false, false) => (WorkerPhase::Ready, String::new()),
+    };
     WorkerState {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         served_name: app.served_name.clone(),
-        phase: if app.draining() || snapshot.draining { WorkerPhase::Draining } else { WorkerPhase::Ready },
-        message: String::new(),
+        phase,
+        message,
         active_profile: Some(snapshot.active.to_string()),
         target_profile: snapshot.target.as_ref().map(ToString::to_string),
         profiles: snapshot
@@ -144,7 +162,10 @@ async fn switch(State(app): State<Arc<App>>, Json(request): Json<SwitchRequest>)
             };
             (status, Json(report(&result))).into_response()
         }
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the engine has stopped: restart the worker").into_response(),
+        Err(_) => {
+            app.set_engine_ended();
+            (StatusCode::INTERNAL_SERVER_ERROR, ENGINE_ENDED).into_response()
+        }
     }
 }
 

@@ -18,11 +18,16 @@ use tokio::net::TcpListener;
 
 use crate::{admin, http, metrics::Metrics};
 
+/// What is said once the engine's thread is no more: only a fault of ours ends it, and nothing in the process mends it.
+pub(crate) const ENGINE_ENDED: &str = "the engine has stopped: restart the worker";
+
 /// Bounds on what a client may send.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Bytes of a request body.
     pub body_bytes: usize,
+    /// Time in which a request body must arrive.
+    pub body_time: Duration,
     /// Completions of one request (`n` times the prompts).
     pub choices: usize,
     /// Stop strings.
@@ -37,7 +42,15 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body_bytes: 8 << 20, choices: 128, stops: 16, stop_bytes: 256, logit_bias: 1024, top_logprobs: 20 }
+        Self {
+            body_bytes: 8 << 20,
+            body_time: Duration::from_secs(60),
+            choices: 128,
+            stops: 16,
+            stop_bytes: 256,
+            logit_bias: 1024,
+            top_logprobs: 20,
+        }
     }
 }
 
@@ -67,6 +80,7 @@ pub struct App {
     pub metrics: Metrics,
     ready: OnceLock<Ready>,
     draining: AtomicBool,
+    engine_ended: AtomicBool,
     preparation: Mutex<WorkerState>,
 }
 
@@ -84,6 +98,7 @@ impl App {
             metrics: Metrics::new(served_name),
             ready: OnceLock::new(),
             draining: AtomicBool::new(false),
+            engine_ended: AtomicBool::new(false),
             preparation: Mutex::new(WorkerState {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 served_name: served_name.to_owned(),
@@ -108,6 +123,18 @@ impl App {
     /// True once the worker is shutting down.
     pub fn draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// True once a request found that the engine is no more: probes fail from then on, so that the worker is restarted.
+    pub fn engine_ended(&self) -> bool {
+        self.engine_ended.load(Ordering::Acquire)
+    }
+
+    /// Says that the engine is no more.
+    pub fn set_engine_ended(&self) {
+        if !self.engine_ended.swap(true, Ordering::AcqRel) {
+            tracing::error!("{ENGINE_ENDED}");
+        }
     }
 
     /// Changes what the worker says of its preparation.

@@ -38,6 +38,8 @@ pub enum Piece {
     },
     /// The engine failed the request.
     Failed(String),
+    /// The engine is no more.
+    EngineEnded,
 }
 
 /// A running choice. Dropping it cancels it.
@@ -101,7 +103,7 @@ impl Generation {
             }
             None => {
                 self.ended = true;
-                Piece::Failed("the engine has stopped: restart the worker".into())
+                Piece::EngineEnded
             }
         })
     }
