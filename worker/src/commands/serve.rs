@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Args;
-use modelprofile_api::{Validated, worker::WorkerPhase};
+use modelprofile_api::{License, Validated, worker::WorkerPhase};
 use modelprofile_engine::{
     ProfileSpec, WeightFormat, ZeroPoint,
     checkpoint::Checkpoint,
@@ -129,6 +129,8 @@ impl Serve {
         let spec = manifest.spec();
         let path = model_path(&spec.model.uri)?;
         let checkpoint = Checkpoint::open(&path).context("the checkpoint cannot be read")?;
+        // Before anything is written: a licence that was not accepted must leave no trace of the model.
+        check_licence(checkpoint.licence(), spec.model.license.as_ref())?;
         let text = Text::load(&checkpoint)?;
         let calibration = text.tokenizer.encode(CALIBRATION, false)?;
         let config = EngineConfig {
@@ -157,6 +159,30 @@ impl Serve {
             },
         )?;
         Ok(Ready { engine: Arc::new(engine), tokenizer: text.tokenizer, template: text.template })
+    }
+}
+
+/// Holds the licence that was accepted against the one that the checkpoint declares, which is trimmed and lower-case.
+fn check_licence(declared: Option<&str>, accepted: Option<&License>) -> anyhow::Result<()> {
+    let Some(accepted) = accepted.map(|licence| licence.accepted.trim()) else {
+        match declared {
+            Some(declared) => {
+                tracing::info!(declared, "spec.model.license.accepted is not set: no licence is required")
+            }
+            None => tracing::info!("the checkpoint declares no licence, and none is required"),
+        }
+        return Ok(());
+    };
+    match declared {
+        Some(declared) if declared == accepted.to_lowercase() => Ok(()),
+        Some(declared) => bail!(
+            "the checkpoint declares the licence {declared}, but spec.model.license.accepted is {accepted}: read the \
+             checkpoint's licence and, if you accept it, write {declared} there; nothing was quantized"
+        ),
+        None => bail!(
+            "the checkpoint declares no licence, but spec.model.license.accepted is {accepted}: find out under which \
+             licence it comes and, if you accept that, take the field out; nothing was quantized"
+        ),
     }
 }
 
@@ -202,4 +228,33 @@ fn profile(profile: &modelprofile_api::Profile) -> anyhow::Result<ProfileSpec> {
         KvCacheFormat::Fp8E5m2 => KvFormat::Fp8E5m2,
     };
     Ok(ProfileSpec { name: profile.name.clone(), weights, kv })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(declared: Option<&str>, accepted: Option<&str>) -> Result<(), String> {
+        let accepted = accepted.map(|accepted| License { accepted: accepted.to_owned() });
+        check_licence(declared, accepted.as_ref()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_accepted_licence_is_compared_without_regard_to_case_and_space() {
+        assert_eq!(check(Some("apache-2.0"), Some("apache-2.0")), Ok(()));
+        assert_eq!(check(Some("apache-2.0"), Some(" Apache-2.0 ")), Ok(()));
+    }
+
+    #[test]
+    fn without_an_accepted_licence_any_checkpoint_is_served() {
+        assert_eq!((check(Some("apache-2.0"), None), check(None, None)), (Ok(()), Ok(())));
+    }
+
+    #[test]
+    fn another_licence_or_none_is_refused_with_both_named() {
+        let error = check(Some("llama3.3"), Some("apache-2.0")).unwrap_err();
+        assert!(error.contains("declares the licence llama3.3") && error.contains("accepted is apache-2.0"), "{error}");
+        let error = check(None, Some("apache-2.0")).unwrap_err();
+        assert!(error.contains("declares no licence") && error.contains("accepted is apache-2.0"), "{error}");
+    }
 }
