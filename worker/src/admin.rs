@@ -19,7 +19,7 @@ use modelprofile_kernels::BLOCK_TOKENS;
 
 use crate::{
     app::{App, ENGINE_ENDED},
-    http::bearer_matches,
+    http::{bearer_matches, body, error::ApiError},
 };
 
 /// Routes of the admin port. Probes and metrics are open, the rest needs the token.
@@ -149,11 +149,14 @@ fn report(result: &SwitchResult) -> SwitchReport {
     }
 }
 
-async fn switch(State(app): State<Arc<App>>, Json(request): Json<SwitchRequest>) -> Response {
+async fn switch(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let body = body::object(&app.limits, request).await?;
+    let request: SwitchRequest = serde_json::from_value(body.into())
+        .map_err(|error| ApiError::malformed(format!(r#"send {{"profile": NAME}}: {error}"#)))?;
     let Some(ready) = app.ready() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, app.preparation().message).into_response();
+        return Ok((StatusCode::SERVICE_UNAVAILABLE, app.preparation().message).into_response());
     };
-    match ready.engine.switch(&request.profile).await {
+    Ok(match ready.engine.switch(&request.profile).await {
         Ok(result) => {
             let status = match result.outcome {
                 SwitchEnd::Completed => StatusCode::OK,
@@ -166,7 +169,7 @@ async fn switch(State(app): State<Arc<App>>, Json(request): Json<SwitchRequest>)
             app.set_engine_ended();
             (StatusCode::INTERNAL_SERVER_ERROR, ENGINE_ENDED).into_response()
         }
-    }
+    })
 }
 
 async fn drain(State(app): State<Arc<App>>) -> &'static str {

@@ -22,10 +22,16 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::app::{self, App, Ready};
+use crate::{
+    app::{self, App, Ready, ServeLimits},
+    server::ConnectionLimits,
+};
 
 /// Text that calibrates the scales of an FP8 E4M3 KV cache when the manifest names none.
 const CALIBRATION: &str = include_str!("calibration.txt");
+
+/// Connections to the admin port: probes, scrapers and an operator.
+const ADMIN_CONNECTIONS: usize = 64;
 
 /// Options of `serve`.
 #[derive(Debug, Args)]
@@ -54,6 +60,15 @@ pub(super) struct Serve {
     /// Most tokens of a step, prompts and decodes together: bounds the gap that a prompt makes in running streams.
     #[arg(long, default_value_t = 128)]
     max_batched_tokens: usize,
+    /// Most connections open to the API; more wait until one closes.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: u32,
+    /// Seconds in which the head of a request must arrive; idle connections are closed after as long.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    header_seconds: u64,
+    /// Seconds in which the body of a request must arrive.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    body_seconds: u64,
     /// Seconds that requests in flight may take after SIGTERM.
     #[arg(long, default_value_t = 60)]
     drain_seconds: u64,
@@ -72,8 +87,12 @@ impl Serve {
         let keys = std::env::var("MODELPROFILE_API_KEYS").unwrap_or_default();
         let keys = keys.split(',').map(str::trim).filter(|k| !k.is_empty()).map(str::to_owned).collect();
         let token = std::env::var("MODELPROFILE_ADMIN_TOKEN").ok().filter(|t| !t.is_empty());
-        let app = Arc::new(App::new(manifest.manifest().served_name(), &names, keys, token));
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let mut app = App::new(manifest.manifest().served_name(), &names, keys, token);
+        app.limits.body_time = Duration::from_secs(self.body_seconds);
+        let app = Arc::new(app);
+        // Blocking threads tokenize. A few suffice, and many would take the cores from the engine.
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).max_blocking_threads(4).enable_all().build()?;
         runtime.block_on(self.serve(app, manifest, profiles))
     }
 
@@ -86,7 +105,15 @@ impl Serve {
         };
         let api = listen(self.port, "--port").await?;
         let admin = listen(self.admin_port, "--admin-port").await?;
-        let drain = Duration::from_secs(self.drain_seconds);
+        let connections = ConnectionLimits {
+            connections: self.max_connections as usize,
+            header_time: Duration::from_secs(self.header_seconds),
+        };
+        let limits = ServeLimits {
+            api: connections,
+            admin: ConnectionLimits { connections: ADMIN_CONNECTIONS, ..connections },
+            drain: Duration::from_secs(self.drain_seconds),
+        };
         let (failed, failure) = tokio::sync::oneshot::channel();
         let preparing = app.clone();
         std::thread::Builder::new().name("prepare".into()).spawn(move || {
@@ -119,7 +146,7 @@ impl Serve {
             }
         };
         tokio::select! {
-            served = app::serve(app, api, admin, shutdown, drain) => served,
+            () = app::serve(app, api, admin, shutdown, limits) => Ok(()),
             error = failure => Err(error),
         }
     }

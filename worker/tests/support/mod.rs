@@ -16,7 +16,10 @@ use modelprofile_engine::{
     serve::{Engine, MemorySnapshot, ProfileSnapshot, Snapshot, SubmitError, SwitchEnd, SwitchResult, TokenStream},
     text::{ChatTemplate, GgufVocab, Tokenizer},
 };
-use modelprofile_worker::app::{self, App, Ready};
+use modelprofile_worker::{
+    app::{self, App, Ready, ServeLimits},
+    server::ConnectionLimits,
+};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 use tokio::{
@@ -232,11 +235,14 @@ pub(crate) struct Setup {
     pub(crate) admin_token: Option<String>,
     pub(crate) ready: bool,
     pub(crate) change: fn(&mut App),
+    pub(crate) limits: ServeLimits,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { api_keys: Vec::new(), admin_token: Some("secret".into()), ready: true, change: |_| {} }
+        let connections = ConnectionLimits::default();
+        let limits = ServeLimits { api: connections, admin: connections, drain: LIMIT };
+        Self { api_keys: Vec::new(), admin_token: Some("secret".into()), ready: true, change: |_| {}, limits }
     }
 }
 
@@ -248,7 +254,7 @@ pub(crate) struct Server {
     pub(crate) admin: std::net::SocketAddr,
     pub(crate) client: reqwest::Client,
     stop: Option<oneshot::Sender<()>>,
-    serving: JoinHandle<anyhow::Result<()>>,
+    serving: JoinHandle<()>,
 }
 
 impl Server {
@@ -275,7 +281,7 @@ impl Server {
             admin: admin_address,
             client: reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap(),
             stop: Some(stop),
-            serving: tokio::spawn(app::serve(app, api, admin, shutdown, LIMIT)),
+            serving: tokio::spawn(app::serve(app, api, admin, shutdown, setup.limits)),
         };
         if setup.ready {
             server.set_ready();
@@ -334,7 +340,7 @@ impl Server {
 
     /// Waits for the end of both servers.
     pub(crate) async fn ended(&mut self) {
-        tokio::time::timeout(LIMIT, &mut self.serving).await.expect("the servers did not end").unwrap().unwrap();
+        tokio::time::timeout(LIMIT, &mut self.serving).await.expect("the servers did not end").unwrap();
     }
 }
 
