@@ -156,20 +156,16 @@ async fn switch(State(app): State<Arc<App>>, request: Request) -> Result<Respons
     let Some(ready) = app.ready() else {
         return Ok((StatusCode::SERVICE_UNAVAILABLE, app.preparation().message).into_response());
     };
-    Ok(match ready.engine.switch(&request.profile).await {
-        Ok(result) => {
-            let status = match result.outcome {
-                SwitchEnd::Completed => StatusCode::OK,
-                SwitchEnd::Refused | SwitchEnd::Replaced => StatusCode::CONFLICT,
-                SwitchEnd::Unknown => StatusCode::NOT_FOUND,
-            };
-            (status, Json(report(&result))).into_response()
-        }
-        Err(_) => {
-            app.set_engine_ended();
-            (StatusCode::INTERNAL_SERVER_ERROR, ENGINE_ENDED).into_response()
-        }
-    })
+    let Ok(result) = ready.engine.switch(&request.profile).await else {
+        app.set_engine_ended();
+        return Ok((StatusCode::INTERNAL_SERVER_ERROR, ENGINE_ENDED).into_response());
+    };
+    let status = match result.outcome {
+        SwitchEnd::Completed => StatusCode::OK,
+        SwitchEnd::Refused | SwitchEnd::Replaced => StatusCode::CONFLICT,
+        SwitchEnd::Unknown => return Err(ApiError::no_such_profile(result.message)),
+    };
+    Ok((status, Json(report(&result))).into_response())
 }
 
 async fn drain(State(app): State<Arc<App>>) -> &'static str {

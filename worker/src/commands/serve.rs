@@ -72,6 +72,10 @@ pub(super) struct Serve {
     /// Seconds that requests in flight may take after SIGTERM.
     #[arg(long, default_value_t = 60)]
     drain_seconds: u64,
+    /// Drain and end when standard input ends: a parent that holds the other end of a pipe takes its worker along, however
+    /// it ends itself.
+    #[arg(long)]
+    exit_with_parent: bool,
     #[command(flatten)]
     compute: super::Compute,
     #[command(flatten)]
@@ -114,6 +118,7 @@ impl Serve {
             admin: ConnectionLimits { connections: ADMIN_CONNECTIONS, ..connections },
             drain: Duration::from_secs(self.drain_seconds),
         };
+        let parent_ended = self.exit_with_parent.then(end_of_stdin).transpose()?;
         let (failed, failure) = tokio::sync::oneshot::channel();
         let preparing = app.clone();
         std::thread::Builder::new().name("prepare".into()).spawn(move || {
@@ -136,6 +141,9 @@ impl Serve {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
+                Some(()) = async { Some(parent_ended?.await.unwrap_or(())) } => {
+                    tracing::warn!("standard input has ended, and with it the process that started this one");
+                }
             }
         };
         let failure = async {
@@ -189,15 +197,28 @@ impl Serve {
     }
 }
 
+/// Resolves when standard input ends.
+///
+/// The kernel closes the parent's end of the pipe whenever the parent ends, by SIGKILL as well, and the end is there to be
+/// read however late this looks. Linux's parent-death signal would be wrong twice: it follows the thread that started this
+/// process, which may end before its process does, and it never comes if the parent is gone before it is asked for.
+///
+/// A thread reads, because the runtime's own standard input would hold up the end of the process until there is input.
+fn end_of_stdin() -> std::io::Result<tokio::sync::oneshot::Receiver<()>> {
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("parent".into()).spawn(move || {
+        // What is sent does not matter, and a standard input that cannot be read is as good as ended.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = ended.send(());
+    })?;
+    Ok(end)
+}
+
 /// Holds the licence that was accepted against the one that the checkpoint declares, which is trimmed and lower-case.
 fn check_licence(declared: Option<&str>, accepted: Option<&License>) -> anyhow::Result<()> {
     let Some(accepted) = accepted.map(|licence| licence.accepted.trim()) else {
-        match declared {
-            Some(declared) => {
-                tracing::info!(declared, "spec.model.license.accepted is not set: no licence is required")
-            }
-            None => tracing::info!("the checkpoint declares no licence, and none is required"),
-        }
+        let declared = declared.unwrap_or("none");
+        tracing::info!(declared, "spec.model.license.accepted is not set: any licence of the checkpoint will do");
         return Ok(());
     };
     match declared {

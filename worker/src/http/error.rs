@@ -57,6 +57,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", format!("there is nothing at {path}"))
     }
 
+    /// 404 for a profile that the ladder does not have.
+    pub fn no_such_profile(message: impl Into<String>) -> Self {
+        Self { param: Some("profile".into()), ..Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message) }
+    }
+
     /// 405.
     pub fn wrong_method(method: &str, path: &str) -> Self {
         let message = format!("{path} does not take {method}: see the header Allow");
