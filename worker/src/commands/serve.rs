@@ -136,12 +136,19 @@ impl Serve {
                 }
             }
         })?;
+        let parent = async {
+            match parent_ended {
+                // The thread that reads sends or is gone; there is nothing else to learn.
+                Some(ended) => drop(ended.await),
+                None => std::future::pending().await,
+            }
+        };
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let shutdown = async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
-                Some(()) = async { Some(parent_ended?.await.unwrap_or(())) } => {
+                () = parent => {
                     tracing::warn!("standard input has ended, and with it the process that started this one");
                 }
             }
