@@ -70,6 +70,9 @@ def test_switches_and_leaving_clients_fail_no_request_and_leave_no_block(client)
             stop.set()
         assert all(future.result() > 0 for future in finishing + leaving)
     assert metric("modelprofile_switches_total") == switches + 6
+    # The latest switch keeps its time, whenever one asks.
+    latest = state()["lastSwitch"]
+    assert latest["to"] == "quality" and state()["lastSwitch"] == latest
     eventually("the end of all requests", lambda: metric("vllm:num_requests_running") == 0)
     assert state()["kv"]["blocksUsed"] == 0
     assert metric("vllm:kv_cache_usage_perc") == 0

@@ -125,14 +125,17 @@ fn describe(app: &App, snapshot: &Snapshot) -> WorkerState {
             kv_bytes: snapshot.memory.kv,
             workspace_bytes: snapshot.memory.workspace,
         },
-        last_switch: snapshot.last_switch.as_ref().map(report),
+        last_switch: snapshot.last_switch.as_ref().map(|result| {
+            let ended = app.metrics.switched_at().unwrap_or_else(jiff::Timestamp::now);
+            report(result, ended)
+        }),
     }
 }
 
-fn report(result: &SwitchResult) -> SwitchReport {
-    let start = jiff::Timestamp::now()
-        .checked_sub(jiff::SignedDuration::try_from(result.duration).unwrap_or_default())
-        .unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+/// `ended` is when the switch did.
+fn report(result: &SwitchResult, ended: jiff::Timestamp) -> SwitchReport {
+    let duration = jiff::SignedDuration::try_from(result.duration).unwrap_or_default();
+    let start = ended.checked_sub(duration).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     SwitchReport {
         from: result.from.to_string(),
         to: result.to.to_string(),
@@ -165,7 +168,7 @@ async fn switch(State(app): State<Arc<App>>, request: Request) -> Result<Respons
         SwitchEnd::Refused | SwitchEnd::Replaced => StatusCode::CONFLICT,
         SwitchEnd::Unknown => return Err(ApiError::no_such_profile(result.message)),
     };
-    Ok((status, Json(report(&result))).into_response())
+    Ok((status, Json(report(&result, jiff::Timestamp::now()))).into_response())
 }
 
 async fn drain(State(app): State<Arc<App>>) -> &'static str {
