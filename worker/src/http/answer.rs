@@ -90,12 +90,15 @@ impl Frame {
     }
 }
 
-/// Token counts of an answer.
-pub fn usage(prompt: usize, completion: usize, cached: usize) -> Value {
-    json!({
+/// Token counts of an answer. `cached` is left out when it is not known.
+pub fn usage(prompt: usize, completion: usize, cached: Option<usize>) -> Value {
+    let mut usage = json!({
         "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    })
+    });
+    if let Some(cached) = cached {
+        usage["prompt_tokens_details"] = json!({"cached_tokens": cached});
+    }
+    usage
 }
 
 /// The text of one token, as far as it is UTF-8.

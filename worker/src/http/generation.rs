@@ -33,8 +33,8 @@ pub enum Piece {
     End {
         /// "stop" or "length".
         reason: &'static str,
-        /// Prompt tokens found in the prefix cache.
-        cached_tokens: usize,
+        /// Prompt tokens found in the prefix cache; `None` when a stop string ended the text before the engine said.
+        cached_tokens: Option<usize>,
     },
     /// The engine failed the request.
     Failed(String),
@@ -84,7 +84,7 @@ impl Generation {
                 self.profile = Some(profile);
                 let outcome = self.stops.push(&self.decoder.push(token));
                 if outcome.stopped {
-                    self.finish(Piece::End { reason: "stop", cached_tokens: 0 });
+                    self.finish(Piece::End { reason: "stop", cached_tokens: None });
                 }
                 Piece::Text { text: outcome.emit, tokens: vec![Scored { token, logprob }] }
             }
@@ -96,7 +96,8 @@ impl Generation {
                 let tail = self.stops.push(&self.decoder.finish());
                 let rest = if tail.stopped { String::new() } else { self.stops.finish() };
                 let stopped = tail.stopped || reason == FinishReason::Stop;
-                let end = Piece::End { reason: if stopped { "stop" } else { "length" }, cached_tokens };
+                let reason = if stopped { "stop" } else { "length" };
+                let end = Piece::End { reason, cached_tokens: Some(cached_tokens) };
                 let text = tail.emit + &rest;
                 self.finish(end);
                 Piece::Text { text, tokens: Vec::new() }

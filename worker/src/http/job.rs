@@ -58,11 +58,23 @@ enum Scores {
     Text(TextLogprobs),
 }
 
-/// Tokens of a choice that has ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Tokens of choices that have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Counts {
-    pub(super) completion: usize,
-    pub(super) cached: usize,
+    completion: usize,
+    cached: Option<usize>,
+}
+
+impl Counts {
+    /// The usage of a request with these choices.
+    pub(super) fn usage(prompt: usize, choices: impl IntoIterator<Item = Self>) -> Value {
+        let none = Self { completion: 0, cached: Some(0) };
+        let sum = choices.into_iter().fold(none, |sum, choice| Self {
+            completion: sum.completion + choice.completion,
+            cached: sum.cached.zip(choice.cached).map(|(a, b)| a + b),
+        });
+        usage(prompt, sum.completion, sum.cached)
+    }
 }
 
 /// Submits the choices and answers with them, at once or as a stream.
@@ -159,8 +171,8 @@ impl Choice {
     }
 
     /// Tokens so far. A prompt counts once, however many choices it has.
-    pub(super) fn counts(&self, cached: usize) -> Counts {
-        Counts { completion: self.generation.tokens, cached: if self.first { cached } else { 0 } }
+    pub(super) fn counts(&self, cached: Option<usize>) -> Counts {
+        Counts { completion: self.generation.tokens, cached: if self.first { cached } else { Some(0) } }
     }
 }
 
@@ -173,15 +185,11 @@ async fn whole(
     prompt: usize,
 ) -> Result<Response, ApiError> {
     let done = try_join_all(choices.into_iter().map(|choice| collect(app, ready, frame, choice))).await?;
-    let (mut values, mut completion, mut cached, mut profile) = (Vec::new(), 0, 0, None);
-    for choice in done {
-        completion += choice.counts.completion;
-        cached += choice.counts.cached;
-        profile = choice.profile.or(profile);
-        values.push(choice.value);
-    }
+    let usage = Counts::usage(prompt, done.iter().map(|choice| choice.counts));
+    let profile = done.iter().rev().find_map(|choice| choice.profile.clone());
     let profile = profile.unwrap_or_else(|| ready.engine.snapshot().active);
-    Ok(Json(frame.wrap(false, &profile, values.into(), Some(usage(prompt, completion, cached)))).into_response())
+    let values = done.into_iter().map(|choice| choice.value).collect();
+    Ok(Json(frame.wrap(false, &profile, values, Some(usage))).into_response())
 }
 
 /// A choice that has ended.

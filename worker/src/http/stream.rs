@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
-    answer::{Frame, usage},
+    answer::Frame,
     error::ApiError,
     generation::Piece,
     job::{Choice, Counts},
@@ -53,9 +53,7 @@ pub(super) fn respond(
         // The count of a choice that broke off is not known; no usage is better than a wrong one.
         let counts: Option<Vec<Counts>> = counts.into_iter().map(Result::ok).collect();
         if let Some(counts) = counts.filter(|_| include_usage) {
-            let completion = counts.iter().map(|c| c.completion).sum();
-            let cached = counts.iter().map(|c| c.cached).sum();
-            let _ = sink.chunk(None, json!([]), Some(usage(prompt, completion, cached))).await;
+            let _ = sink.chunk(None, json!([]), Some(Counts::usage(prompt, counts))).await;
         }
         let _ = sink.events.send(Ok(Event::default().data("[DONE]"))).await;
     });
