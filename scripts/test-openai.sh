@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Drives a worker that serves the real model with the official OpenAI Python client: tests/python.
-# The tests get MODELPROFILE_URL and MODELPROFILE_ADMIN_URL (without a path), MODELPROFILE_ADMIN_TOKEN and MODELPROFILE_MODEL.
+# The tests get MODELPROFILE_URL and MODELPROFILE_ADMIN_URL (without a path), MODELPROFILE_ADMIN_TOKEN and MODELPROFILE_MODEL;
+# those that need a worker of their own start it from MODELPROFILE_WORKER, MODELPROFILE_MANIFEST and MODELPROFILE_CACHE.
 # Arguments go to pytest: scripts/test-openai.sh -k stop
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,11 +25,14 @@ trap finish EXIT
 read -r port admin_port < <(free_ports)
 MODELPROFILE_ADMIN_TOKEN="$(python3 -c 'import secrets; print(secrets.token_hex(16))')"
 export MODELPROFILE_ADMIN_TOKEN
-manifest=deploy/examples/smollm2.yaml
+MODELPROFILE_WORKER="$(binaries)/modelprofile-worker"
+MODELPROFILE_MANIFEST=deploy/examples/smollm2.yaml
+MODELPROFILE_CACHE="$cache"
+export MODELPROFILE_WORKER MODELPROFILE_MANIFEST MODELPROFILE_CACHE
 profile=quality
 
 say "starting a worker on port $port"
-"$(binaries)/modelprofile-worker" serve --config "$manifest" --profile "$profile" \
+"$MODELPROFILE_WORKER" serve --config "$MODELPROFILE_MANIFEST" --profile "$profile" \
   --port "$port" --admin-port "$admin_port" --cache "$cache" >"$run/log" 2>&1 &
 worker=$!
 

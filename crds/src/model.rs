@@ -34,7 +34,8 @@ pub struct ModelSpec {
     /// Access token for a checkpoint that is not public. Left out: no token is sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_secret_ref: Option<SecretKeyRef>,
-    /// The licence that the user has accepted. Left out: a checkpoint that declares a licence is refused.
+    /// The licence that the user has accepted. Left out: none is required, and the worker's log says which one the
+    /// checkpoint declares.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub license: Option<License>,
 }
@@ -44,8 +45,8 @@ pub struct ModelSpec {
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct License {
-    /// Identifier that the checkpoint itself declares (`apache-2.0`, `llama3.3`). It must match, else nothing is pulled.
-    /// Required.
+    /// Identifier that the checkpoint itself declares (`apache-2.0`, `llama3.3`), in upper or lower case. It must match,
+    /// else nothing is quantized; a checkpoint that declares none does not match. Required.
     #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 128)))]
     pub accepted: String,
 }

@@ -17,6 +17,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("command", choices=["serve"])
 for name in ("config", "profile", "port", "admin-port", "cache"):
     parser.add_argument(f"--{name}", required=True)
+parser.add_argument("--exit-with-parent", action="store_true")
 args = parser.parse_args()
 token = os.environ["MODELPROFILE_ADMIN_TOKEN"]
 
@@ -106,6 +107,13 @@ def finish(*_):
     os._exit(0)
 
 
+def follow_parent():
+    sys.stdin.buffer.read()
+    finish()
+
+
+if args.exit_with_parent:
+    threading.Thread(target=follow_parent, daemon=True).start()
 signal.signal(signal.SIGTERM, finish)
 signal.signal(signal.SIGINT, lambda *_: os._exit(9))
 ThreadingHTTPServer(("127.0.0.1", int(args.admin_port)), Admin).serve_forever()

@@ -162,6 +162,19 @@ fn it_prepares_then_says_where_it_serves_and_drains_at_sigterm() {
 }
 
 #[test]
+fn a_local_mode_that_is_killed_takes_its_worker_along() {
+    let mut local = Local::start("{mode: Auto}", &[]);
+    local.expect("serving: profile quality");
+    local.signal(Signal::KILL);
+    assert_eq!(local.wait(), None);
+    let (drained, end) = (local.path("drained"), Instant::now() + LIMIT);
+    while !drained.exists() {
+        assert!(Instant::now() < end, "the worker runs on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
 fn an_edited_pin_switches_in_place() {
     let mut local = Local::start("{mode: Auto}", &[]);
     local.expect("serving: profile quality");

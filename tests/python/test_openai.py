@@ -1,28 +1,8 @@
 """The API as the official OpenAI client sees it. Run by scripts/test-openai.sh against a worker on the real model."""
-import os
-import urllib.request
-
 import openai
 import pytest
 
-URL = os.environ["MODELPROFILE_URL"]
-MODEL = os.environ["MODELPROFILE_MODEL"]
-PROMPT = "The capital of France is"
-
-
-@pytest.fixture(scope="module")
-def client():
-    return openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0, timeout=120)
-
-
-def complete(client, **options):
-    defaults = {"model": MODEL, "prompt": PROMPT, "max_tokens": 8, "temperature": 0}
-    return client.completions.create(**{**defaults, **options})
-
-
-def chat(client, **options):
-    messages = [{"role": "user", "content": "Name three primary colors."}]
-    return client.chat.completions.create(**{"model": MODEL, "messages": messages, "max_tokens": 12, "temperature": 0, **options})
+from support import MODEL, PROMPT, chat, complete, tokenize
 
 
 def test_models_are_listed(client):
@@ -105,31 +85,23 @@ def test_a_strong_bias_and_a_penalty_change_the_choice(client):
     assert penalized.choices[0].text != looped
 
 
-def tokenize(text):
-    import json
-
-    body = json.dumps({"prompt": text, "add_special_tokens": False}).encode()
-    request = urllib.request.Request(f"{URL}/tokenize", body, {"Content-Type": "application/json"})
-    return json.load(urllib.request.urlopen(request, timeout=30))["tokens"]
-
-
 @pytest.mark.parametrize(
     "options, param",
     [
-        ({"temperature": 3}, None),
+        ({"temperature": 3}, "temperature"),
+        ({"top_p": 0}, "top_p"),
         ({"n": 0}, "n"),
         ({"extra_body": {"guided_json": {}}}, "guided_json"),
         ({"stop": ""}, "stop"),
         ({"best_of": 3}, "best_of"),
-        ({"max_tokens": 100_000}, None),
+        ({"max_tokens": 100_000}, "prompt"),
     ],
 )
 def test_what_is_not_possible_is_refused_by_name(client, options, param):
     with pytest.raises(openai.BadRequestError) as error:
         complete(client, **options)
     assert error.value.body["message"]
-    if param:
-        assert error.value.body["param"] == param
+    assert error.value.body["param"] == param
 
 
 def test_another_model_is_not_found(client):

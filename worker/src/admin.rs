@@ -17,7 +17,10 @@ use modelprofile_api::worker::{
 use modelprofile_engine::serve::{Snapshot, SwitchEnd, SwitchResult};
 use modelprofile_kernels::BLOCK_TOKENS;
 
-use crate::{app::App, http::bearer_matches};
+use crate::{
+    app::{App, ENGINE_ENDED},
+    http::{bearer_matches, body, error::ApiError},
+};
 
 /// Routes of the admin port. Probes and metrics are open, the rest needs the token.
 pub fn router(app: Arc<App>) -> Router {
@@ -27,7 +30,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/admin/v1/drain", post(drain))
         .layer(middleware::from_fn_with_state(app.clone(), authorize));
     Router::new()
-        .route("/livez", get(|| async { "ok" }))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .merge(guarded)
@@ -46,7 +49,17 @@ async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) ->
     }
 }
 
+async fn livez(State(app): State<Arc<App>>) -> Response {
+    if app.engine_ended() {
+        return (StatusCode::INTERNAL_SERVER_ERROR, ENGINE_ENDED).into_response();
+    }
+    "ok".into_response()
+}
+
 async fn readyz(State(app): State<Arc<App>>) -> Response {
+    if app.engine_ended() {
+        return (StatusCode::SERVICE_UNAVAILABLE, ENGINE_ENDED).into_response();
+    }
     if app.draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining").into_response();
     }
@@ -70,11 +83,16 @@ async fn state(State(app): State<Arc<App>>) -> Json<WorkerState> {
 }
 
 fn describe(app: &App, snapshot: &Snapshot) -> WorkerState {
+    let (phase, message) = match (app.engine_ended(), app.draining() || snapshot.draining) {
+        (true, _) => (WorkerPhase::Failed, ENGINE_ENDED.to_owned()),
+        (false, true) => (WorkerPhase::Draining, String::new()),
+        (false, false) => (WorkerPhase::Ready, String::new()),
+    };
     WorkerState {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         served_name: app.served_name.clone(),
-        phase: if app.draining() || snapshot.draining { WorkerPhase::Draining } else { WorkerPhase::Ready },
-        message: String::new(),
+        phase,
+        message,
         active_profile: Some(snapshot.active.to_string()),
         target_profile: snapshot.target.as_ref().map(ToString::to_string),
         profiles: snapshot
@@ -107,14 +125,17 @@ fn describe(app: &App, snapshot: &Snapshot) -> WorkerState {
             kv_bytes: snapshot.memory.kv,
             workspace_bytes: snapshot.memory.workspace,
         },
-        last_switch: snapshot.last_switch.as_ref().map(report),
+        last_switch: snapshot.last_switch.as_ref().map(|result| {
+            let ended = app.metrics.switched_at().unwrap_or_else(jiff::Timestamp::now);
+            report(result, ended)
+        }),
     }
 }
 
-fn report(result: &SwitchResult) -> SwitchReport {
-    let start = jiff::Timestamp::now()
-        .checked_sub(jiff::SignedDuration::try_from(result.duration).unwrap_or_default())
-        .unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+/// `ended` is when the switch did.
+fn report(result: &SwitchResult, ended: jiff::Timestamp) -> SwitchReport {
+    let duration = jiff::SignedDuration::try_from(result.duration).unwrap_or_default();
+    let start = ended.checked_sub(duration).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     SwitchReport {
         from: result.from.to_string(),
         to: result.to.to_string(),
@@ -131,21 +152,23 @@ fn report(result: &SwitchResult) -> SwitchReport {
     }
 }
 
-async fn switch(State(app): State<Arc<App>>, Json(request): Json<SwitchRequest>) -> Response {
+async fn switch(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let body = body::object(&app.limits, request).await?;
+    let request: SwitchRequest = serde_json::from_value(body.into())
+        .map_err(|error| ApiError::malformed(format!(r#"send {{"profile": NAME}}: {error}"#)))?;
     let Some(ready) = app.ready() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, app.preparation().message).into_response();
+        return Ok((StatusCode::SERVICE_UNAVAILABLE, app.preparation().message).into_response());
     };
-    match ready.engine.switch(&request.profile).await {
-        Ok(result) => {
-            let status = match result.outcome {
-                SwitchEnd::Completed => StatusCode::OK,
-                SwitchEnd::Refused | SwitchEnd::Replaced => StatusCode::CONFLICT,
-                SwitchEnd::Unknown => StatusCode::NOT_FOUND,
-            };
-            (status, Json(report(&result))).into_response()
-        }
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the engine has stopped: restart the worker").into_response(),
-    }
+    let Ok(result) = ready.engine.switch(&request.profile).await else {
+        app.set_engine_ended();
+        return Ok((StatusCode::INTERNAL_SERVER_ERROR, ENGINE_ENDED).into_response());
+    };
+    let status = match result.outcome {
+        SwitchEnd::Completed => StatusCode::OK,
+        SwitchEnd::Refused | SwitchEnd::Replaced => StatusCode::CONFLICT,
+        SwitchEnd::Unknown => return Err(ApiError::no_such_profile(result.message)),
+    };
+    Ok((status, Json(report(&result, jiff::Timestamp::now()))).into_response())
 }
 
 async fn drain(State(app): State<Arc<App>>) -> &'static str {

@@ -8,21 +8,32 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::Context;
 use modelprofile_api::worker::{WorkerPhase, WorkerProfile, WorkerState};
 use modelprofile_engine::{
     serve::Engine,
     text::{ChatTemplate, Tokenizer},
 };
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+};
 
-use crate::{admin, http, metrics::Metrics};
+use crate::{
+    admin, http,
+    metrics::Metrics,
+    server::{self, ConnectionLimits},
+};
+
+/// What is said once the engine's thread is no more: only a fault of ours ends it, and nothing in the process mends it.
+pub(crate) const ENGINE_ENDED: &str = "the engine has stopped: restart the worker";
 
 /// Bounds on what a client may send.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Bytes of a request body.
     pub body_bytes: usize,
+    /// Time in which a request body must arrive.
+    pub body_time: Duration,
     /// Completions of one request (`n` times the prompts).
     pub choices: usize,
     /// Stop strings.
@@ -37,7 +48,15 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body_bytes: 8 << 20, choices: 128, stops: 16, stop_bytes: 256, logit_bias: 1024, top_logprobs: 20 }
+        Self {
+            body_bytes: 8 << 20,
+            body_time: Duration::from_secs(60),
+            choices: 128,
+            stops: 16,
+            stop_bytes: 256,
+            logit_bias: 1024,
+            top_logprobs: 20,
+        }
     }
 }
 
@@ -67,6 +86,7 @@ pub struct App {
     pub metrics: Metrics,
     ready: OnceLock<Ready>,
     draining: AtomicBool,
+    engine_ended: AtomicBool,
     preparation: Mutex<WorkerState>,
 }
 
@@ -84,6 +104,7 @@ impl App {
             metrics: Metrics::new(served_name),
             ready: OnceLock::new(),
             draining: AtomicBool::new(false),
+            engine_ended: AtomicBool::new(false),
             preparation: Mutex::new(WorkerState {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 served_name: served_name.to_owned(),
@@ -110,6 +131,18 @@ impl App {
         self.draining.load(Ordering::Acquire)
     }
 
+    /// True once a request found that the engine is no more: probes fail from then on, so that the worker is restarted.
+    pub fn engine_ended(&self) -> bool {
+        self.engine_ended.load(Ordering::Acquire)
+    }
+
+    /// Says that the engine is no more.
+    pub fn set_engine_ended(&self) {
+        if !self.engine_ended.swap(true, Ordering::AcqRel) {
+            tracing::error!("{ENGINE_ENDED}");
+        }
+    }
+
     /// Changes what the worker says of its preparation.
     pub fn prepare(&self, change: impl FnOnce(&mut WorkerState)) {
         change(&mut self.preparation.lock().unwrap_or_else(PoisonError::into_inner));
@@ -129,30 +162,53 @@ impl App {
     }
 }
 
-/// Serves until `shutdown` resolves, then drains for at most `drain_limit`.
-///
-/// # Errors
-/// When a listener fails.
+/// Bounds on the life of the two servers.
+#[derive(Clone, Copy, Debug)]
+pub struct ServeLimits {
+    /// Connections to the API port.
+    pub api: ConnectionLimits,
+    /// Connections to the admin port, which has places of its own: a crowd at the API must not make probes fail.
+    pub admin: ConnectionLimits,
+    /// Time that requests in flight may take once the worker was told to end.
+    pub drain: Duration,
+}
+
+/// Serves until `shutdown` resolves, then drains. New requests are refused with 503 while the ones in flight go on;
+/// when the last has ended and its answer is sent, both ports close. What is left at the drain limit is cut.
 pub async fn serve(
     app: Arc<App>,
     api: TcpListener,
     admin: TcpListener,
-    shutdown: impl Future<Output = ()> + Send,
-    drain_limit: Duration,
-) -> anyhow::Result<()> {
-    let api = tokio::spawn(axum::serve(api, http::router(app.clone())).into_future());
-    let admin = tokio::spawn(axum::serve(admin, admin::router(app.clone())).into_future());
-    tokio::pin!(shutdown);
+    shutdown: impl Future<Output = ()>,
+    limits: ServeLimits,
+) {
+    let (close, closed) = watch::channel(false);
+    let stop = |mut closed: watch::Receiver<bool>| async move {
+        // An error says that the sender is gone, which ends the servers as well.
+        let _ = closed.wait_for(|closed| *closed).await;
+    };
+    let servers = async {
+        tokio::join!(
+            server::serve(api, http::router(app.clone()), limits.api, stop(closed.clone())),
+            server::serve(admin, admin::router(app.clone()), limits.admin, stop(closed.clone())),
+        )
+    };
+    let (ended, deadline) = oneshot::channel();
+    let life = async {
+        shutdown.await;
+        tracing::info!("draining: new requests are refused, the ones in flight go on");
+        let _ = ended.send(tokio::time::Instant::now() + limits.drain);
+        app.drain().await;
+        let _ = close.send(true);
+    };
+    let limit = async {
+        match deadline.await {
+            Ok(deadline) => tokio::time::sleep_until(deadline).await,
+            Err(_) => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        () = &mut shutdown => {}
-        ended = api => return ended.context("the API server ended")?.context("the API server failed"),
-        ended = admin => return ended.context("the admin server ended")?.context("the admin server failed"),
+        _ = async { tokio::join!(servers, life) } => {}
+        () = limit => tracing::warn!(seconds = limits.drain.as_secs(), "requests were still running at the drain limit"),
     }
-    tracing::info!("draining: new requests are refused, the ones in flight go on");
-    if tokio::time::timeout(drain_limit, app.drain()).await.is_err() {
-        tracing::warn!(seconds = drain_limit.as_secs(), "requests were still running at the drain limit");
-    }
-    // The engine is empty; the last bytes of its streams are on their way through the server.
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    Ok(())
 }

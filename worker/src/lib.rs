@@ -11,6 +11,7 @@
 //! | [`app`] | what all handlers share, and the life of the two servers |
 //! | [`http`] | the OpenAI API |
 //! | [`admin`] | probes, state, switch, drain |
+//! | [`server`] | one HTTP server: bounds on connections, an orderly end |
 //! | [`metrics`] | Prometheus metrics under vLLM's names |
 
 pub mod admin;
@@ -18,3 +19,4 @@ pub mod app;
 pub mod commands;
 pub mod http;
 pub mod metrics;
+pub mod server;

@@ -93,7 +93,9 @@ impl LocalWorkers {
             .arg("--cache")
             .arg(&launch.cache)
             .env("MODELPROFILE_ADMIN_TOKEN", &launch.token)
-            .stdin(Stdio::null())
+            // The worker ends with the pipe, and the pipe with this process, even one that is killed.
+            .arg("--exit-with-parent")
+            .stdin(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Args;
-use modelprofile_api::{Validated, worker::WorkerPhase};
+use modelprofile_api::{License, Validated, worker::WorkerPhase};
 use modelprofile_engine::{
     ProfileSpec, WeightFormat, ZeroPoint,
     checkpoint::Checkpoint,
@@ -22,10 +22,16 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::app::{self, App, Ready};
+use crate::{
+    app::{self, App, Ready, ServeLimits},
+    server::ConnectionLimits,
+};
 
 /// Text that calibrates the scales of an FP8 E4M3 KV cache when the manifest names none.
 const CALIBRATION: &str = include_str!("calibration.txt");
+
+/// Connections to the admin port: probes, scrapers and an operator.
+const ADMIN_CONNECTIONS: usize = 64;
 
 /// Options of `serve`.
 #[derive(Debug, Args)]
@@ -54,9 +60,22 @@ pub(super) struct Serve {
     /// Most tokens of a step, prompts and decodes together. While streams run, a step is also held to about 100 ms.
     #[arg(long, default_value_t = 256)]
     max_batched_tokens: usize,
+    /// Most connections open to the API; more wait until one closes.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: u32,
+    /// Seconds in which the head of a request must arrive; idle connections are closed after as long.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    header_seconds: u64,
+    /// Seconds in which the body of a request must arrive.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    body_seconds: u64,
     /// Seconds that requests in flight may take after SIGTERM.
     #[arg(long, default_value_t = 60)]
     drain_seconds: u64,
+    /// Drain and end when standard input ends: a parent that holds the other end of a pipe takes its worker along, however
+    /// it ends itself.
+    #[arg(long)]
+    exit_with_parent: bool,
     #[command(flatten)]
     compute: super::Compute,
     #[command(flatten)]
@@ -72,8 +91,12 @@ impl Serve {
         let keys = std::env::var("MODELPROFILE_API_KEYS").unwrap_or_default();
         let keys = keys.split(',').map(str::trim).filter(|k| !k.is_empty()).map(str::to_owned).collect();
         let token = std::env::var("MODELPROFILE_ADMIN_TOKEN").ok().filter(|t| !t.is_empty());
-        let app = Arc::new(App::new(manifest.manifest().served_name(), &names, keys, token));
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let mut app = App::new(manifest.manifest().served_name(), &names, keys, token);
+        app.limits.body_time = Duration::from_secs(self.body_seconds);
+        let app = Arc::new(app);
+        // Blocking threads tokenize. A few suffice, and many would take the cores from the engine.
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).max_blocking_threads(4).enable_all().build()?;
         runtime.block_on(self.serve(app, manifest, profiles))
     }
 
@@ -86,7 +109,16 @@ impl Serve {
         };
         let api = listen(self.port, "--port").await?;
         let admin = listen(self.admin_port, "--admin-port").await?;
-        let drain = Duration::from_secs(self.drain_seconds);
+        let connections = ConnectionLimits {
+            connections: self.max_connections as usize,
+            header_time: Duration::from_secs(self.header_seconds),
+        };
+        let limits = ServeLimits {
+            api: connections,
+            admin: ConnectionLimits { connections: ADMIN_CONNECTIONS, ..connections },
+            drain: Duration::from_secs(self.drain_seconds),
+        };
+        let parent_ended = self.exit_with_parent.then(end_of_stdin).transpose()?;
         let (failed, failure) = tokio::sync::oneshot::channel();
         let preparing = app.clone();
         std::thread::Builder::new().name("prepare".into()).spawn(move || {
@@ -104,11 +136,21 @@ impl Serve {
                 }
             }
         })?;
+        let parent = async {
+            match parent_ended {
+                // The thread that reads sends or is gone; there is nothing else to learn.
+                Some(ended) => drop(ended.await),
+                None => std::future::pending().await,
+            }
+        };
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let shutdown = async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
+                () = parent => {
+                    tracing::warn!("standard input has ended, and with it the process that started this one");
+                }
             }
         };
         let failure = async {
@@ -119,7 +161,7 @@ impl Serve {
             }
         };
         tokio::select! {
-            served = app::serve(app, api, admin, shutdown, drain) => served,
+            () = app::serve(app, api, admin, shutdown, limits) => Ok(()),
             error = failure => Err(error),
         }
     }
@@ -129,6 +171,8 @@ impl Serve {
         let spec = manifest.spec();
         let path = model_path(&spec.model.uri)?;
         let checkpoint = Checkpoint::open(&path).context("the checkpoint cannot be read")?;
+        // Before anything is written: a licence that was not accepted must leave no trace of the model.
+        check_licence(checkpoint.licence(), spec.model.license.as_ref())?;
         let text = Text::load(&checkpoint)?;
         let calibration = text.tokenizer.encode(CALIBRATION, false)?;
         let config = EngineConfig {
@@ -157,6 +201,43 @@ impl Serve {
             },
         )?;
         Ok(Ready { engine: Arc::new(engine), tokenizer: text.tokenizer, template: text.template })
+    }
+}
+
+/// Resolves when standard input ends.
+///
+/// The kernel closes the parent's end of the pipe whenever the parent ends, by SIGKILL as well, and the end is there to be
+/// read however late this looks. Linux's parent-death signal would be wrong twice: it follows the thread that started this
+/// process, which may end before its process does, and it never comes if the parent is gone before it is asked for.
+///
+/// A thread reads, because the runtime's own standard input would hold up the end of the process until there is input.
+fn end_of_stdin() -> std::io::Result<tokio::sync::oneshot::Receiver<()>> {
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("parent".into()).spawn(move || {
+        // What is sent does not matter, and a standard input that cannot be read is as good as ended.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = ended.send(());
+    })?;
+    Ok(end)
+}
+
+/// Holds the licence that was accepted against the one that the checkpoint declares, which is trimmed and lower-case.
+fn check_licence(declared: Option<&str>, accepted: Option<&License>) -> anyhow::Result<()> {
+    let Some(accepted) = accepted.map(|licence| licence.accepted.trim()) else {
+        let declared = declared.unwrap_or("none");
+        tracing::info!(declared, "spec.model.license.accepted is not set: any licence of the checkpoint will do");
+        return Ok(());
+    };
+    match declared {
+        Some(declared) if declared == accepted.to_lowercase() => Ok(()),
+        Some(declared) => bail!(
+            "the checkpoint declares the licence {declared}, but spec.model.license.accepted is {accepted}: read the \
+             checkpoint's licence and, if you accept it, write {declared} there; nothing was quantized"
+        ),
+        None => bail!(
+            "the checkpoint declares no licence, but spec.model.license.accepted is {accepted}: find out under which \
+             licence it comes and, if you accept that, take the field out; nothing was quantized"
+        ),
     }
 }
 
@@ -202,4 +283,33 @@ fn profile(profile: &modelprofile_api::Profile) -> anyhow::Result<ProfileSpec> {
         KvCacheFormat::Fp8E5m2 => KvFormat::Fp8E5m2,
     };
     Ok(ProfileSpec { name: profile.name.clone(), weights, kv })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(declared: Option<&str>, accepted: Option<&str>) -> Result<(), String> {
+        let accepted = accepted.map(|accepted| License { accepted: accepted.to_owned() });
+        check_licence(declared, accepted.as_ref()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_accepted_licence_is_compared_without_regard_to_case_and_space() {
+        assert_eq!(check(Some("apache-2.0"), Some("apache-2.0")), Ok(()));
+        assert_eq!(check(Some("apache-2.0"), Some(" Apache-2.0 ")), Ok(()));
+    }
+
+    #[test]
+    fn without_an_accepted_licence_any_checkpoint_is_served() {
+        assert_eq!((check(Some("apache-2.0"), None), check(None, None)), (Ok(()), Ok(())));
+    }
+
+    #[test]
+    fn another_licence_or_none_is_refused_with_both_named() {
+        let error = check(Some("llama3.3"), Some("apache-2.0")).unwrap_err();
+        assert!(error.contains("declares the licence llama3.3") && error.contains("accepted is apache-2.0"), "{error}");
+        let error = check(None, Some("apache-2.0")).unwrap_err();
+        assert!(error.contains("declares no licence") && error.contains("accepted is apache-2.0"), "{error}");
+    }
 }

@@ -1,7 +1,12 @@
 //! The shapes of answers and chunks, for text and for chat.
 #![allow(clippy::needless_pass_by_value, reason = "the values move into the answer")]
 
-use modelprofile_engine::{TokenLogprob, text::Tokenizer};
+use std::sync::Arc;
+
+use modelprofile_engine::{
+    TokenLogprob,
+    text::{StreamDecoder, Tokenizer},
+};
 use serde_json::{Value, json};
 
 use super::generation::Scored;
@@ -28,9 +33,19 @@ pub struct Frame {
     pub model: String,
 }
 
+impl Style {
+    /// The field of a request that holds its prompt.
+    pub fn prompt_field(self) -> &'static str {
+        match self {
+            Self::Text => "prompt",
+            Self::Chat => "messages",
+        }
+    }
+}
+
 impl Frame {
-    /// An answer or a chunk with these choices.
-    pub fn wrap(&self, chunk: bool, profile: &str, choices: Value, usage: Value) -> Value {
+    /// An answer or a chunk with these choices; `usage` is null in the chunks before the one that carries it.
+    pub fn wrap(&self, chunk: bool, profile: &str, choices: Value, usage: Option<Value>) -> Value {
         let object = match (self.style, chunk) {
             (Style::Text, _) => "text_completion",
             (Style::Chat, false) => "chat.completion",
@@ -40,7 +55,7 @@ impl Frame {
             "id": self.id, "object": object, "created": self.created, "model": self.model,
             "system_fingerprint": format!("fp_modelprofile_{profile}"), "choices": choices,
         });
-        if !usage.is_null() {
+        if let Some(usage) = usage {
             value["usage"] = usage;
         }
         value
@@ -75,12 +90,15 @@ impl Frame {
     }
 }
 
-/// Token counts of an answer.
-pub fn usage(prompt: usize, completion: usize, cached: usize) -> Value {
-    json!({
+/// Token counts of an answer. `cached` is left out when it is not known.
+pub fn usage(prompt: usize, completion: usize, cached: Option<usize>) -> Value {
+    let mut usage = json!({
         "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    })
+    });
+    if let Some(cached) = cached {
+        usage["prompt_tokens_details"] = json!({"cached_tokens": cached});
+    }
+    usage
 }
 
 /// The text of one token, as far as it is UTF-8.
@@ -88,9 +106,12 @@ fn token_text(tokenizer: &Tokenizer, token: u32) -> String {
     String::from_utf8_lossy(&tokenizer.token_bytes(token)).into_owned()
 }
 
+/// What is sent for a probability of 0, whose logarithm JSON cannot carry.
+const LEAST_LOGPROB: f32 = -9999.0;
+
 /// Log-probabilities in the chat form: a list with the bytes of each token.
 pub fn chat_logprobs(tokenizer: &Tokenizer, tokens: &[Scored]) -> Value {
-    let entry = |token: u32, logprob: f32| json!({"token": token_text(tokenizer, token), "logprob": logprob, "bytes": tokenizer.token_bytes(token)});
+    let entry = |token: u32, logprob: f32| json!({"token": token_text(tokenizer, token), "logprob": logprob.max(LEAST_LOGPROB), "bytes": tokenizer.token_bytes(token)});
     let content: Vec<Value> = tokens
         .iter()
         .filter_map(|scored| {
@@ -104,27 +125,57 @@ pub fn chat_logprobs(tokenizer: &Tokenizer, tokens: &[Scored]) -> Value {
 }
 
 /// Log-probabilities in the older text form: parallel arrays, with each token's place in the text.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct TextLogprobs {
+    tokenizer: Arc<Tokenizer>,
     tokens: Vec<String>,
     logprobs: Vec<Option<f32>>,
     top: Vec<Value>,
     offsets: Vec<usize>,
-    /// Characters so far.
+    /// Reads the tokens as the text was made of them: a character may take several, a special one may be left out.
+    decoder: StreamDecoder,
+    /// Complete characters so far.
     offset: usize,
 }
 
 impl TextLogprobs {
-    /// One token; `None` for the first of a prompt, which nothing predicts.
-    pub fn push(&mut self, tokenizer: &Tokenizer, token: u32, logprob: Option<&TokenLogprob>) {
-        let text = token_text(tokenizer, token);
+    /// The scores of a text that begins with the prompt's (`echo`), or with the first generated token.
+    pub fn new(tokenizer: Arc<Tokenizer>, echo: bool) -> Self {
+        let decoder = if echo {
+            StreamDecoder::from_start(tokenizer.clone(), false)
+        } else {
+            StreamDecoder::new(tokenizer.clone(), true)
+        };
+        Self {
+            tokenizer,
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            top: Vec::new(),
+            offsets: Vec::new(),
+            decoder,
+            offset: 0,
+        }
+    }
+
+    /// All tokens of the prompt and their scores; `None` for the first, which nothing predicts.
+    pub fn prompt(&mut self, tokens: &[u32], scores: &[Option<TokenLogprob>]) {
+        for (token, score) in tokens.iter().zip(scores) {
+            self.push(*token, score.as_ref());
+        }
+        self.offset += self.decoder.finish().chars().count();
+        self.decoder = StreamDecoder::new(self.tokenizer.clone(), true);
+    }
+
+    /// One token.
+    pub fn push(&mut self, token: u32, logprob: Option<&TokenLogprob>) {
+        let text = token_text(&self.tokenizer, token);
         self.offsets.push(self.offset);
-        self.offset += text.chars().count();
-        self.logprobs.push(logprob.map(|l| l.logprob));
+        self.offset += self.decoder.push(token).chars().count();
+        self.logprobs.push(logprob.map(|l| l.logprob.max(LEAST_LOGPROB)));
         self.top.push(logprob.map_or(Value::Null, |l| {
-            let top = l.top.iter().map(|(t, l)| (token_text(tokenizer, *t), json!(l)));
+            let top = l.top.iter().map(|(t, l)| (token_text(&self.tokenizer, *t), json!(l.max(LEAST_LOGPROB))));
             // The token itself belongs to the list even when it is not among the most likely.
-            let own = std::iter::once((text.clone(), json!(l.logprob)));
+            let own = std::iter::once((text.clone(), json!(l.logprob.max(LEAST_LOGPROB))));
             Value::Object(top.chain(own).collect())
         }));
         self.tokens.push(text);

@@ -1,5 +1,7 @@
 //! Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}`.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
@@ -29,6 +31,11 @@ impl ApiError {
         Self { param: Some(param.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message) }
     }
 
+    /// 400 for a body that cannot be read as a whole.
+    pub fn malformed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
+    }
+
     /// 401.
     pub fn unauthorized() -> Self {
         let message = "the API key is missing or wrong: send the header Authorization: Bearer KEY";
@@ -50,6 +57,29 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", format!("there is nothing at {path}"))
     }
 
+    /// 404 for a profile that the ladder does not have.
+    pub fn no_such_profile(message: impl Into<String>) -> Self {
+        Self { param: Some("profile".into()), ..Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message) }
+    }
+
+    /// 405.
+    pub fn wrong_method(method: &str, path: &str) -> Self {
+        let message = format!("{path} does not take {method}: see the header Allow");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
+    }
+
+    /// 408.
+    pub fn too_slow(limit: Duration) -> Self {
+        let message = format!("the body did not arrive within {} s: send it again, faster", limit.as_secs_f64());
+        Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message)
+    }
+
+    /// 415.
+    pub fn not_json() -> Self {
+        let message = "send the body as JSON, with the header Content-Type: application/json";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
+    }
+
     /// 413.
     pub fn too_large(limit: usize) -> Self {
         let message = format!("the body is larger than {limit} bytes");
@@ -66,14 +96,8 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
-    /// The body, also sent inside a stream that has begun.
-    pub fn body(&self) -> Value {
-        json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
-    }
-}
-
-impl From<SubmitError> for ApiError {
-    fn from(error: SubmitError) -> Self {
+    /// What the engine did not take. `field` is the one that holds the prompt.
+    pub fn refused(error: SubmitError, field: &str) -> Self {
         let message = error.to_string();
         match error {
             SubmitError::QueueFull { retry_after_seconds, .. } => Self {
@@ -82,11 +106,24 @@ impl From<SubmitError> for ApiError {
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
             },
             SubmitError::Draining => Self::unavailable(message),
-            SubmitError::TooLong { .. } => {
-                Self { code: Some("context_length_exceeded"), ..Self::invalid("messages", message) }
-            }
-            SubmitError::Invalid(message) => Self::invalid("prompt", message),
+            // Libraries recognise an overlong prompt by the first words.
+            SubmitError::TooLong { tokens, limit } => Self {
+                code: Some("context_length_exceeded"),
+                ..Self::invalid(
+                    field,
+                    format!(
+                        "This model's maximum context length is {limit} tokens; this request asks for {tokens} with its \
+                         output: shorten the {field} or lower max_tokens"
+                    ),
+                )
+            },
+            SubmitError::Invalid(message) => Self::invalid(field, message),
         }
+    }
+
+    /// The body, also sent inside a stream that has begun.
+    pub fn body(&self) -> Value {
+        json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
     }
 }
 

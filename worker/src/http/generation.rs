@@ -33,11 +33,13 @@ pub enum Piece {
     End {
         /// "stop" or "length".
         reason: &'static str,
-        /// Prompt tokens found in the prefix cache.
-        cached_tokens: usize,
+        /// Prompt tokens found in the prefix cache; `None` when a stop string ended the text before the engine said.
+        cached_tokens: Option<usize>,
     },
     /// The engine failed the request.
     Failed(String),
+    /// The engine is no more.
+    EngineEnded,
 }
 
 /// A running choice. Dropping it cancels it.
@@ -82,7 +84,7 @@ impl Generation {
                 self.profile = Some(profile);
                 let outcome = self.stops.push(&self.decoder.push(token));
                 if outcome.stopped {
-                    self.finish(Piece::End { reason: "stop", cached_tokens: 0 });
+                    self.finish(Piece::End { reason: "stop", cached_tokens: None });
                 }
                 Piece::Text { text: outcome.emit, tokens: vec![Scored { token, logprob }] }
             }
@@ -94,14 +96,15 @@ impl Generation {
                 let tail = self.stops.push(&self.decoder.finish());
                 let rest = if tail.stopped { String::new() } else { self.stops.finish() };
                 let stopped = tail.stopped || reason == FinishReason::Stop;
-                let end = Piece::End { reason: if stopped { "stop" } else { "length" }, cached_tokens };
+                let reason = if stopped { "stop" } else { "length" };
+                let end = Piece::End { reason, cached_tokens: Some(cached_tokens) };
                 let text = tail.emit + &rest;
                 self.finish(end);
                 Piece::Text { text, tokens: Vec::new() }
             }
             None => {
                 self.ended = true;
-                Piece::Failed("the engine has stopped: restart the worker".into())
+                Piece::EngineEnded
             }
         })
     }

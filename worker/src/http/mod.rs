@@ -2,19 +2,25 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | `body` | reads a request's body within its bounds |
 //! | [`params`] | reads and checks a request's fields |
 //! | [`prompt`] | prompts and chat messages into tokens |
 //! | [`generation`] | tokens into text, stop strings |
 //! | [`answer`] | the shapes of answers and chunks |
 //! | [`handlers`] | the endpoints |
+//! | `job` | a generation request on its way: its choices, and the answer in one piece |
+//! | `stream` | the answer as server-sent events |
 //! | [`error`] | OpenAI's error bodies |
 
 pub mod answer;
+pub(crate) mod body;
 pub mod error;
 pub mod generation;
 pub mod handlers;
+mod job;
 pub mod params;
 pub mod prompt;
+mod stream;
 
 use std::sync::Arc;
 
@@ -47,6 +53,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(admin::metrics))
         .merge(guarded)
         .fallback(|request: Request| async move { ApiError::no_such_path(request.uri().path()) })
+        .method_not_allowed_fallback(|request: Request| async move {
+            ApiError::wrong_method(request.method().as_str(), request.uri().path())
+        })
         .layer(middleware::from_fn_with_state(app.clone(), name_profile))
         .with_state(app)
 }
@@ -62,7 +71,8 @@ async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) ->
 /// True when the request carries one of the keys, in time that does not depend on which.
 pub(crate) fn bearer_matches(request: &Request, keys: &[String]) -> bool {
     let sent = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-    let sent = sent.and_then(|v| v.strip_prefix("Bearer ")).unwrap_or_default();
+    let (scheme, sent) = sent.and_then(|v| v.split_once(' ')).unwrap_or_default();
+    let sent = if scheme.eq_ignore_ascii_case("bearer") { sent.trim_start() } else { "" };
     let found = keys.iter().fold(subtle::Choice::from(0), |found, key| found | key.as_bytes().ct_eq(sent.as_bytes()));
     found.into()
 }

@@ -127,7 +127,7 @@ impl Common {
             Some(_) if !stream => {
                 return Err(ApiError::invalid("stream_options", "stream_options needs stream to be true"));
             }
-            Some(Value::Object(options)) => Fields(options).flag("include_usage")?.unwrap_or(false),
+            Some(Value::Object(options)) => stream_options(&Fields(options))?,
             Some(_) => return Err(ApiError::invalid("stream_options", "stream_options must be an object")),
         };
         Ok(Self {
@@ -141,6 +141,32 @@ impl Common {
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
         })
     }
+}
+
+/// `include_usage`; the other options that clients know may be there as long as they ask for nothing.
+fn stream_options(options: &Fields<'_>) -> Result<bool, ApiError> {
+    for (name, value) in options.0 {
+        let asks = !value.is_null() && value != &Value::Bool(false);
+        if name != "include_usage" && asks {
+            return Err(ApiError::invalid(
+                "stream_options",
+                format!("the option {name} of stream_options is not supported: leave it out"),
+            ));
+        }
+    }
+    Ok(options.flag("include_usage")?.unwrap_or(false))
+}
+
+/// Holds the sampling parameters against their ranges, and against a vocabulary of `vocab` tokens.
+///
+/// # Errors
+/// 400 that names the parameter.
+pub fn check_sampling(sampling: &SamplingParams, vocab: usize) -> Result<(), ApiError> {
+    sampling.validate(vocab).map_err(|message| {
+        // The sentence begins with the parameter.
+        let param = message.split(' ').next().unwrap_or_default().to_owned();
+        ApiError::invalid(&param, message)
+    })
 }
 
 /// vLLM's clients send -1 for "all".
@@ -228,6 +254,26 @@ mod tests {
             let error = read(body).unwrap_err();
             assert!(error.body()["error"]["message"].as_str().unwrap().contains(field), "{error:?}");
         }
+    }
+
+    #[test]
+    fn values_out_of_range_name_the_parameter() {
+        for (name, value) in [
+            ("temperature", json!(2.1)),
+            ("temperature", json!(1e300)),
+            ("top_p", json!(0)),
+            ("min_p", json!(-0.1)),
+            ("presence_penalty", json!(-2.5)),
+            ("frequency_penalty", json!(3)),
+            ("repetition_penalty", json!(0)),
+            ("logit_bias", json!({"5": 101})),
+            ("logit_bias", json!({"100": 1})),
+        ] {
+            let common = read(json!({name: value})).unwrap();
+            let error = check_sampling(&common.sampling, 100).unwrap_err();
+            assert_eq!(error.body()["error"]["param"], name, "{error:?}");
+        }
+        assert_eq!(check_sampling(&SamplingParams::default(), 100), Ok(()));
     }
 
     #[test]

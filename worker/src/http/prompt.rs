@@ -13,7 +13,7 @@ pub fn prompts(ready: &Ready, prompt: &Value) -> Result<Vec<Vec<u32>>, ApiError>
             "prompt must be a string, an array of strings, an array of token ids, or an array of those",
         )
     };
-    let encode = |text: &str| ready.tokenizer.encode(text, true).map_err(ApiError::from);
+    let encode = |text: &str| encode(ready, text, true, "prompt");
     match prompt {
         Value::String(text) => Ok(vec![encode(text)?]),
         Value::Array(items) if items.is_empty() => Err(wrong()),
@@ -30,6 +30,16 @@ pub fn prompts(ready: &Ready, prompt: &Value) -> Result<Vec<Vec<u32>>, ApiError>
     }
 }
 
+/// Tokens of a text. A text that the vocabulary has no tokens for is the client's to change.
+pub fn encode(ready: &Ready, text: &str, add_special: bool, field: &str) -> Result<Vec<u32>, ApiError> {
+    ready.tokenizer.encode(text, add_special).map_err(|error| ApiError::invalid(field, error.to_string()))
+}
+
+/// Text of tokens. A model's embedding may have more rows than the tokenizer has tokens; these have no text.
+pub fn decode(ready: &Ready, tokens: &[u32], field: &str) -> Result<String, ApiError> {
+    ready.tokenizer.decode(tokens, false).map_err(|error| ApiError::invalid(field, error.to_string()))
+}
+
 fn ids(items: &[Value]) -> Option<Vec<u32>> {
     items.iter().map(|v| v.as_u64().and_then(|v| u32::try_from(v).ok())).collect()
 }
@@ -40,7 +50,7 @@ pub fn chat(ready: &Ready, messages: &Value) -> Result<Vec<u32>, ApiError> {
         ApiError::invalid("messages", "this model has no chat template: use /v1/completions with a prompt")
     })?;
     let text = template.render(&normalize(messages)?, None, true)?;
-    Ok(ready.tokenizer.encode(&text, false)?)
+    encode(ready, &text, false, "messages")
 }
 
 /// Checks roles and contents, and joins text parts into one string.
