@@ -229,7 +229,8 @@ fn quantizing_needs_memory_for_one_tensor_and_not_for_the_model(#[case] format: 
         |bytes: u64| Finished::of(cache.command(&format!("ulimit -d {}; ", bytes >> 10), format).output().unwrap());
     // The limit is real: the largest tensor's values alone are too much for it.
     assert!(!run(LARGEST_TENSOR).status.success());
-    // Values as FP32, and beside them what they become.
-    run(LARGEST_TENSOR * 2).succeeded();
+    // The values as FP32, beside them as BF16 for other tools and packed, and a quarter for all the rest: less than half
+    // of what the model takes as FP32.
+    run(LARGEST_TENSOR * 9 / 4).succeeded();
     cache.artifact();
 }
