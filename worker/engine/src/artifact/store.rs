@@ -70,10 +70,16 @@ impl Store {
             }
         }
         fs::create_dir(&temporary).map_err(|e| EngineError::io(&temporary, e))?;
-        build::build(&temporary, &key, checkpoint, format, progress)?;
-        sync_directory(&temporary)?;
-        fs::rename(&temporary, &directory).map_err(|e| EngineError::io(&directory, e))?;
+        let built = build::build(&temporary, &key, checkpoint, format, progress)
+            .and_then(|()| sync_directory(&temporary))
+            .and_then(|()| fs::rename(&temporary, &directory).map_err(|e| EngineError::io(&directory, e)));
+        if let Err(error) = built {
+            // Half an artifact may be what filled the disk. Its own error would hide the one that matters.
+            let _ = fs::remove_dir_all(&temporary);
+            return Err(error);
+        }
         sync_directory(&self.root)?;
+        tracing::info!(format = %format.canonical(), %key, "the artifact was built");
         Artifact::open(&directory)
     }
 }

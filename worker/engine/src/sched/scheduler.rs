@@ -231,8 +231,12 @@ impl Scheduler {
     pub fn remove(&mut self, id: u64) {
         if let Some(sequence) = self.sequences.remove(&id) {
             self.release(sequence.blocks);
-            self.waiting.retain(|w| *w != id);
-            self.running.retain(|r| *r != id);
+            // A long queue is searched only for what is in it: most sequences end while they run.
+            if let Some(at) = self.running.iter().position(|r| *r == id) {
+                self.running.remove(at);
+            } else if let Some(at) = self.waiting.iter().position(|w| *w == id) {
+                self.waiting.remove(at);
+            }
         }
     }
 

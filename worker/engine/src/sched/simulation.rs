@@ -8,8 +8,6 @@ use proptest::{collection::vec, prelude::*, test_runner::TestCaseResult};
 
 use super::*;
 
-const MAX_BATCHED: usize = 40;
-const MAX_RUNNING: usize = 6;
 const MAX_TOKENS: usize = 128;
 const SMALLEST_POOL: usize = MAX_TOKENS / BLOCK_TOKENS;
 
@@ -28,10 +26,11 @@ struct Load {
     ends_early: Option<(usize, bool)>,
 }
 
-/// A switch of profile: in this step, to this rung, with this many blocks.
-type Switch = (usize, u8, usize);
+/// A switch of profile: in this step, to this rung, with this many blocks, after admissions were held for this many steps.
+type Switch = (usize, u8, usize, usize);
 
 struct Simulation {
+    config: SchedulerConfig,
     scheduler: Scheduler,
     cache: Vec<Slot>,
     rung: u8,
@@ -39,23 +38,51 @@ struct Simulation {
     live: BTreeMap<u64, Vec<u32>>,
     /// Ids in the order of their arrival.
     arrived: Vec<u64>,
+    /// Waiting sequences must not begin to run.
+    held: bool,
+    /// Switches that shrank the pool: each may make a sequence compute all its tokens again.
+    shrinks: usize,
+    /// The sequence that came before all others that are live, and the steps since then in which it could run.
+    oldest: Option<(u64, usize)>,
 }
 
 impl Simulation {
-    fn new(blocks: usize) -> Self {
-        let config = SchedulerConfig {
-            blocks,
-            max_batched_tokens: MAX_BATCHED,
-            max_running: MAX_RUNNING,
-            max_tokens: MAX_TOKENS,
-        };
+    fn new(blocks: usize, max_batched_tokens: usize, max_running: usize) -> Self {
+        let config = SchedulerConfig { blocks, max_batched_tokens, max_running, max_tokens: MAX_TOKENS };
         Self {
+            config,
             scheduler: Scheduler::new(config),
             cache: vec![None; blocks * BLOCK_TOKENS],
             rung: 0,
             live: BTreeMap::new(),
             arrived: Vec::new(),
+            held: false,
+            shrinks: 0,
+            oldest: None,
         }
+    }
+
+    fn hold(&mut self, held: bool) {
+        self.held = held;
+        self.scheduler.hold_admissions(held);
+    }
+
+    /// No starvation: whoever came first is computed in every step, and so ends after a bounded number of them, whatever
+    /// came later. All others become first in their turn.
+    fn first_come_first_served(&mut self, step: &ScheduledStep, loads: &[Load]) -> TestCaseResult {
+        let Some(id) = self.arrived.iter().copied().find(|id| self.live.contains_key(id)) else { return Ok(()) };
+        if self.held {
+            return Ok(());
+        }
+        prop_assert!(step.items().iter().any(|item| item.id == id), "the oldest, {id}, is not computed");
+        let steps = self.oldest.filter(|(oldest, _)| *oldest == id).map_or(1, |(_, steps)| steps + 1);
+        self.oldest = Some((id, steps));
+        // Each of the others takes a token of the budget at most before the oldest prompt gets its chunk.
+        let SchedulerConfig { max_batched_tokens, max_running, .. } = self.config;
+        let chunk = (max_batched_tokens + 1).saturating_sub(max_running).max(1);
+        let bound = loads[id as usize].new + (1 + self.shrinks) * MAX_TOKENS.div_ceil(chunk);
+        prop_assert!(steps <= bound, "{id} is the oldest for {steps} steps, more than {bound}");
+        Ok(())
     }
 
     fn switch(&mut self, rung: u8, blocks: usize) -> TestCaseResult {
@@ -63,6 +90,7 @@ impl Simulation {
         if blocks >= self.scheduler.stats().blocks_total {
             self.scheduler.grow(blocks);
         } else {
+            self.shrinks += 1;
             let moves = loop {
                 match self.scheduler.shrink(blocks) {
                     Ok(moves) => break moves,
@@ -84,8 +112,15 @@ impl Simulation {
     /// Computes one step and checks all that it reads and writes.
     fn step(&mut self, loads: &[Load]) -> TestCaseResult {
         let step = self.scheduler.schedule(self.rung);
-        prop_assert!(step.items().iter().map(|i| i.rows).sum::<usize>() <= MAX_BATCHED, "over the token budget");
-        prop_assert!(self.scheduler.stats().running <= MAX_RUNNING);
+        let SchedulerConfig { max_batched_tokens, max_running, .. } = self.config;
+        prop_assert!(step.items().iter().map(|i| i.rows).sum::<usize>() <= max_batched_tokens, "over the token budget");
+        prop_assert!(step.items().iter().all(|i| i.rows > 0), "a sequence without a row");
+        prop_assert!(self.scheduler.stats().running <= max_running);
+        prop_assert!(
+            !self.held || step.admitted().next().is_none(),
+            "a sequence began to run while admissions are held"
+        );
+        self.first_come_first_served(&step, loads)?;
         for (id, _) in step.admitted() {
             // First come, first served, after preemptions too: whoever came before is computed in this step.
             for earlier in self.arrived.iter().take_while(|earlier| **earlier != id) {
@@ -174,15 +209,16 @@ proptest! {
     #[test]
     fn every_sequence_reads_its_own_history_and_ends(
         loads in vec(load(), 1..24),
-        switches in vec((0usize..200, 0u8..3, SMALLEST_POOL..SMALLEST_POOL * 4), 0..8),
+        switches in vec((0usize..200, 0u8..3, SMALLEST_POOL..SMALLEST_POOL * 4, 0usize..8), 0..8),
         blocks in SMALLEST_POOL..SMALLEST_POOL * 3,
+        max_batched in 1usize..48,
+        max_running in 1usize..9,
     ) {
-        run(&loads, &switches, blocks)?;
+        run(&loads, &switches, Simulation::new(blocks, max_batched, max_running))?;
     }
 }
 
-fn run(loads: &[Load], switches: &[Switch], blocks: usize) -> TestCaseResult {
-    let mut simulation = Simulation::new(blocks);
+fn run(loads: &[Load], switches: &[Switch], mut simulation: Simulation) -> TestCaseResult {
     let limit = 60 + 24 * 128 * 8;
     for now in 0..limit {
         for (id, load) in loads.iter().enumerate().filter(|(_, load)| load.arrives == now) {
@@ -207,8 +243,14 @@ fn run(loads: &[Load], switches: &[Switch], blocks: usize) -> TestCaseResult {
             simulation.scheduler.remove(id);
             simulation.live.remove(&id);
         }
-        for (_, rung, blocks) in switches.iter().filter(|(at, ..)| *at == now) {
-            simulation.switch(*rung, *blocks)?;
+        for (at, rung, blocks, patience) in switches {
+            if *at == now {
+                simulation.hold(true);
+            }
+            if at + patience == now {
+                simulation.switch(*rung, *blocks)?;
+                simulation.hold(false);
+            }
         }
         if simulation.live.is_empty() && now > 60 {
             break;

@@ -25,6 +25,7 @@ use crate::{GenerateRequest, TokenEvent};
 
 pub use handle::{EngineHandle, EngineLimits};
 pub use start::{EngineConfig, start};
+pub use switch::SHRINK_PATIENCE;
 
 /// Why a request was not taken.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::{Observation, SwitchEnd, SwitchResult, core::Core, handle::SwitchCommand};
 
 /// How long a shrinking pool waits for running requests to end before it preempts the newest.
-const SHRINK_PATIENCE: Duration = Duration::from_secs(2);
+pub const SHRINK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A switch that has not swapped yet.
 pub(super) struct PendingSwitch {

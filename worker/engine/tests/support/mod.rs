@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the test's result")]
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod gate;
+
 use std::path::{Path, PathBuf};
 
 use modelprofile_engine::{
