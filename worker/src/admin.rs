@@ -112,9 +112,7 @@ fn describe(app: &App, snapshot: &Snapshot) -> WorkerState {
 }
 
 fn report(result: &SwitchResult) -> SwitchReport {
-    let start = jiff::Timestamp::now()
-        .checked_sub(jiff::SignedDuration::try_from(result.duration).unwrap_or_default())
-        .unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    let start = jiff::Timestamp::try_from(result.start).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     SwitchReport {
         from: result.from.to_string(),
         to: result.to.to_string(),
@@ -151,4 +149,27 @@ async fn switch(State(app): State<Arc<App>>, Json(request): Json<SwitchRequest>)
 async fn drain(State(app): State<Arc<App>>) -> &'static str {
     app.drain().await;
     "drained"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    #[test]
+    fn a_report_that_is_shown_again_keeps_its_start() {
+        let result = SwitchResult {
+            from: "quality".into(),
+            to: "density".into(),
+            start: SystemTime::UNIX_EPOCH + Duration::from_millis(1500),
+            duration: Duration::from_millis(83),
+            pause: Duration::from_millis(12),
+            preempted: 0,
+            outcome: SwitchEnd::Completed,
+            message: String::new(),
+        };
+        assert_eq!(report(&result).start_time, "1970-01-01T00:00:01.5Z");
+        assert_eq!(report(&result), report(&result));
+    }
 }
