@@ -430,7 +430,7 @@ fn aliases_that_multiply_without_end_are_refused() {
     let mut text = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
     for level in 1..10 {
         let aliases = vec![format!("*a{}", level - 1); 10].join(",");
-        text.push_str(&format!("a{level}: &a{level} [{aliases}]\n"));
+        text += &format!("a{level}: &a{level} [{aliases}]\n");
     }
     assert!(Manifest::from_yaml(&text).unwrap_err().to_string().contains("limit exceeded"));
 }

@@ -43,7 +43,8 @@ const ADVANCE_LIMIT: Duration = Duration::from_secs(120);
 const FINISH_LIMIT: Duration = Duration::from_secs(180);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
-/// What a worker may hold beyond its budget: code, buffers of connections, the allocator's slack.
+/// What a worker may hold beyond its budget: code, buffers of connections, the allocator's slack. Weights are mapped from
+/// files, so all that is resident counts.
 const BEYOND_BUDGET: u64 = 200_000_000;
 
 const QUESTIONS: [&str; 3] = [
@@ -189,7 +190,7 @@ impl Figures {
             && self.restarted == 0
             && over_limit <= 1.0
             && self.kv_tokens_density > self.kv_tokens_quality
-            && self.memory.owned <= self.budget + BEYOND_BUDGET
+            && self.memory.total <= self.budget + BEYOND_BUDGET
     }
 }
 
