@@ -427,11 +427,9 @@ fn text_that_is_no_manifest_is_refused_with_what_to_do(#[case] text: &str, #[cas
 
 #[test]
 fn aliases_that_multiply_without_end_are_refused() {
-    let mut text = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
-    for level in 1..10 {
-        let aliases = vec![format!("*a{}", level - 1); 10].join(",");
-        text += &format!("a{level}: &a{level} [{aliases}]\n");
-    }
+    let level = |level: usize| format!("a{level}: &a{level} [{}]\n", vec![format!("*a{}", level - 1); 10].join(","));
+    let levels: Vec<String> = (1..10).map(level).collect();
+    let text = format!("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n{}", levels.concat());
     assert!(Manifest::from_yaml(&text).unwrap_err().to_string().contains("limit exceeded"));
 }
 
