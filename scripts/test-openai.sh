@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 need_cargo
 scripts/model.sh
 python="$(venv openai tests/python/requirements.txt)"
-cargo build --quiet -p modelprofile-worker
+cargo build --quiet --workspace --bins
 
 run="$(mktemp -d)"
 worker=

@@ -126,7 +126,9 @@ fn read(text: &str) -> (Option<Manifest>, structure::Findings) {
     let value = match parse(text) {
         Ok(value) => value,
         Err(error) => {
-            found.errors.push(FieldError::new("", format!("not readable as YAML: {error}")));
+            found
+                .errors
+                .push(FieldError::new("", format!("not readable as YAML: {}", advised(&error.to_string(), text))));
             return (None, found);
         }
     };
@@ -177,9 +179,35 @@ fn read(text: &str) -> (Option<Manifest>, structure::Findings) {
 
 /// YAML as the value that an API server would get. By way of a YAML value, which finds a key that is there twice.
 fn parse(text: &str) -> Result<Value, Box<dyn std::error::Error>> {
-    let mut yaml: serde_yaml::Value = serde_yaml::from_str(text)?;
+    let mut documents = Vec::new();
+    for document in serde_yaml::Deserializer::from_str(text) {
+        let document = serde_yaml::Value::deserialize(document)?;
+        // A `---` at the end, or a head of comments alone, is no document to anybody but YAML.
+        if !document.is_null() {
+            documents.push(document);
+        }
+    }
+    if documents.len() > 1 {
+        let count = documents.len();
+        return Err(format!("it holds {count} documents; put each ModelProfile into a file of its own").into());
+    }
+    let mut yaml = documents.pop().unwrap_or_default();
     yaml.apply_merge()?;
     Ok(serde_json::to_value(yaml)?)
+}
+
+/// The parser's error in words for a user, where it speaks of its own insides, and with what to do.
+fn advised(error: &str, text: &str) -> String {
+    if let Some((place, rest)) = error.split_once("invalid type: integer `")
+        && let Some((number, _)) = rest.split_once('`')
+    {
+        return format!("{place}{number} is too large for a number; write a smaller one");
+    }
+    let tab = text.lines().any(|line| line.trim_start_matches(' ').starts_with('\t'));
+    if tab && error.contains("cannot start any token") {
+        return format!("{error}; indent with spaces, YAML takes no tabs");
+    }
+    error.to_owned()
 }
 
 /// The schema leaves metadata to the API server; without one, name and namespace are checked here.

@@ -44,22 +44,30 @@ def state():
     }
 
 
-def switch(profile):
-    global active, last_switch
-    refused = profile == os.environ.get("FAKE_REFUSES")
-    report = {
+def report(profile, refusal):
+    return {
         "from": active,
         "to": profile,
         "startTime": "2026-01-01T00:00:00Z",
         "durationMillis": 5,
         "pauseMillis": 1.0,
         "preempted": 0,
-        "outcome": "Refused" if refused else "Completed",
-        "message": "its weights are damaged" if refused else "",
+        "outcome": "Refused" if refusal else "Completed",
+        "message": refusal,
     }
-    if not refused:
-        active, last_switch = profile, report
-    return (409 if refused else 200), report
+
+
+def switch(profile):
+    global active, last_switch
+    if prepared < 100:
+        return 503, "preparing the profiles"
+    if profile not in ("quality", "density"):
+        return 404, report(profile, f"no profile is named {profile}; there are quality, density")
+    if profile == os.environ.get("FAKE_REFUSES"):
+        return 409, report(profile, "its weights are damaged")
+    last_switch = report(profile, "")
+    active = profile
+    return 200, last_switch
 
 
 class Admin(BaseHTTPRequestHandler):
@@ -92,10 +100,7 @@ class Admin(BaseHTTPRequestHandler):
         if not self.allowed():
             return
         with lock:
-            if body["profile"] not in ("quality", "density"):
-                self.answer(404, {"error": {"message": f"no profile is named {body['profile']}"}})
-            else:
-                self.answer(*switch(body["profile"]))
+            self.answer(*switch(body["profile"]))
 
     def log_message(self, *_):
         pass

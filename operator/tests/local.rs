@@ -205,8 +205,14 @@ fn switch_finds_the_model_by_name() {
     assert_eq!(output.status.code(), Some(0));
     local.expect("serving: profile density");
     let output = local.switch("dense");
-    assert_eq!(text(&output.stderr), "error: the worker answered 404 Not Found: no profile is named dense");
+    assert_eq!(
+        text(&output.stderr),
+        "the switch from density to dense was refused: no profile is named dense; there are quality, density"
+    );
     assert_eq!(output.status.code(), Some(1));
+    let output = local.switch("density");
+    assert_eq!(text(&output.stdout), "density is active already");
+    assert_eq!(output.status.code(), Some(0));
 }
 
 #[test]
@@ -243,7 +249,7 @@ fn a_worker_that_dies_is_reported_with_its_last_lines() {
     assert_eq!(local.wait(), Some(1));
     let errors = local.errors();
     assert!(errors.contains("the worker ended: exit status: 3"), "{errors}");
-    assert!(errors.contains("loading layer 3\n  out of cheese"), "{errors}");
+    assert!(errors.contains("loading layer 3\n  out of cheese\nthe whole log is "), "{errors}");
     let output = local.switch("density");
     assert!(text(&output.stderr).contains("no `modelprofile local` runs here"), "{}", text(&output.stderr));
 }
@@ -257,4 +263,53 @@ fn a_taken_port_is_named() {
     let mut local = Local::spawn(folder, port, free_ports().0, &[]);
     assert_eq!(local.wait(), Some(1));
     assert!(local.errors().contains(&format!("port {port} is taken by another program")));
+}
+
+#[test]
+fn one_port_for_both_apis_is_refused_before_the_worker_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("profile.yaml"), manifest("{mode: Auto}")).unwrap();
+    let port = free_ports().0;
+    let mut local = Local::spawn(folder, port, port, &[]);
+    assert_eq!(local.wait(), Some(1));
+    let errors = local.errors();
+    assert!(errors.contains(&format!("--port and --admin-port are both {port}")), "{errors}");
+    assert!(!local.path("logs").exists());
+}
+
+#[test]
+fn port_0_is_refused_because_its_url_would_lead_nowhere() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("profile.yaml"), manifest("{mode: Auto}")).unwrap();
+    let mut local = Local::spawn(folder, 0, free_ports().0, &[]);
+    assert_eq!(local.wait(), Some(2));
+    let errors = local.errors();
+    assert!(errors.contains("invalid value '0' for '--port <PORT>'"), "{errors}");
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_is_named_with_the_flag_that_changes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("profile.yaml"), manifest("{mode: Auto}")).unwrap();
+    // A file where the folder should be: nobody can write below it, not even root.
+    std::fs::write(folder.path().join("logs"), "").unwrap();
+    let (port, admin_port) = free_ports();
+    let mut local = Local::spawn(folder, port, admin_port, &[]);
+    assert_eq!(local.wait(), Some(1));
+    let errors = local.errors();
+    assert!(errors.contains("logs; name a folder that can be written with --cache"), "{errors}");
+}
+
+#[test]
+fn a_killed_worker_is_told_with_what_may_have_killed_it() {
+    let mut local = Local::start("{mode: Auto}", &[]);
+    local.expect("demo is ready");
+    let session = std::fs::read_to_string(local.path("modelprofile/local/demo.json")).unwrap();
+    let session: serde_json::Value = serde_json::from_str(&session).unwrap();
+    let worker = i32::try_from(session["workerPid"].as_i64().unwrap()).unwrap();
+    kill_process(Pid::from_raw(worker).unwrap(), Signal::KILL).unwrap();
+    assert_eq!(local.wait(), Some(1));
+    let errors = local.errors();
+    assert!(errors.contains("the worker ended: signal: 9 (SIGKILL) (somebody killed it, or the system"), "{errors}");
+    assert!(errors.contains("start `modelprofile local` again"), "{errors}");
 }

@@ -24,6 +24,8 @@ pub struct Shape {
 pub struct Seen {
     /// When each token came.
     pub tokens: Vec<Instant>,
+    /// All its tokens came, and it ended in good form.
+    pub complete: bool,
     /// Why it failed, if it did.
     pub failure: Option<String>,
 }
@@ -40,6 +42,8 @@ struct Progress {
     tokens: Vec<AtomicU64>,
     /// A slot gave up.
     failed: AtomicBool,
+    /// No stream follows one that ends.
+    closing: AtomicBool,
     changed: Notify,
 }
 
@@ -49,6 +53,7 @@ impl Load {
         let progress = Arc::new(Progress {
             tokens: (0..shape.streams).map(|_| AtomicU64::new(0)).collect(),
             failed: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
             changed: Notify::new(),
         });
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -90,10 +95,20 @@ impl Load {
             .with_context(|| format!("a stream did not get {tokens} tokens within {} s", limit.as_secs()))?
     }
 
-    /// Closes the streams and returns what all of them saw, those that had finished before too.
-    pub async fn stop(mut self) -> Vec<Seen> {
+    /// Lets the streams come to their end and returns what all of them saw, those that had finished before too. One that
+    /// has not delivered all its tokens within the limit has failed.
+    pub async fn finish(mut self, limit: Duration) -> Vec<Seen> {
+        self.progress.closing.store(true, Ordering::Relaxed);
+        let all_ended = async { while self.tasks.join_next().await.is_some() {} };
+        // Those that are left are told by what they saw.
+        let _ = tokio::time::timeout(limit, all_ended).await;
         self.tasks.shutdown().await;
-        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut seen = std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        for stream in seen.iter_mut().filter(|stream| !stream.complete && stream.failure.is_none()) {
+            let tokens = stream.tokens.len();
+            stream.failure = Some(format!("the stream did not end within {} s; {tokens} pieces came", limit.as_secs()));
+        }
+        seen
     }
 }
 
@@ -132,6 +147,10 @@ async fn keep_streaming(
             progress.changed.notify_waiters();
             return;
         }
+        record(&|stream| stream.complete = true);
+        if progress.closing.load(Ordering::Relaxed) {
+            return;
+        }
     }
 }
 
@@ -148,6 +167,9 @@ fn complete(finished: &Finished, max_tokens: u32) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -156,5 +178,72 @@ mod tests {
         assert!(complete(&finished("length", 10), 10).is_ok());
         assert!(complete(&finished("length", 9), 10).is_err());
         assert!(complete(&finished("stop", 10), 10).is_err());
+    }
+
+    const TOKEN: &str = "data: {\"choices\": [{\"text\": \"a\", \"finish_reason\": null}]}\n\n";
+    const END: &str = "data: {\"choices\": [{\"text\": \"\", \"finish_reason\": \"length\"}]}\n\n\
+                       data: {\"choices\": [], \"usage\": {\"completion_tokens\": 2}}\n\n";
+
+    /// A server that gives this answer to every request, then closes the connection or falls silent.
+    async fn server(answer: String, silent: bool) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut connection, _)) = listener.accept().await {
+                let answer = answer.clone();
+                tokio::spawn(async move {
+                    let mut request = Vec::new();
+                    // The body is JSON, so its last byte is known.
+                    while request.last() != Some(&b'}') {
+                        connection.read_buf(&mut request).await.unwrap();
+                    }
+                    connection.write_all(answer.as_bytes()).await.unwrap();
+                    if silent {
+                        std::future::pending::<()>().await;
+                    }
+                });
+            }
+        });
+        Client::new(&base, "model").unwrap()
+    }
+
+    /// What one stream of two tokens saw, once it has two or has failed.
+    async fn one_stream(answer: String, silent: bool, limit: Duration) -> Vec<Seen> {
+        let load = Load::start(&server(answer, silent).await, &Shape { streams: 1, max_tokens: 2 });
+        let _ = load.advance(2, Duration::from_secs(30)).await;
+        load.finish(limit).await
+    }
+
+    fn ok(events: &str) -> String {
+        format!("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n{events}")
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_delivers_everything_has_not_failed() {
+        let answer = ok(&format!("{TOKEN}{TOKEN}{END}data: [DONE]\n\n"));
+        let seen = one_stream(answer, false, Duration::from_secs(30)).await;
+        assert!(!seen.is_empty());
+        for stream in seen {
+            assert_eq!((stream.complete, stream.failure, stream.tokens.len()), (true, None, 2));
+        }
+    }
+
+    #[rstest::rstest]
+    #[case(ok(&format!("{TOKEN}{TOKEN}{END}")), "the stream broke off before [DONE]")]
+    #[case(ok(&format!("{TOKEN}data: [DONE]\n\n")), "without a finish_reason")]
+    #[case(ok(&format!("{TOKEN}data: {{\"error\": \"out of memory\"}}\n\n")), "carried an error")]
+    #[case("HTTP/1.1 429 Too Many Requests\r\nContent-Length: 4\r\n\r\nbusy".to_owned(), "answered 429")]
+    #[tokio::test]
+    async fn a_stream_that_does_not_end_in_good_form_has_failed(#[case] answer: String, #[case] why: &str) {
+        let seen = one_stream(answer, false, Duration::from_secs(30)).await;
+        let failures: Vec<String> = seen.into_iter().filter_map(|stream| stream.failure).collect();
+        assert!(failures.len() == 1 && failures[0].contains(why), "{failures:?}");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_not_over_at_the_end_has_failed() {
+        let seen = one_stream(ok(&format!("{TOKEN}{TOKEN}")), true, Duration::from_millis(50)).await;
+        assert_eq!(seen[0].tokens.len(), 2);
+        assert!(seen[0].failure.as_ref().unwrap().contains("did not end within"), "{seen:?}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use tokio::task::JoinHandle;
 
 /// How often memory is looked at. A peak between two looks goes unseen, so it is well below the length of a switch.
@@ -58,8 +58,10 @@ impl Watch {
     /// Starts watching.
     pub fn start(pid: u32) -> Self {
         let (stop, mut stopped) = tokio::sync::oneshot::channel();
+        // The first look is taken here, so that there is one however early the end comes.
+        let mut peak =
+            Resident::of(pid).map_or_else(|_| Peak::default(), |now| Peak { owned: now.owned, total: now.total() });
         let task = tokio::spawn(async move {
-            let mut peak = Peak::default();
             let mut interval = tokio::time::interval(INTERVAL);
             loop {
                 tokio::select! {
@@ -76,17 +78,33 @@ impl Watch {
     /// Stops watching.
     ///
     /// # Errors
-    /// The watching task died.
+    /// The watching task died, or the process had ended before its first look.
     pub async fn stop(self) -> anyhow::Result<Peak> {
         // The task has ended by itself if the process has.
         let _ = self.1.send(());
-        self.0.await.context("watching the memory failed")
+        let peak = self.0.await.context("watching the memory failed")?;
+        // Nothing seen would pass for little memory.
+        ensure!(peak.total > 0, "the memory of the worker was never seen");
+        Ok(peak)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_was_never_seen_is_an_error() {
+        // Process 0 is the scheduler, which /proc does not show.
+        let watch = Watch::start(0);
+        assert!(watch.stop().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_memory_of_a_living_process_is_seen() {
+        let watch = Watch::start(std::process::id());
+        assert!(watch.stop().await.unwrap().total > 0);
+    }
 
     #[test]
     fn shared_memory_counts_as_owned() {

@@ -125,17 +125,12 @@ fn describe(app: &App, snapshot: &Snapshot) -> WorkerState {
             kv_bytes: snapshot.memory.kv,
             workspace_bytes: snapshot.memory.workspace,
         },
-        last_switch: snapshot.last_switch.as_ref().map(|result| {
-            let ended = app.metrics.switched_at().unwrap_or_else(jiff::Timestamp::now);
-            report(result, ended)
-        }),
+        last_switch: snapshot.last_switch.as_ref().map(report),
     }
 }
 
-/// `ended` is when the switch did.
-fn report(result: &SwitchResult, ended: jiff::Timestamp) -> SwitchReport {
-    let duration = jiff::SignedDuration::try_from(result.duration).unwrap_or_default();
-    let start = ended.checked_sub(duration).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+fn report(result: &SwitchResult) -> SwitchReport {
+    let start = jiff::Timestamp::try_from(result.start).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     SwitchReport {
         from: result.from.to_string(),
         to: result.to.to_string(),
@@ -168,10 +163,33 @@ async fn switch(State(app): State<Arc<App>>, request: Request) -> Result<Respons
         SwitchEnd::Refused | SwitchEnd::Replaced => StatusCode::CONFLICT,
         SwitchEnd::Unknown => return Err(ApiError::no_such_profile(result.message)),
     };
-    Ok((status, Json(report(&result, jiff::Timestamp::now()))).into_response())
+    Ok((status, Json(report(&result))).into_response())
 }
 
 async fn drain(State(app): State<Arc<App>>) -> &'static str {
     app.drain().await;
     "drained"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    #[test]
+    fn a_report_that_is_shown_again_keeps_its_start() {
+        let result = SwitchResult {
+            from: "quality".into(),
+            to: "density".into(),
+            start: SystemTime::UNIX_EPOCH + Duration::from_millis(1500),
+            duration: Duration::from_millis(83),
+            pause: Duration::from_millis(12),
+            preempted: 0,
+            outcome: SwitchEnd::Completed,
+            message: String::new(),
+        };
+        assert_eq!(report(&result).start_time, "1970-01-01T00:00:01.5Z");
+        assert_eq!(report(&result), report(&result));
+    }
 }

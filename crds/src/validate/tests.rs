@@ -409,3 +409,33 @@ proptest! {
         prop_assert_eq!(!found.is_empty(), common, "{:?}", found);
     }
 }
+
+#[rstest]
+#[case::tabs("spec:\n\tmodel: x\n", "indent with spaces, YAML takes no tabs")]
+#[case::two_documents("a: 1\n---\nb: 2\n", "it holds 2 documents; put each ModelProfile into a file of its own")]
+#[case::a_number_beyond_all_types(
+    "spec: {switching: {maxSwitchesPerHour: 99999999999999999999999}}",
+    "spec.switching.maxSwitchesPerHour: 99999999999999999999999 is too large for a number; write a smaller one"
+)]
+#[case::twice("metadata: {name: a, name: b}", "duplicate entry")]
+fn text_that_is_no_manifest_is_refused_with_what_to_do(#[case] text: &str, #[case] expected: &str) {
+    let errors = Manifest::from_yaml(text).unwrap_err().0;
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].message.starts_with("not readable as YAML: "), "{errors:?}");
+    assert!(errors[0].message.contains(expected), "{errors:?}");
+}
+
+#[test]
+fn aliases_that_multiply_without_end_are_refused() {
+    let level = |level: usize| format!("a{level}: &a{level} [{}]\n", vec![format!("*a{}", level - 1); 10].join(","));
+    let levels: Vec<String> = (1..10).map(level).collect();
+    let text = format!("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n{}", levels.concat());
+    assert!(Manifest::from_yaml(&text).unwrap_err().to_string().contains("limit exceeded"));
+}
+
+#[rstest]
+#[case::end("", "\n---\n")]
+#[case::head("# comments alone\n---\n", "")]
+fn separators_without_a_second_document_are_no_error(#[case] head: &str, #[case] end: &str) {
+    assert!(Manifest::from_yaml(&format!("{head}{}{end}", minimal())).is_ok());
+}

@@ -15,10 +15,10 @@ pub struct Args {
     #[arg(short = 'f', long = "file", value_name = "FILE")]
     file: PathBuf,
     /// Port of the OpenAI API.
-    #[arg(long, default_value_t = 8000)]
+    #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
     /// Port of the admin API.
-    #[arg(long, default_value_t = 8001)]
+    #[arg(long, default_value_t = 8001, value_parser = clap::value_parser!(u16).range(1..))]
     admin_port: u16,
     /// Folder of artifacts and logs [default: modelprofile in the user's cache folder].
     #[arg(long, value_name = "DIR")]

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use modelprofile_api::{Validated, notices};
 
 /// Arguments of `modelprofile validate`.
@@ -23,8 +23,16 @@ pub struct Args {
 /// A file can not be read.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut all_valid = true;
+    let mut unreadable = Vec::new();
     for file in &args.files {
-        let text = read(file)?;
+        let text = match read(file) {
+            Ok(text) => text,
+            // The others are checked all the same.
+            Err(error) => {
+                unreadable.push(format!("{error:#}"));
+                continue;
+            }
+        };
         let name = file.display();
         match Validated::from_yaml(&text) {
             Ok(valid) => {
@@ -42,6 +50,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 eprintln!("{name}: {count} {}", if count == 1 { "error" } else { "errors" });
             }
         }
+    }
+    if !unreadable.is_empty() {
+        bail!("{}", unreadable.join("\nerror: "));
     }
     Ok(if all_valid { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -69,6 +80,12 @@ mod tests {
     fn the_exit_code_tells_whether_all_files_are_valid() {
         assert_eq!(validate(&["smollm2.yaml"]).unwrap(), ExitCode::SUCCESS);
         assert_eq!(validate(&["smollm2.yaml", "llama-70b.yaml"]).unwrap(), ExitCode::FAILURE);
+    }
+
+    #[test]
+    fn every_file_that_is_not_there_is_named() {
+        let error = validate(&["none.yaml", "smollm2.yaml", "neither.yaml"]).unwrap_err().to_string();
+        assert!(error.contains("none.yaml") && error.contains("neither.yaml"), "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use modelprofile_api::worker::{SwitchReport, SwitchRequest, WorkerState};
 use reqwest::StatusCode;
 
@@ -44,7 +44,7 @@ impl Admin {
     /// `PUT /admin/v1/profile`; returns when the switch ended. A refused switch is a report too.
     ///
     /// # Errors
-    /// The worker does not know the profile or did not answer; the sentence says which.
+    /// The worker is not ready, or did not answer; the sentence says which.
     pub async fn switch(&self, profile: &str) -> anyhow::Result<SwitchReport> {
         let url = format!("{}/admin/v1/profile", self.base);
         let body = SwitchRequest { profile: profile.to_owned() };
@@ -58,12 +58,18 @@ impl Admin {
             .await
             .with_context(|| format!("the worker at {} did not answer", self.base))?;
         match response.status() {
-            StatusCode::OK | StatusCode::CONFLICT => {
+            StatusCode::OK => {
                 response.json().await.with_context(|| format!("{url} did not answer with a switch report"))
             }
+            StatusCode::SERVICE_UNAVAILABLE => bail!(
+                "the worker cannot switch yet ({}); try again when `modelprofile local` says that it is ready",
+                error_message(&response.text().await.unwrap_or_default())
+            ),
             status => {
                 let text = response.text().await.unwrap_or_default();
-                bail!("the worker answered {status}: {}", error_message(&text));
+                // A refusal is a report: of a profile that does not fit as of one that nobody knows.
+                serde_json::from_str(&text)
+                    .map_err(|_| anyhow!("the worker answered {status}: {}", error_message(&text)))
             }
         }
     }

@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -96,6 +97,8 @@ impl LocalWorkers {
             // The worker ends with the pipe, and the pipe with this process, even one that is killed.
             .arg("--exit-with-parent")
             .stdin(Stdio::piped())
+            // What it writes goes to a file and, when it dies, into an error message: no place for escape codes.
+            .env("NO_COLOR", "1")
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
@@ -144,7 +147,7 @@ impl Workers for LocalWorkers {
         if let Ok(Some(status)) = running.child.try_wait() {
             let words = running.last_words().await;
             self.running = None;
-            return Observation { health: Health::Ended(format!("{status}{words}")), answer };
+            return Observation { health: Health::Ended(format!("{status}{}{words}", hint(status))), answer };
         }
         let health = match self.admin.state().await {
             Ok(state) => {
@@ -214,6 +217,16 @@ async fn keep_lines(stderr: ChildStderr, mut log: tokio::fs::File, last_lines: A
         kept.push_back(line);
     }
     let _ = log.flush().await;
+}
+
+/// Who sends SIGKILL, as far as one can guess.
+fn hint(status: ExitStatus) -> &'static str {
+    match status.signal() {
+        Some(signal) if signal == Signal::KILL.as_raw() => {
+            " (somebody killed it, or the system did for want of memory: then lower spec.placement.memoryBudget)"
+        }
+        _ => "",
+    }
 }
 
 /// Refuses a port that something listens on, before the worker spends time on its preparation.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use jiff::tz::TimeZone;
 use modelprofile_api::worker::{SwitchOutcome, WorkerPhase, WorkerState};
 use modelprofile_api::{Errors, Validated, notices};
@@ -53,11 +53,17 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
         Ok(manifest) => manifest,
         Err(errors) => bail!("{} is not valid:\n{errors}", options.file.display()),
     };
+    ensure!(
+        options.port != options.admin_port,
+        "--port and --admin-port are both {}; choose another one for one of them",
+        options.port
+    );
     let mut signals = Signals::new()?;
     let name = manifest.manifest().metadata.name.clone();
     let held = Sessions::new(&options.cache).hold(&name)?;
     let logs = options.cache.join("logs");
-    std::fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+    std::fs::create_dir_all(&logs)
+        .with_context(|| format!("cannot create {}; name a folder that can be written with --cache", logs.display()))?;
     let launch = Launch {
         worker: find_worker(options.worker.as_deref())?,
         manifest: file.clone(),
@@ -138,7 +144,7 @@ impl<W: Workers> Local<W> {
                 outcome = async { interval.tick().await; self.pass().await } => if let Err(error) = outcome {
                     // A worker that runs but cannot serve goes too; there is nothing it could finish.
                     self.workers.stop().await;
-                    return Err(error.context(format!("the whole log is {}", self.log.display())));
+                    return Err(anyhow!("{error:#}\nthe whole log is {}; when the cause is mended, start `modelprofile local` again", self.log.display()));
                 },
             }
         }
@@ -178,7 +184,7 @@ impl<W: Workers> Local<W> {
             bail!("the worker could not prepare the model: {}", state.message);
         }
         if state.phase == WorkerPhase::Ready && !std::mem::replace(&mut self.ready, true) {
-            self.view.say(&self.greeting(state));
+            self.view.say_as_is(&self.greeting(state));
         }
         self.view.show(state);
         let current = state.target_profile.as_deref().or(state.active_profile.as_deref());

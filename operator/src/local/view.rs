@@ -32,8 +32,16 @@ impl View {
     /// Prints something that stays, above what is redrawn.
     pub fn say(&self, text: &str) {
         match &self.screen {
-            // Fails for a terminal that went away; the worker serves on without it.
-            Screen::Terminal { all, .. } => drop(all.println(text)),
+            Screen::Terminal { .. } => self.say_as_is(&wrapped(text, width())),
+            Screen::Lines { .. } => print_line(text),
+        }
+    }
+
+    /// The same for text with commands in it, which a person copies: the terminal alone breaks its lines.
+    pub fn say_as_is(&self, text: &str) {
+        match &self.screen {
+            // Not by `println`, which fills lines up with spaces.
+            Screen::Terminal { all, .. } => all.suspend(|| print_line(text)),
             Screen::Lines { .. } => print_line(text),
         }
     }
@@ -52,7 +60,7 @@ impl View {
             Screen::Terminal { all, bars, block } if preparing => {
                 block.take().inspect(ProgressBar::finish_and_clear);
                 while bars.len() < state.profiles.len() {
-                    bars.push(all.add(ProgressBar::new(1000).with_style(bar_style())));
+                    bars.push(all.add(ProgressBar::new(1000).with_style(bar_style(width()))));
                 }
                 for (bar, profile) in bars.iter().zip(&state.profiles) {
                     bar.set_prefix(profile.name.clone());
@@ -63,7 +71,7 @@ impl View {
             Screen::Terminal { all, bars, block } => {
                 bars.drain(..).for_each(|bar| bar.finish_and_clear());
                 let block = block.get_or_insert_with(|| all.add(ProgressBar::new(1).with_style(block_style())));
-                block.set_message(table(state, &self.zone));
+                block.set_message(wrapped(&table(state, &self.zone), width()));
                 // The block moves with its message, not with a position.
                 block.tick();
             }
@@ -79,8 +87,37 @@ fn print_line(text: &str) {
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
 
-fn bar_style() -> ProgressStyle {
-    ProgressStyle::with_template("  {prefix:16} [{bar:30}] {percent:>3} %  {wide_msg}")
+/// Columns of the terminal; a terminal that does not tell gets the usual 80.
+fn width() -> usize {
+    rustix::termios::tcgetwinsize(std::io::stdout()).map_or(80, |size| usize::from(size.ws_col).max(20))
+}
+
+/// The text with its lines broken between words, at most `width` characters each; what follows a break is indented like
+/// its line and two more. A word that is longer stays whole.
+fn wrapped(text: &str, width: usize) -> String {
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let indent = line.len() - line.trim_start().len();
+        let mut rest = line.to_owned();
+        while rest.chars().count() > width {
+            let start = rest.len() - rest.trim_start().len();
+            let end = rest.char_indices().nth(width).map_or(rest.len(), |(at, _)| at + 1);
+            let space = |(at, c): &(usize, char)| *at > start && *c == ' ';
+            // The last space within the width, else the first one after it.
+            let fitting = rest.char_indices().take_while(|(at, _)| *at < end).filter(space).last();
+            let Some((at, _)) = fitting.or_else(|| rest.char_indices().find(space)) else { break };
+            lines.push(rest[..at].trim_end().to_owned());
+            rest = format!("{:1$}{2}", "", indent + 2, rest[at..].trim_start());
+        }
+        lines.push(rest);
+    }
+    lines.join("\n")
+}
+
+fn bar_style(width: usize) -> ProgressStyle {
+    // What is being done matters more than a long bar.
+    let bar = if width < 80 { 10 } else { 20 };
+    ProgressStyle::with_template(&format!("  {{prefix:10}} [{{bar:{bar}}}] {{percent:>3}} %  {{wide_msg}}"))
         .map_or_else(|_| ProgressStyle::default_bar(), |style| style.progress_chars("=> "))
 }
 
@@ -159,6 +196,7 @@ fn load(state: &WorkerState) -> String {
 pub fn sentence(switch: &SwitchReport) -> String {
     let SwitchReport { from, to, duration_millis, pause_millis, preempted, outcome, message, .. } = switch;
     match outcome {
+        SwitchOutcome::Completed if from == to => format!("{to} is active already"),
         SwitchOutcome::Completed => {
             let preempted = match preempted {
                 0 => String::new(),
@@ -266,6 +304,27 @@ mod tests {
         assert_eq!(change_key(&state), key);
         state.requests.running = 0;
         assert_ne!(change_key(&state), key);
+    }
+
+    #[test]
+    fn lines_break_between_words_and_keep_their_indentation() {
+        assert_eq!(wrapped("short\n\n  as it is", 20), "short\n\n  as it is");
+        assert_eq!(wrapped("  one two three four", 12), "  one two\n    three\n    four");
+        assert_eq!(wrapped("  one two three", 9), "  one two\n    three", "a space may stand at the edge");
+        assert_eq!(wrapped("/a/long/path/without/end and", 10), "/a/long/path/without/end\n  and");
+        assert_eq!(wrapped("ééé éé", 4), "ééé\n  éé");
+    }
+
+    #[test]
+    fn the_table_fits_a_narrow_terminal() {
+        let text = wrapped(&table(&serving(), &TimeZone::UTC), 60);
+        assert!(text.lines().all(|line| line.chars().count() <= 60), "{text}");
+    }
+
+    #[test]
+    fn a_switch_to_the_active_profile_is_not_told_as_a_change() {
+        let report = SwitchReport { from: "density".to_owned(), ..switch(SwitchOutcome::Completed) };
+        assert_eq!(sentence(&report), "density is active already");
     }
 
     #[test]

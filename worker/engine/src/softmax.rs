@@ -5,7 +5,7 @@ const LANES: usize = 16;
 
 /// `e^x` for `x <= 0`, relative error below 1e-6 near zero: `2^(x log2 e)`, the fraction by a polynomial. Free of branches
 /// and calls, so that a loop over the vocabulary vectorizes.
-#[inline(always)]
+#[inline]
 pub(crate) fn exp(x: f32) -> f32 {
     let t = (x * std::f32::consts::LOG2_E).max(-126.0);
     // Adding 1.5 x 2^23 rounds to the nearest integer, which then stands in the low bits.
@@ -42,7 +42,7 @@ pub(crate) fn divergence(p: &[f32], p_normalizer: f64, q: &[f32], q_normalizer: 
 }
 
 /// A sum of FP32 terms in lanes, whose partial sums are added in FP64.
-#[inline(always)]
+#[inline]
 fn sum(count: usize, term: impl Fn(usize) -> f32) -> f64 {
     let mut total = 0.0;
     for start in (0..count).step_by(LANES * 64) {

@@ -76,10 +76,8 @@ fn bf16_perplexity_is_within_half_a_percent_of_transformers() {
 
 #[test]
 fn every_format_stays_within_its_limit_of_bf16() {
-    let text = wikitext().map_or_else(
-        || include_str!("data/own-text.txt").to_owned(),
-        |text| first(&text, COMPARED_CHARACTERS),
-    );
+    let text = wikitext()
+        .map_or_else(|| include_str!("data/own-text.txt").to_owned(), |text| first(&text, COMPARED_CHARACTERS));
     let checkpoint = support::smollm2();
     let formats: Vec<WeightFormat> = [WeightFormat::Bf16].into_iter().chain(LIMITS.map(|(f, _)| f)).collect();
     let scores = score(&checkpoint, GroupedActivations::Int8, &formats, &text);

@@ -26,8 +26,6 @@ struct Inner {
     series: Series,
     /// Held while the gauges are set and written out, so that one reader does not see another's half.
     rendering: Mutex<()>,
-    /// When the latest switch ended, which the engine's own report leaves out.
-    switched_at: Mutex<Option<jiff::Timestamp>>,
     /// Tokens of the last steps, with their time.
     recent: Mutex<VecDeque<(Instant, usize)>>,
 }
@@ -41,13 +39,7 @@ impl Metrics {
         let registry = Registry::new_custom(None, Some([("model_name".to_owned(), model.to_owned())].into()));
         let registry = registry.unwrap_or_default();
         let series = Series::register(&registry);
-        Self(Arc::new(Inner {
-            registry,
-            series,
-            rendering: Mutex::new(()),
-            switched_at: Mutex::new(None),
-            recent: Mutex::new(VecDeque::new()),
-        }))
+        Self(Arc::new(Inner { registry, series, rendering: Mutex::new(()), recent: Mutex::new(VecDeque::new()) }))
     }
 
     /// The text format, with the gauges of `snapshot`.
@@ -88,11 +80,6 @@ impl Metrics {
             let active = profile.name == snapshot.active;
             series.active.with_label_values(&[&*profile.name]).set(f64::from(u8::from(active)));
         }
-    }
-
-    /// When the latest switch ended; `None` before the first.
-    pub fn switched_at(&self) -> Option<jiff::Timestamp> {
-        *self.0.switched_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Generated tokens per second over the last five seconds.
@@ -146,7 +133,6 @@ impl Observer for Metrics {
                 if result.outcome == SwitchEnd::Completed {
                     series.switch_pause.observe(result.pause.as_secs_f64());
                 }
-                *inner.switched_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(jiff::Timestamp::now());
             }
         }
     }
@@ -192,11 +178,11 @@ mod tests {
     #[test]
     fn a_switch_counts_its_outcome_and_only_a_completed_one_its_pause() {
         let mut metrics = Metrics::new("m");
-        assert_eq!(metrics.switched_at(), None);
         for outcome in [SwitchEnd::Completed, SwitchEnd::Refused] {
             metrics.observe(Observation::Switched(modelprofile_engine::serve::SwitchResult {
                 from: "a".into(),
                 to: "b".into(),
+                start: std::time::SystemTime::UNIX_EPOCH,
                 duration: Duration::from_millis(20),
                 pause: Duration::from_millis(2),
                 preempted: 0,
@@ -213,6 +199,5 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
-        assert!(metrics.switched_at().is_some());
     }
 }

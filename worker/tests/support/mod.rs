@@ -123,6 +123,7 @@ impl Engine for Fake {
         let _ = reply.send(SwitchResult {
             from: "quality".into(),
             to: profile.into(),
+            start: std::time::SystemTime::UNIX_EPOCH,
             duration: Duration::from_millis(1500),
             pause: Duration::from_micros(2500),
             preempted: 1,

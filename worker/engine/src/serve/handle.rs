@@ -110,6 +110,7 @@ impl Engine for EngineHandle {
             let _ = command.reply.send(SwitchResult {
                 from: active,
                 to: command.profile.into(),
+                start: std::time::SystemTime::now(),
                 duration: command.requested.elapsed(),
                 pause: std::time::Duration::ZERO,
                 preempted: 0,

@@ -84,6 +84,8 @@ pub struct SwitchResult {
     pub from: Arc<str>,
     /// Profile asked for.
     pub to: Arc<str>,
+    /// When it was asked for, by the wall clock: a report that is shown again must not move in time.
+    pub start: std::time::SystemTime,
     /// From the request to the report.
     pub duration: std::time::Duration,
     /// Time in which no step could run because of the swap.

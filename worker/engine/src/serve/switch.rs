@@ -7,7 +7,7 @@
 //! Nothing is copied at the swap on the CPU: the target's packed weights are a mapped file, read as its layers are first
 //! used, while the old profile's pages are released layer by layer. Requests in flight keep their blocks.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use modelprofile_kernels::Backend;
 use tokio::sync::oneshot;
@@ -162,6 +162,7 @@ impl<B: Backend> Core<B> {
         SwitchResult {
             from: self.rungs[self.active].name.clone(),
             to: to.into(),
+            start: SystemTime::now().checked_sub(requested.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH),
             duration: requested.elapsed(),
             pause,
             preempted,

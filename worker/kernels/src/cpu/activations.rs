@@ -145,7 +145,7 @@ struct Tile<'a> {
 per_isa! {
     /// # Safety
     /// The instruction set is available.
-    unsafe fn fill(writer: &Writer<'_>, index: usize, tile: Tile<'_>) = Writer::fill;
+    unsafe fn fill(writer: &Writer<'_>, index: usize, tile: &mut Tile<'_>) = Writer::fill;
 }
 
 impl Writer<'_> {
@@ -162,17 +162,17 @@ impl Writer<'_> {
         let (words, groups) = (self.steps * TILE, self.group_count * 2 * TILE);
         // SAFETY: the buffers hold all tiles, which do not overlap; the caller's promise.
         unsafe {
-            let tile = Tile {
+            let mut tile = Tile {
                 words: std::slice::from_raw_parts_mut(self.words.add(index * words), words),
                 scales: std::slice::from_raw_parts_mut(self.scales.add(index * TILE), TILE),
                 groups: std::slice::from_raw_parts_mut(self.groups.add(index * groups), groups),
             };
-            fill(isa, self, index, tile);
+            fill(isa, self, index, &mut tile);
         }
     }
 
     #[inline(always)]
-    fn fill(&self, index: usize, tile: Tile<'_>) {
+    fn fill(&self, index: usize, tile: &mut Tile<'_>) {
         for lane in 0..TILE.min(self.rows - index * TILE) {
             let row = index * TILE + lane;
             let x = &self.x[row * self.k..(row + 1) * self.k];

@@ -234,7 +234,7 @@ impl<const BITS: usize> Kernel for Groups<BITS> {
                         for h in 0..2 {
                             let w = if BITS == 4 {
                                 let w = load(t.panel.add(quad / 2 * 64 + h * 32));
-                                let w = if quad % 2 == 0 { w } else { _mm256_srli_epi16::<4>(w) };
+                                let w = if quad.is_multiple_of(2) { w } else { _mm256_srli_epi16::<4>(w) };
                                 _mm256_and_si256(w, nibble)
                             } else {
                                 _mm256_xor_si256(load(t.panel.add(quad * 64 + h * 32)), bias)

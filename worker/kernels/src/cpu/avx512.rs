@@ -479,6 +479,7 @@ unsafe fn weights<const C: usize>(first: *const u8, stride: usize) -> [__m512i; 
 /// `p` must point to 64 readable bytes, aligned to 64.
 #[target_feature(enable = "avx512f")]
 #[inline]
+#[allow(clippy::cast_ptr_alignment, reason = "the caller's promise")]
 pub(super) unsafe fn load(p: *const u8) -> __m512i {
     // SAFETY: the caller's promise.
     unsafe { *p.cast::<__m512i>() }

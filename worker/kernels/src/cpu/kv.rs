@@ -188,10 +188,10 @@ pub(super) fn decode(format: KvFormat, bytes: &[u8], width: usize, out: &mut [f3
         }),
         // As `e4m3::decode`, without its NaN case: NaN codes are never stored.
         KvFormat::Fp8E4m3 => {
-            rows(bytes.as_chunks::<2>().0, width, out, |b| (shifted(b[0], 20, 120), shifted(b[1], 20, 120)))
+            rows(bytes.as_chunks::<2>().0, width, out, |b| (shifted(b[0], 20, 120), shifted(b[1], 20, 120)));
         }
         KvFormat::Fp8E5m2 => {
-            rows(bytes.as_chunks::<2>().0, width, out, |b| (shifted(b[0], 21, 112), shifted(b[1], 21, 112)))
+            rows(bytes.as_chunks::<2>().0, width, out, |b| (shifted(b[0], 21, 112), shifted(b[1], 21, 112)));
         }
     }
 }
