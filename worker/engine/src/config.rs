@@ -1,5 +1,7 @@
 //! What a checkpoint says about its model, the same for Hugging Face directories and GGUF files.
 
+use modelprofile_kernels::{KvFormat, KvLayout};
+
 /// Decoder families that the model code can run. They differ in biases, norms and masks, not in structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
@@ -77,4 +79,11 @@ pub struct ModelConfig {
     pub bos_token: Option<u32>,
     /// Tokens that end a generation.
     pub eos_tokens: Vec<u32>,
+}
+
+impl ModelConfig {
+    /// The geometry of this model's KV cache in a format.
+    pub fn kv_layout(&self, format: KvFormat) -> KvLayout {
+        KvLayout { layers: self.layers, kv_heads: self.kv_heads, head_dim: self.head_dim, format }
+    }
 }

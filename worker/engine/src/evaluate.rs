@@ -62,16 +62,26 @@ pub struct Evaluator<B: Backend> {
 }
 
 impl<B: Backend> Evaluator<B> {
-    /// An evaluator for windows of `window` tokens.
+    /// An evaluator for windows of `window` tokens, with a cache without scales.
     pub fn new(backend: B, config: &ModelConfig, kv: KvFormat, window: usize) -> Result<Self> {
+        let layout = config.kv_layout(kv);
+        Self::with_scales(backend, config, layout, &KvScales::unit(&layout), window)
+    }
+
+    /// An evaluator whose cache has these scales (see [`crate::calibrate`]).
+    pub fn with_scales(
+        backend: B,
+        config: &ModelConfig,
+        layout: KvLayout,
+        scales: &KvScales,
+        window: usize,
+    ) -> Result<Self> {
         if window < 2 || window > config.max_positions {
             let limit = config.max_positions;
             return Err(EngineError::Config(format!("the window must have 2 to {limit} tokens, not {window}")));
         }
-        let layout =
-            KvLayout { layers: config.layers, kv_heads: config.kv_heads, head_dim: config.head_dim, format: kv };
         let blocks = window.div_ceil(BLOCK_TOKENS);
-        let kv = backend.kv(layout, &KvScales::unit(&layout), blocks, blocks)?;
+        let kv = backend.kv(layout, scales, blocks, blocks)?;
         let model = Model::new(&backend, config, window)?;
         Ok(Self { backend, model, kv, window, vocab: config.vocab })
     }

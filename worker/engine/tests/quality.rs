@@ -7,7 +7,10 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
 
 use modelprofile_engine::{
     WeightFormat,
@@ -42,7 +45,11 @@ fn wikitext() -> Option<String> {
     std::fs::read_to_string(shared.join("text/wikitext-2-valid.txt")).ok()
 }
 
+/// One evaluation at a time: two would halve each other's cores.
+static ALONE: Mutex<()> = Mutex::new(());
+
 fn score(checkpoint: &Checkpoint, activations: GroupedActivations, formats: &[WeightFormat], text: &str) -> Vec<Score> {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let tokens = Text::load(checkpoint).unwrap().tokenizer.encode(text, false).unwrap();
     let cpu = Cpu::new(CpuOptions { threads: 2, isa: None, grouped_activations: activations }).unwrap();
     let mut evaluator = Evaluator::new(cpu, checkpoint.config(), KvFormat::Bf16, WINDOW.min(tokens.len())).unwrap();

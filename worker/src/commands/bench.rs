@@ -11,7 +11,7 @@ use modelprofile_engine::{
     model::{Model, ProfileWeights},
 };
 use modelprofile_kernels::{
-    BLOCK_TOKENS, Device, KvFormat, KvLayout, KvScales, SequenceSpan, StepPlan,
+    BLOCK_TOKENS, Device, KvFormat, KvScales, SequenceSpan, StepPlan,
     cpu::{Cpu, probe},
 };
 
@@ -59,12 +59,7 @@ struct Rig {
 impl Rig {
     fn new(bench: &Bench, config: &ModelConfig) -> anyhow::Result<Self> {
         let cpu = bench.compute.backend()?;
-        let layout = KvLayout {
-            layers: config.layers,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            format: KvFormat::Bf16,
-        };
+        let layout = config.kv_layout(KvFormat::Bf16);
         let longest = bench.prefill.iter().copied().max().unwrap_or(0);
         let batch = bench.batch.iter().copied().max().unwrap_or(1);
         let sequence = (bench.context + bench.tokens).div_ceil(BLOCK_TOKENS);

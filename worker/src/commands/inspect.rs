@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use anyhow::Context;
 use clap::Args;
 use modelprofile_engine::{ModelConfig, WeightFormat, ZeroPoint, checkpoint::Checkpoint, model::Model};
-use modelprofile_kernels::{KvFormat, KvLayout, WeightSpec, cpu::Cpu, packed_len};
+use modelprofile_kernels::{KvFormat, WeightSpec, cpu::Cpu, packed_len};
 
 /// Options of `inspect`.
 #[derive(Debug, Args)]
@@ -81,9 +81,7 @@ impl Inspect {
         }
         println!("\n{:<22} {:>12}", "KV cache", "KiB/token");
         for (name, format) in [("BF16, FP16", KvFormat::Bf16), ("FP8E4M3, FP8E5M2", KvFormat::Fp8E4m3)] {
-            let layout =
-                KvLayout { layers: config.layers, kv_heads: config.kv_heads, head_dim: config.head_dim, format };
-            let bytes = layout.block_bytes() as f64 / modelprofile_kernels::BLOCK_TOKENS as f64;
+            let bytes = config.kv_layout(format).block_bytes() as f64 / modelprofile_kernels::BLOCK_TOKENS as f64;
             println!("{name:<22} {:>12.1}", bytes / 1024.0);
         }
         println!("\nworkspace at 512 rows  {:>11.1} MiB", mib(Model::<Cpu>::workspace_bytes(config, 512)));

@@ -15,6 +15,9 @@ use modelprofile_kernels::{
     cpu::{Cpu, CpuOptions},
 };
 
+/// Text that calibrates the scales of an FP8 E4M3 KV cache when the manifest names none.
+const CALIBRATION: &str = include_str!("calibration.txt");
+
 /// Serves one language model at several precisions and changes precision in place.
 #[derive(Debug, Parser)]
 #[command(name = "modelprofile-worker", version)]

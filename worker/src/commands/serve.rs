@@ -27,9 +27,6 @@ use crate::{
     server::ConnectionLimits,
 };
 
-/// Text that calibrates the scales of an FP8 E4M3 KV cache when the manifest names none.
-const CALIBRATION: &str = include_str!("calibration.txt");
-
 /// Connections to the admin port: probes, scrapers and an operator.
 const ADMIN_CONNECTIONS: usize = 64;
 
@@ -174,7 +171,7 @@ impl Serve {
         // Before anything is written: a licence that was not accepted must leave no trace of the model.
         check_licence(checkpoint.licence(), spec.model.license.as_ref())?;
         let text = Text::load(&checkpoint)?;
-        let calibration = text.tokenizer.encode(CALIBRATION, false)?;
+        let calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
         let config = EngineConfig {
             cache: self.cache.directory(),
             start: Some(self.profile.clone().unwrap_or_else(|| manifest.resting_profile().name.clone())),

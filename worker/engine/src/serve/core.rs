@@ -143,7 +143,11 @@ impl<B: Backend> Core<B> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Submit(submission) => self.admit(*submission),
-            Command::Switch(command) => self.request_switch(command),
+            Command::Switch(command) => {
+                self.request_switch(command);
+                // A step may take long: who asks for the state meanwhile sees that the switch is under way.
+                self.publish();
+            }
             Command::Drain(done) => self.state.drained.push(done),
         }
     }

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use modelprofile_kernels::{Backend, KvLayout};
+use modelprofile_kernels::Backend;
 use rand::SeedableRng;
 
 use super::{
@@ -86,12 +86,7 @@ pub fn start<B: Backend>(
     for (index, profile) in config.profiles.iter().enumerate() {
         artifacts.push(store.prepare(checkpoint, profile.weights, &mut |p| progress(index, p))?);
     }
-    let layout = KvLayout {
-        layers: model_config.layers,
-        kv_heads: model_config.kv_heads,
-        head_dim: model_config.head_dim,
-        format: first.kv,
-    };
+    let layout = model_config.kv_layout(first.kv);
     let workspace = Model::<B>::workspace_bytes(model_config, config.max_batched_tokens);
     let memory = MemoryPlan::new(config.memory_budget, workspace, &layout);
     let sizes: Vec<(String, u64)> =
