@@ -16,7 +16,7 @@ help: ## Say what each target does
 demo: tools model ## Serve a real model and change its precision under load
 	$(call step,building)
 	cargo build --workspace --bins
-	cargo run --quiet -p modelprofile-e2e --bin demo
+	"$$(. scripts/lib.sh; binaries)/demo"
 
 .PHONY: test
 test: tools fmt-check clippy doc test-rust test-openai test-demo ## Run everything the project tests
@@ -63,12 +63,16 @@ test-openai: model
 test-demo: model
 	$(call step,switching under load)
 	cargo build --workspace --bins
-	@# A gap in a stream can be the machine's: a neighbour takes a core. One of three runs must be clean.
-	run="cargo run --quiet -p modelprofile-e2e --bin demo"; $$run || $$run || $$run
+	@# A gap in a stream can be the machine's: a neighbour takes a core. A second run must be clean then.
+	demo() { "$$(. scripts/lib.sh; binaries)/demo"; }; demo || demo
 
 .PHONY: bench-peers
 bench-peers: ## Measure the worker beside llama.cpp and vLLM; options in BENCH, e.g. BENCH="--quick --without vllm"
 	@scripts/bench-peers.sh $(BENCH)
+
+.PHONY: bench-kernels
+bench-kernels: ## Operations per second of each kernel on one thread
+	cargo bench -p modelprofile-kernels
 
 .PHONY: crd
 crd: ## Write the CustomResourceDefinition from the Rust types
