@@ -18,6 +18,7 @@ parser.add_argument("command", choices=["serve"])
 for name in ("config", "profile", "port", "admin-port", "cache"):
     parser.add_argument(f"--{name}", required=True)
 parser.add_argument("--exit-with-parent", action="store_true")
+parser.add_argument("--drain-seconds", type=int, required=True)
 args = parser.parse_args()
 token = os.environ["MODELPROFILE_ADMIN_TOKEN"]
 

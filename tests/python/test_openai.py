@@ -1,4 +1,4 @@
-"""The API as the official OpenAI client sees it. Run by scripts/test-openai.sh against a worker on the real model."""
+"""The API as the official OpenAI client sees it. Run by tests/scripts/test-openai.sh against a worker on the real model."""
 import openai
 import pytest
 

@@ -38,6 +38,8 @@ pub struct Limits {
     pub choices: usize,
     /// Stop strings.
     pub stops: usize,
+    /// Stop tokens.
+    pub stop_tokens: usize,
     /// Bytes of a stop string.
     pub stop_bytes: usize,
     /// Entries of `logit_bias`.
@@ -53,6 +55,7 @@ impl Default for Limits {
             body_time: Duration::from_secs(60),
             choices: 128,
             stops: 16,
+            stop_tokens: 128,
             stop_bytes: 256,
             logit_bias: 1024,
             top_logprobs: 20,
@@ -175,13 +178,14 @@ pub struct ServeLimits {
 
 /// Serves until `shutdown` resolves, then drains. New requests are refused with 503 while the ones in flight go on;
 /// when the last has ended and its answer is sent, both ports close. What is left at the drain limit is cut.
+/// True when nothing had to be.
 pub async fn serve(
     app: Arc<App>,
     api: TcpListener,
     admin: TcpListener,
     shutdown: impl Future<Output = ()>,
     limits: ServeLimits,
-) {
+) -> bool {
     let (close, closed) = watch::channel(false);
     let stop = |mut closed: watch::Receiver<bool>| async move {
         // An error says that the sender is gone, which ends the servers as well.
@@ -208,7 +212,10 @@ pub async fn serve(
         }
     };
     tokio::select! {
-        _ = async { tokio::join!(servers, life) } => {}
-        () = limit => tracing::warn!(seconds = limits.drain.as_secs(), "requests were still running at the drain limit"),
+        _ = async { tokio::join!(servers, life) } => true,
+        () = limit => {
+            tracing::warn!(seconds = limits.drain.as_secs(), "requests were still running at the drain limit");
+            false
+        }
     }
 }

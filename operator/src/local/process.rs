@@ -51,6 +51,9 @@ pub struct Launch {
     pub drain_limit: Duration,
 }
 
+/// What the worker gets beyond its drain limit, to end by itself.
+const STOP_SLACK: Duration = Duration::from_secs(5);
+
 /// The one worker of local mode, a child process in a process group of its own: Ctrl-C in the terminal reaches this process
 /// alone, which then lets the worker finish.
 pub struct LocalWorkers {
@@ -91,6 +94,7 @@ impl LocalWorkers {
             .arg(&launch.manifest)
             .args(["--profile", profile])
             .args(["--port", &launch.port.to_string(), "--admin-port", &launch.admin_port.to_string()])
+            .args(["--drain-seconds", &launch.drain_limit.as_secs().to_string()])
             .arg("--cache")
             .arg(&launch.cache)
             .env("MODELPROFILE_ADMIN_TOKEN", &launch.token)
@@ -180,8 +184,9 @@ impl Workers for LocalWorkers {
             // It may have ended in this moment, which is what the signal is for.
             let _ = kill_process(pid, Signal::TERM);
         }
-        if tokio::time::timeout(self.launch.drain_limit, running.child.wait()).await.is_ok() {
-            return Stopped::Drained;
+        // The worker keeps to the limit itself; it gets a little longer to say what it cut off.
+        if let Ok(ended) = tokio::time::timeout(self.launch.drain_limit + STOP_SLACK, running.child.wait()).await {
+            return if ended.is_ok_and(|status| status.success()) { Stopped::Drained } else { Stopped::Killed };
         }
         // Fails only for a child that ended meanwhile.
         let _ = running.child.kill().await;

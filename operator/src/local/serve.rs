@@ -158,7 +158,7 @@ impl<W: Workers> Local<W> {
         }
         if let Some(text) = self.watched.changed() {
             let read = Validated::from_yaml(text);
-            self.edited(read)?;
+            self.edited(read);
         }
         match seen.health {
             Health::Starting => Ok(()),
@@ -219,12 +219,12 @@ impl<W: Workers> Local<W> {
     }
 
     /// Takes a manifest that was edited; an invalid one changes nothing.
-    fn edited(&mut self, read: Result<Validated, Errors>) -> anyhow::Result<()> {
+    fn edited(&mut self, read: Result<Validated, Errors>) {
         let new = match read {
             Ok(new) => new,
             Err(errors) => {
                 self.view.say(&format!("the edited manifest is not valid, so nothing changes:\n{errors}"));
-                return Ok(());
+                return;
             }
         };
         let edit = edit(&self.manifest, &new);
@@ -239,7 +239,10 @@ impl<W: Workers> Local<W> {
                 None => self.view.say("the manifest pins no profile any more; the present one stays"),
             }
             self.session.pinned_profile = now;
-            self.held.write(&self.session)?;
+            // The worker is worth more than the note of its pin: a full disk does not stop it.
+            if let Err(error) = self.held.write(&self.session) {
+                self.view.say(&format!("the session file could not be written, the model runs on: {error:#}"));
+            }
         } else {
             self.view.say(
                 "the edited spec.switching needs the other changes too, so it is not followed before the next start",
@@ -251,7 +254,6 @@ impl<W: Workers> Local<W> {
                 "restart `modelprofile local` for the change of {fields}; until then the model stays as it is"
             ));
         }
-        Ok(())
     }
 
     /// Lets the worker finish; a second signal does not wait for that.

@@ -135,7 +135,7 @@ fn measure<B: Backend>(
             Ok(())
         };
         let mut ignore = |_: Range<usize>, _: &mut HostTensor| Ok(());
-        model.step_observed(backend, weights, None, &mut kv, &plan, &mut ignore, &mut observe)?;
+        model.step_observed(backend, weights, &[], &mut kv, &plan, &mut ignore, &mut observe)?;
     }
     // A head that never carried anything keeps a scale of one.
     let scale = |max: &f32| if *max > 0.0 { max * MARGIN / E4M3_MAX } else { 1.0 };

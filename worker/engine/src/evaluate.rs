@@ -108,7 +108,7 @@ impl<B: Backend> Evaluator<B> {
             all.extend_from_slice(&host.data);
             Ok(())
         };
-        self.model.step(&mut self.backend, weights, None, &mut self.kv, &plan, &mut take)?;
+        self.model.step(&mut self.backend, weights, &[], &mut self.kv, &plan, &mut take)?;
         Ok(all)
     }
 

@@ -121,7 +121,7 @@ fn in_chunks(checkpoint: &Checkpoint, prompt: &[u32], chunk: usize) -> Vec<f32> 
             logit_rows: (0..tokens.len()).collect(),
         };
         model
-            .step(&mut cpu, &weights, None, &mut kv, &plan, &mut |_, host| {
+            .step(&mut cpu, &weights, &[], &mut kv, &plan, &mut |_, host| {
                 all.extend_from_slice(&host.data);
                 Ok(())
             })

@@ -100,3 +100,40 @@ fn a_cancelled_request_frees_its_blocks() {
         std::thread::yield_now();
     }
 }
+
+#[test]
+fn a_target_that_was_damaged_on_disk_is_refused_and_the_engine_serves_on() {
+    let cache = tempfile::tempdir().unwrap();
+    let config =
+        modelprofile_engine::serve::EngineConfig { cache: cache.path().to_owned(), ..support::config(ladder(), 400) };
+    let engine = support::engine(&support::smollm2(), &config);
+    let snapshot = engine.snapshot();
+    let key = &snapshot.profiles.iter().find(|p| &*p.name == "density").unwrap().artifact_key;
+    let packed = cache.path().join("artifacts").join(key).join("packed-cpu.bin");
+    let file = std::fs::OpenOptions::new().write(true).open(&packed).unwrap();
+    file.set_len(packed.metadata().unwrap().len() - 4096).unwrap();
+    let result = engine.switch("density").blocking_recv().unwrap();
+    assert_eq!(result.outcome, SwitchEnd::Refused, "{result:?}");
+    assert!(result.message.contains("packed-cpu.bin") && result.message.contains("restart"), "{}", result.message);
+    assert_eq!(engine.snapshot().last_switch, Some(result));
+    assert_eq!(engine.snapshot().active.as_ref(), "quality");
+    assert_eq!(support::generate(&engine, &PROMPT, 4).len(), 4);
+    // The next start finds the damage and builds the artifact anew.
+    drop(engine);
+    let engine = support::engine(&support::smollm2(), &config);
+    assert_eq!(engine.switch("density").blocking_recv().unwrap().outcome, SwitchEnd::Completed);
+}
+
+#[test]
+fn a_file_that_is_replaced_under_its_name_does_no_harm() {
+    let cache = tempfile::tempdir().unwrap();
+    let config =
+        modelprofile_engine::serve::EngineConfig { cache: cache.path().to_owned(), ..support::config(ladder(), 400) };
+    let engine = support::engine(&support::smollm2(), &config);
+    std::fs::remove_dir_all(cache.path().join("artifacts")).unwrap();
+    let expected = support::generate(&engine, &PROMPT, 8);
+    for to in ["density", "quality"] {
+        assert_eq!(engine.switch(to).blocking_recv().unwrap().outcome, SwitchEnd::Completed);
+    }
+    assert_eq!(support::generate(&engine, &PROMPT, 8), expected);
+}

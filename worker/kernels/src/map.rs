@@ -1,6 +1,6 @@
 //! Read-only memory maps of files.
 
-use std::{fs::File, ops::Deref, path::Path};
+use std::{fs::File, ops::Deref, path::Path, time::SystemTime};
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
@@ -14,6 +14,9 @@ use crate::{KernelError, Result};
 #[derive(Debug)]
 pub struct MappedFile {
     map: Option<Mmap>,
+    file: File,
+    /// Length and time of change when it was mapped.
+    stamp: (u64, SystemTime),
 }
 
 impl MappedFile {
@@ -21,12 +24,19 @@ impl MappedFile {
     pub fn open(path: &Path) -> Result<Self> {
         let io = |source| KernelError::Io { path: path.display().to_string(), source };
         let file = File::open(path).map_err(io)?;
-        if file.metadata().map_err(io)?.len() == 0 {
-            return Ok(Self { map: None });
+        let stamp = stamp(&file).map_err(io)?;
+        if stamp.0 == 0 {
+            return Ok(Self { map: None, file, stamp });
         }
         // SAFETY: the map is read-only; the caveat above names what a concurrent truncation would do.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Ok(Self { map: Some(map) })
+        Ok(Self { map: Some(map), file, stamp })
+    }
+
+    /// True while nobody has changed or truncated the mapped file. One that was removed or replaced by another of its name
+    /// is intact: the map keeps it.
+    pub fn is_intact(&self) -> bool {
+        stamp(&self.file).is_ok_and(|now| now == self.stamp)
     }
 
     /// Starts reading a range into the page cache; maps nothing, so resident memory does not grow. Best effort.
@@ -43,6 +53,11 @@ impl MappedFile {
             let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len) };
         }
     }
+}
+
+fn stamp(file: &File) -> std::io::Result<(u64, SystemTime)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.len(), metadata.modified()?))
 }
 
 impl Deref for MappedFile {

@@ -103,7 +103,7 @@ fn shapes_that_fill_no_panel_and_no_step_are_exact_too() {
     for isa in Isa::available() {
         let mut cpu = cpu(isa, GroupedActivations::Int8);
         for kind in [WeightKind::Bf16, WeightKind::Fp8, WeightKind::Int8] {
-            for (n, k) in [(1, 1), (5, 3), (33, 13)] {
+            for (n, k) in [(1, 1), (5, 3), (33, 13), (17, 25), (16, 31), (3, 33), (40, 60), (7, 63)] {
                 let (packed, values) = weight(kind, n, k);
                 // A single one picks a column of the weight, without any rounding of the activation.
                 for at in 0..k {

@@ -91,7 +91,7 @@ impl Rig {
                 .collect(),
             logit_rows: (0..batch).map(|s| s * rows + rows - 1).collect(),
         };
-        self.model.step(&mut self.cpu, weights, None, &mut self.kv, &plan, &mut |_, _| Ok(()))?;
+        self.model.step(&mut self.cpu, weights, &[], &mut self.kv, &plan, &mut |_, _| Ok(()))?;
         Ok(())
     }
 

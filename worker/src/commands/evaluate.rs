@@ -26,7 +26,7 @@ pub(super) struct Evaluate {
     #[arg(long, value_name = "N")]
     characters: Option<usize>,
     /// Tokens of a window.
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = super::at_least_one)]
     window: usize,
     /// Also score the first format with its output layer in 8-bit groups, as the quantized formats keep it.
     #[arg(long)]

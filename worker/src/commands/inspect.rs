@@ -84,7 +84,7 @@ impl Inspect {
             let bytes = config.kv_layout(format).block_bytes() as f64 / modelprofile_kernels::BLOCK_TOKENS as f64;
             println!("{name:<22} {:>12.1}", bytes / 1024.0);
         }
-        println!("\nworkspace at 512 rows  {:>11.1} MiB", mib(Model::<Cpu>::workspace_bytes(config, 512)));
+        println!("\nworkspace at 256 rows  {:>11.1} MiB", mib(Model::<Cpu>::workspace_bytes(config, 256)));
         Ok(())
     }
 }

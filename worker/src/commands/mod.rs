@@ -111,6 +111,11 @@ impl Cache {
     }
 }
 
+/// A count of which none makes no sense.
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("{text} is not a whole number of at least 1"))
+}
+
 /// A weight format as users write it: `FP8`, `INT4:g64:integer`, `Q4_1`.
 fn parse_format(text: &str) -> Result<WeightFormat, String> {
     let upper = text.to_uppercase();

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use modelprofile_api::{License, Validated, worker::WorkerPhase};
 use modelprofile_engine::{
@@ -49,13 +49,13 @@ pub(super) struct Serve {
     #[arg(long, default_value_t = 8001)]
     admin_port: u16,
     /// Most requests computed at once.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = super::at_least_one)]
     max_running: usize,
     /// Most requests that may wait; more get 429.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = super::at_least_one)]
     max_waiting: usize,
     /// Most tokens of a step, prompts and decodes together. While streams run, a step is also held to about 100 ms.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = super::at_least_one)]
     max_batched_tokens: usize,
     /// Most connections open to the API; more wait until one closes.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
@@ -158,7 +158,10 @@ impl Serve {
             }
         };
         tokio::select! {
-            () = app::serve(app, api, admin, shutdown, limits) => Ok(()),
+            drained = app::serve(app, api, admin, shutdown, limits) => {
+                ensure!(drained, "requests were cut off at the drain limit: give them longer with --drain-seconds");
+                Ok(())
+            }
             error = failure => Err(error),
         }
     }

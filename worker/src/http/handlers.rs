@@ -98,12 +98,14 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<J
 pub async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Json<Value>, ApiError> {
     let body = body::object(&app.limits, request).await?;
     let fields = Fields(&body);
-    let ready = ready(&app)?;
+    ready(&app)?;
     check_model(&app, &fields)?;
     let wrong = || ApiError::invalid("tokens", "tokens must be an array of token ids");
     let tokens = fields.get("tokens").and_then(Value::as_array).ok_or_else(wrong)?;
     let tokens: Option<Vec<u32>> = tokens.iter().map(|t| t.as_u64().and_then(|t| u32::try_from(t).ok())).collect();
-    Ok(Json(json!({"prompt": prompt::decode(ready, &tokens.ok_or_else(wrong)?, "tokens")?})))
+    let tokens = tokens.ok_or_else(wrong)?;
+    let text = tokenized(&app, move |ready| prompt::decode(ready, &tokens, "tokens")).await?;
+    Ok(Json(json!({"prompt": text})))
 }
 
 /// `POST /v1/completions`.

@@ -41,7 +41,7 @@ use error::ApiError;
 pub fn router(app: Arc<App>) -> Router {
     let guarded = Router::new()
         .route("/v1/models", get(handlers::models))
-        .route("/v1/models/{id}", get(handlers::model))
+        .route("/v1/models/{*id}", get(handlers::model))
         .route("/v1/completions", post(handlers::completions))
         .route("/v1/chat/completions", post(handlers::chat))
         .route("/tokenize", post(handlers::tokenize))

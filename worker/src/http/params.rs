@@ -137,7 +137,7 @@ impl Common {
             stream,
             include_usage,
             stops: stops(fields, limits)?,
-            stop_tokens: stop_tokens(fields)?,
+            stop_tokens: stop_tokens(fields, limits)?,
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
         })
     }
@@ -214,12 +214,17 @@ fn stops(fields: &Fields<'_>, limits: &Limits) -> Result<Vec<String>, ApiError> 
     Ok(stops)
 }
 
-fn stop_tokens(fields: &Fields<'_>) -> Result<Vec<u32>, ApiError> {
+fn stop_tokens(fields: &Fields<'_>, limits: &Limits) -> Result<Vec<u32>, ApiError> {
     let read = |v: &Value| {
         let tokens = v.as_array()?;
         tokens.iter().map(|t| t.as_u64().and_then(|t| u32::try_from(t).ok())).collect::<Option<Vec<u32>>>()
     };
-    Ok(fields.typed("stop_token_ids", "an array of token ids", read)?.unwrap_or_default())
+    let tokens = fields.typed("stop_token_ids", "an array of token ids", read)?.unwrap_or_default();
+    if tokens.len() > limits.stop_tokens {
+        let message = format!("stop_token_ids allows {} tokens, not {}", limits.stop_tokens, tokens.len());
+        return Err(ApiError::invalid("stop_token_ids", message));
+    }
+    Ok(tokens)
 }
 
 #[cfg(test)]
@@ -250,6 +255,7 @@ mod tests {
             (json!({"logit_bias": {"x": 1}}), "logit_bias"),
             (json!({"stream_options": {"include_usage": true}}), "stream_options"),
             (json!({"max_tokens": -1}), "max_tokens"),
+            (json!({"stop_token_ids": vec![1; 129]}), "stop_token_ids"),
         ] {
             let error = read(body).unwrap_err();
             assert!(error.body()["error"]["message"].as_str().unwrap().contains(field), "{error:?}");

@@ -22,6 +22,9 @@ use crate::app::{App, ENGINE_ENDED};
 /// Chunks that may wait for a slow client before its generation waits too.
 const CHUNKS: usize = 64;
 
+/// How long a client may leave a full buffer unread before it counts as gone: it holds a connection and a place in the batch.
+const STALL: std::time::Duration = std::time::Duration::from_secs(120);
+
 /// Why a choice gave no end of its own: the client has gone, or it was told of an error.
 struct BrokenOff;
 
@@ -62,7 +65,9 @@ pub(super) fn respond(
 
 impl Sink {
     async fn send(&self, value: &Value) -> Result<(), BrokenOff> {
-        self.events.send(Ok(Event::default().data(value.to_string()))).await.map_err(|_| BrokenOff)
+        let event = Ok(Event::default().data(value.to_string()));
+        let sent = tokio::time::timeout(STALL, self.events.send(event)).await;
+        sent.ok().and_then(Result::ok).ok_or(BrokenOff)
     }
 
     /// Sends a chunk under the profile that computed it.

@@ -255,7 +255,7 @@ pub(crate) struct Server {
     pub(crate) admin: std::net::SocketAddr,
     pub(crate) client: reqwest::Client,
     stop: Option<oneshot::Sender<()>>,
-    serving: JoinHandle<()>,
+    serving: JoinHandle<bool>,
 }
 
 impl Server {

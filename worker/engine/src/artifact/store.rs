@@ -126,6 +126,17 @@ impl Artifact {
         &self.manifest
     }
 
+    /// Holds that the packed file is still what was verified when it was opened.
+    ///
+    /// # Errors
+    /// [`EngineError::Artifact`] when it was changed or truncated since.
+    pub fn check_intact(&self) -> Result<()> {
+        if self.file.is_intact() {
+            return Ok(());
+        }
+        Err(self.damaged("it was changed while it was in use: restart the worker, which rebuilds it".into()))
+    }
+
     /// Bytes that the packed weights take in memory.
     pub fn weight_bytes(&self) -> u64 {
         self.manifest.bytes

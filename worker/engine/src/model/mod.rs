@@ -86,13 +86,13 @@ impl<B: Backend> Model<B> {
     /// Computes a step: every row's K and V go into the cache, and `logits` is called for consecutive ranges of
     /// `plan.logit_rows` with their logits `[rows, vocab]`.
     ///
-    /// With `leaving`, the weights of another profile whose memory is given back layer by layer, as the layers of
+    /// `leaving` are the weights of other profiles, whose memory is given back layer by layer, as the layers of
     /// `weights` are first used: a swap never holds two profiles in memory.
     pub fn step(
         &mut self,
         backend: &mut B,
         weights: &ProfileWeights<B>,
-        leaving: Option<&ProfileWeights<B>>,
+        leaving: &[&ProfileWeights<B>],
         kv: &mut B::Kv,
         plan: &StepPlan,
         logits: &mut dyn FnMut(Range<usize>, &mut HostTensor) -> Result<()>,
@@ -111,7 +111,7 @@ impl<B: Backend> Model<B> {
         &mut self,
         backend: &mut B,
         weights: &ProfileWeights<B>,
-        leaving: Option<&ProfileWeights<B>>,
+        leaving: &[&ProfileWeights<B>],
         kv: &mut B::Kv,
         plan: &StepPlan,
         logits: &mut dyn FnMut(Range<usize>, &mut HostTensor) -> Result<()>,
@@ -120,12 +120,12 @@ impl<B: Backend> Model<B> {
         let rows = plan.rows();
         let epsilon = self.config.rms_epsilon;
         let step = backend.begin(plan)?;
-        if let Some(leaving) = leaving {
+        for leaving in leaving {
             leaving.release_ends(backend);
         }
         backend.embed(&step, &weights.embedding, &mut self.residual)?;
         for (index, layer) in weights.layers.iter().enumerate() {
-            if let Some(leaving) = leaving {
+            for leaving in leaving {
                 leaving.layers[index].release(backend);
             }
             backend.rms_norm(rows, &self.residual, &layer.attention_norm, epsilon, &mut self.normed)?;

@@ -51,6 +51,9 @@ impl SamplingParams {
     }
 }
 
+/// Temperatures below this are greedy: they leave one token anyway, and their inverse would leave FP32's range.
+const GREEDY_BELOW: f32 = 1e-5;
+
 /// Chooses the tokens of one request.
 #[derive(Debug)]
 pub struct Sampler {
@@ -80,7 +83,7 @@ impl Sampler {
     /// [`SampleError::NotANumber`].
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, SampleError> {
         self.adjust(logits);
-        let token = if self.params.temperature <= 0.0 { argmax(logits)? } else { self.draw(logits)? };
+        let token = if self.params.temperature < GREEDY_BELOW { argmax(logits)? } else { self.draw(logits)? };
         self.generated += 1;
         *self.seen.entry(token).or_insert(0) += 1;
         Ok(token)

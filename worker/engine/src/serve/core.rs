@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     FinishReason, Result, TokenEvent, TokenLogprob,
+    artifact::Artifact,
     model::{Model, ProfileWeights},
     sample::{self, Sampler},
     sched::{ScheduledStep, Scheduler},
@@ -39,6 +40,7 @@ pub(super) struct Rung<B: Backend> {
     pub(super) weight_bytes: u64,
     pub(super) blocks: usize,
     pub(super) weights: ProfileWeights<B>,
+    pub(super) artifact: Artifact,
 }
 
 /// A request that the scheduler knows.
@@ -71,8 +73,8 @@ pub(super) struct Core<B: Backend> {
     pub(super) model: Model<B>,
     pub(super) rungs: Vec<Rung<B>>,
     pub(super) active: usize,
-    /// Rung whose memory is given back during the next step.
-    pub(super) leaving: Option<usize>,
+    /// Rungs whose memory is given back during the next step.
+    pub(super) leaving: Vec<usize>,
     pub(super) kv: B::Kv,
     pub(super) scheduler: Scheduler,
     pub(super) pace: Pace,
@@ -110,10 +112,7 @@ impl<B: Backend> Core<B> {
         while self.receive() {
             self.drop_cancelled();
             self.progress_switch();
-            if let Err(error) = self.step() {
-                tracing::error!(%error, "a step failed; its requests are ended");
-                self.fail_all(&error.to_string());
-            }
+            self.step();
             self.finish_drain();
             self.publish();
         }
@@ -227,15 +226,20 @@ impl<B: Backend> Core<B> {
         self.end(id, label);
     }
 
-    fn fail_all(&mut self, error: &str) {
+    /// Ends all requests with an error.
+    pub(super) fn fail_all(&mut self, error: &str) {
         let ids: Vec<u64> = self.state.requests.keys().copied().collect();
-        for id in ids {
+        self.fail(&ids, error);
+    }
+
+    fn fail(&mut self, ids: &[u64], error: &str) {
+        for id in ids.iter().copied() {
             self.finish(id, FinishReason::Error, Some(error.to_owned()));
         }
     }
 
     /// One pass over the batch; returns at once when nothing can be scheduled.
-    fn step(&mut self) -> Result<()> {
+    fn step(&mut self) {
         self.scheduler.limit_step(if self.scheduler.decoding() { self.pace.rows() } else { usize::MAX });
         let scheduled = self.scheduler.schedule(self.active as u8);
         self.count_scheduling(&scheduled);
@@ -247,7 +251,7 @@ impl<B: Backend> Core<B> {
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
                 }
             }
-            return Ok(());
+            return;
         }
         let plan = scheduled.plan();
         let mut sampled = Vec::new();
@@ -263,11 +267,19 @@ impl<B: Backend> Core<B> {
             }
             Ok(())
         };
-        let leaving = self.leaving.take();
+        let leaving = std::mem::take(&mut self.leaving);
         let weights = &self.rungs[self.active].weights;
-        let leaving = leaving.map(|index| &self.rungs[index].weights);
+        // A rung that was left and came back meanwhile stays.
+        let leaving: Vec<_> =
+            leaving.iter().filter(|i| **i != self.active).map(|index| &self.rungs[*index].weights).collect();
         let began = Instant::now();
-        self.model.step(&mut self.backend, weights, leaving, &mut self.kv, &plan, &mut take)?;
+        let computed = self.model.step(&mut self.backend, weights, &leaving, &mut self.kv, &plan, &mut take);
+        if let Err(error) = computed {
+            tracing::error!(%error, "a step failed; its requests are ended");
+            let ids: Vec<u64> = scheduled.items().iter().map(|item| item.id).collect();
+            self.fail(&ids, &error.to_string());
+            return;
+        }
         self.pace.record(plan.rows(), began.elapsed());
         let tokens: Vec<(u64, u32)> = sampled
             .iter()
@@ -278,7 +290,6 @@ impl<B: Backend> Core<B> {
             .collect();
         self.scheduler.commit(&scheduled, &tokens);
         self.deliver(sampled);
-        Ok(())
     }
 
     fn count_scheduling(&mut self, step: &ScheduledStep) {

@@ -104,6 +104,7 @@ pub fn start<B: Backend>(
                 weight_bytes: artifact.weight_bytes(),
                 blocks: *blocks,
                 weights: ProfileWeights::load(&backend, model_config, artifact)?,
+                artifact: artifact.clone(),
             })
         })
         .collect::<Result<Vec<Rung<B>>>>()?;
@@ -129,7 +130,7 @@ pub fn start<B: Backend>(
         model,
         rungs,
         active,
-        leaving: None,
+        leaving: Vec::new(),
         kv,
         scheduler,
         pace: Pace::default(),

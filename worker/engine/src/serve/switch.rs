@@ -62,6 +62,11 @@ impl<B: Backend> Core<B> {
             let _ = reply.send(result);
             return;
         }
+        if let Err(error) = self.rungs[to].artifact.check_intact() {
+            let result = self.result(&profile, requested, 0, Duration::ZERO, SwitchEnd::Refused, error.to_string());
+            self.report(vec![reply], &result);
+            return;
+        }
         self.rungs[to].weights.prefetch(&self.backend);
         self.pending = Some(PendingSwitch { to, requested, preempted: 0, replies: vec![reply] });
     }
@@ -81,7 +86,8 @@ impl<B: Backend> Core<B> {
                 }
             }
         }
-        self.leaving = Some(self.active);
+        let from = self.rungs[self.active].name.clone();
+        self.leaving.push(self.active);
         self.active = to;
         if self.rungs[to].blocks > self.scheduler.stats().blocks_total {
             // The larger pool's pages are touched only as blocks are handed out, after the old weights have left.
@@ -93,7 +99,6 @@ impl<B: Backend> Core<B> {
         self.scheduler.hold_admissions(false);
         let Some(pending) = self.pending.take() else { return };
         let name = self.rungs[to].name.clone();
-        let from = self.leaving.map_or_else(|| name.clone(), |index| self.rungs[index].name.clone());
         let mut result = self.result(
             &name,
             requested,
@@ -112,8 +117,13 @@ impl<B: Backend> Core<B> {
         loop {
             match self.scheduler.shrink(blocks) {
                 Ok(moves) => {
-                    self.backend.kv_move(&mut self.kv, &moves).map_err(|e| e.to_string())?;
-                    self.backend.kv_resize(&mut self.kv, blocks).map_err(|e| e.to_string())?;
+                    let moved = self.backend.kv_move(&mut self.kv, &moves);
+                    let resized = moved.and_then(|()| self.backend.kv_resize(&mut self.kv, blocks));
+                    if let Err(error) = resized {
+                        // The block tables name places that may not hold their content: no request may go on from it.
+                        self.fail_all(&format!("the KV pool could not shrink: {error}"));
+                        return Err(error.to_string());
+                    }
                     return Ok(true);
                 }
                 Err(_short) if requested.elapsed() < SHRINK_PATIENCE => return Ok(false),

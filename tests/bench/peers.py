@@ -1,6 +1,6 @@
 """This worker beside its peers on one machine: same model, same cores, same load, in interleaved rounds.
 
-Started by scripts/bench-peers.sh, which installs the peers. A round starts each server in turn, measures it alone and
+Started by tests/scripts/bench-peers.sh, which installs the peers. A round starts each server in turn, measures it alone and
 stops it; the figures are medians over rounds. How much of the machine others used meanwhile is in the figures: half a
 core of other work can halve them, and it does not hit every server alike. Ends with one line `peers: {...}`.
 """
@@ -270,7 +270,7 @@ def table(figures):
 
 
 def default_text():
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     return root.parent / "shared" / "text" / "wikitext-2-valid.txt"
 
 
@@ -282,7 +282,7 @@ def main():
     parser.add_argument("--text", type=Path, default=default_text(), help="UTF-8 text that prompts are cut from")
     parser.add_argument("--levels", type=load_client.numbers, default=[1, 4, 8, 16], help="streams (default 1,4,8,16)")
     parser.add_argument("--prefill", type=load_client.numbers, default=[512, 2048], help="prompt lengths (default 512,2048)")
-    paths = parser.add_argument_group("given by scripts/bench-peers.sh")
+    paths = parser.add_argument_group("given by tests/scripts/bench-peers.sh")
     for name in ("tokenizer", "llama", "gguf", "vllm", "bf16", "ours", "config", "cache"):
         paths.add_argument(f"--{name}", type=Path)
     paths.add_argument("--profile")

@@ -2,12 +2,12 @@
 # Drives a worker that serves the real model with the official OpenAI Python client: tests/python.
 # The tests get MODELPROFILE_URL and MODELPROFILE_ADMIN_URL (without a path), MODELPROFILE_ADMIN_TOKEN and MODELPROFILE_MODEL;
 # those that need a worker of their own start it from MODELPROFILE_WORKER, MODELPROFILE_MANIFEST and MODELPROFILE_CACHE.
-# Arguments go to pytest: scripts/test-openai.sh -k stop
+# Arguments go to pytest: tests/scripts/test-openai.sh -k stop
 set -euo pipefail
-cd "$(dirname "$0")/.."
-. scripts/lib.sh
+cd "$(dirname "$0")/../.."
+. tests/scripts/lib.sh
 need_cargo
-scripts/model.sh
+tests/scripts/model.sh
 python="$(venv openai tests/python/requirements.txt)"
 cargo build --quiet --workspace --bins
 
