@@ -208,7 +208,7 @@ fn streams_dropped_while_a_switch_waits_free_their_blocks_and_it_completes() {
 }
 
 #[test]
-fn a_full_queue_refuses_and_takes_requests_again_when_it_has_room() {
+fn a_full_queue_refuses_switches_and_takes_requests_again_when_it_has_room() {
     let gate = Gate::closed_at(1);
     let mut config = config("density");
     (config.max_running, config.max_waiting) = (1, 2);
@@ -221,7 +221,10 @@ fn a_full_queue_refuses_and_takes_requests_again_when_it_has_room() {
         Err(SubmitError::QueueFull { waiting: 2, retry_after_seconds }) => assert!(retry_after_seconds >= 1),
         other => panic!("{other:?}"),
     }
+    // A switch does not wait in that queue, nor does it lose what waits there.
+    let switched = engine.switch("quality");
     gate.open();
+    assert_eq!(switched.blocking_recv().unwrap().outcome, SwitchEnd::Completed);
     for stream in &mut streams {
         assert_eq!(support::tokens(stream).len(), 4);
     }

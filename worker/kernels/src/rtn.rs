@@ -49,14 +49,14 @@ fn absmax(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |m, v| m.max(v.abs()))
 }
 
-/// One scale per row: `absmax / largest code`; 1 for a row of zeros, which any scale represents.
+/// One scale per row: `absmax / largest code`, at least the smallest normal number; 1 for a row of zeros, which any scale
+/// represents.
 fn row_scales(rows: &[f32], k: usize, largest: f32) -> Vec<f32> {
-    rows.chunks_exact(k)
-        .map(|row| {
-            let scale = absmax(row) / largest;
-            if scale > f32::MIN_POSITIVE { scale } else { 1.0 }
-        })
-        .collect()
+    let scale = |row| match absmax(row) {
+        0.0 => 1.0,
+        top => (top / largest).max(f32::MIN_POSITIVE),
+    };
+    rows.chunks_exact(k).map(scale).collect()
 }
 
 fn codes<T>(rows: &[f32], k: usize, scales: &[f32], encode: impl Fn(f32) -> T) -> Vec<T> {
@@ -237,6 +237,54 @@ mod tests {
                 let weight = quantize(kind, grid, 3, 128, &rows).unwrap();
                 let worst = worst_error(&weight, &rows, 128);
                 prop_assert!(worst <= bound, "{kind:?} {grid:?}: {worst} > {bound}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn odd_shapes_and_extreme_rows_are_quantized_within_the_row_formats_steps(
+            k in 1usize..70, exponents in proptest::collection::vec(-126i32..127, 1..5), seed in any::<u32>()
+        ) {
+            // Rows of very different size side by side: down to the smallest normal number, up to near the largest.
+            let rows: Vec<f32> = exponents
+                .iter()
+                .flat_map(|e| (0..k).map(move |i| {
+                    let x = (seed.wrapping_add(i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1u32 << 24) as f32;
+                    (x * 1.9 - 0.95) * 2f32.powi(*e)
+                }))
+                .collect();
+            let n = exponents.len();
+            for (kind, bound) in
+                [(WeightKind::Bf16, 1.0 / 256.0), (WeightKind::Fp8, 1.0 / 16.0), (WeightKind::Int8, 0.5 / 127.0 + 1e-5)]
+            {
+                let weight = quantize(kind, Grid::Symmetric, n, k, &rows).unwrap();
+                let mut out = vec![0.0; k];
+                for (row, expected) in rows.chunks_exact(k).enumerate() {
+                    weight.dequantize_row(row, &mut out);
+                    // A scale cannot be subnormal: below that, rows are off by up to what the smallest scale can tell.
+                    let size = absmax(expected).max(f32::MIN_POSITIVE * 448.0);
+                    for (found, expected) in out.iter().zip(expected) {
+                        prop_assert!(found.is_finite() && (found - expected).abs() <= bound * size, "{kind:?} {found} {expected}");
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn groups_of_extreme_rows_stay_within_their_step(exponents in proptest::collection::vec(-120i32..120, 1..5), seed in any::<u32>()) {
+            let k = 64;
+            let rows: Vec<f32> = exponents
+                .iter()
+                .flat_map(|e| (0..k).map(move |i| {
+                    let x = (seed.wrapping_add(i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1u32 << 24) as f32;
+                    (x * 1.9 - 0.95) * 2f32.powi(*e)
+                }))
+                .collect();
+            for grid in [Grid::Symmetric, Grid::Integer, Grid::Minimum] {
+                let weight = quantize(WeightKind::Int4 { group: 32 }, grid, exponents.len(), k, &rows).unwrap();
+                let worst = worst_error(&weight, &rows, k);
+                prop_assert!(worst <= 2.0 / 15.0 + 0.02, "{grid:?}: {worst}");
             }
         }
     }

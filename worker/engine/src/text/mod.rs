@@ -30,3 +30,5 @@ pub use tokenizer::Tokenizer;
 
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+mod hostile_tests;

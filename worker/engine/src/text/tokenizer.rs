@@ -77,8 +77,11 @@ impl Tokenizer {
     }
 
     fn from_json(json: &[u8], file: &str) -> Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|e| EngineError::checkpoint(file, format!("not a tokenizer: {e}")))?;
+        // The library panics on some files that are JSON but no tokenizer (a decoder without its parts, for one).
+        let inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json)).unwrap_or_else(|_| {
+            Err("its parts do not fit together; download the file again or save it anew with transformers".into())
+        });
+        let mut inner = inner.map_err(|e| EngineError::checkpoint(file, format!("not a tokenizer: {e}")))?;
         // Some published files carry the truncation of their training script; a server must see the whole prompt.
         inner
             .with_truncation(None)
