@@ -134,8 +134,11 @@ impl App {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// True once a request found that the engine is no more: probes fail from then on, so that the worker is restarted.
+    /// True once the engine is no more: probes fail from then on, so that the worker is restarted.
     pub fn engine_ended(&self) -> bool {
+        if self.ready().is_some_and(|ready| ready.engine.has_ended()) {
+            self.set_engine_ended();
+        }
         self.engine_ended.load(Ordering::Acquire)
     }
 

@@ -87,6 +87,19 @@ async fn a_switch_that_is_no_request_is_refused_and_one_that_nobody_answers_fail
 }
 
 #[tokio::test]
+async fn an_engine_that_ended_while_nobody_asked_fails_the_probes() {
+    let server = Server::start().await;
+    assert_eq!(answer(server.admin(Method::GET, "/livez")).await.0, 200);
+    server.engine.ended.store(true, Ordering::Release);
+    for (path, status) in [("/livez", 500), ("/readyz", 503)] {
+        assert_eq!(answer(server.admin(Method::GET, path)).await.0, status, "{path}");
+    }
+    assert_eq!(state(&server).await["phase"], "Failed");
+    let (status, text) = answer(server.admin(Method::PUT, "/admin/v1/profile").json(&json!({"profile": "dead"}))).await;
+    assert_eq!(status, 500, "{text}");
+}
+
+#[tokio::test]
 async fn a_worker_that_prepares_is_alive_and_not_ready() {
     let server = Server::with(Setup { ready: false, ..Setup::default() }).await;
     server.app.prepare(|state| state.message = "quantizing layer 3 of 30".into());

@@ -53,6 +53,8 @@ pub(crate) struct Fake {
     idle: Arc<Notify>,
     /// Makes a drain wait for `idle`.
     pub(crate) busy: AtomicBool,
+    /// The engine's thread is no more.
+    pub(crate) ended: AtomicBool,
 }
 
 impl Fake {
@@ -178,6 +180,10 @@ impl Engine for Fake {
 
     fn vocab(&self) -> usize {
         vocabulary().tokens.len()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 }
 

@@ -42,6 +42,17 @@ pub(super) struct Shared {
     /// Requests submitted and not yet running: bounds the channel.
     pub(super) queued: AtomicUsize,
     pub(super) draining: AtomicBool,
+    /// The engine thread is no more.
+    pub(super) ended: AtomicBool,
+}
+
+/// Says so when the engine's thread ends, also by a panic.
+pub(super) struct EndOfThread(pub(super) Arc<Shared>);
+
+impl Drop for EndOfThread {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Release);
+    }
 }
 
 /// Fixed facts of the running engine.
@@ -97,6 +108,8 @@ impl Engine for EngineHandle {
         let (sender, receiver) = events::channel(request.max_tokens + 2);
         let submission = Submission { request, events: sender, submitted: Instant::now() };
         if self.commands.send(Command::Submit(Box::new(submission))).is_err() {
+            // The thread has ended; `has_ended` says so to who wants to know why.
+            self.shared.queued.fetch_sub(1, Ordering::AcqRel);
             return Err(SubmitError::Draining);
         }
         Ok(TokenStream::new(receiver))
@@ -139,5 +152,9 @@ impl Engine for EngineHandle {
 
     fn vocab(&self) -> usize {
         self.limits.vocab
+    }
+
+    fn has_ended(&self) -> bool {
+        self.shared.ended.load(Ordering::Acquire)
     }
 }

@@ -242,4 +242,6 @@ pub trait Engine: Send + Sync + 'static {
     fn max_context_tokens(&self) -> usize;
     /// Entries of the vocabulary.
     fn vocab(&self) -> usize;
+    /// True when the engine's thread has ended while it is still asked for: nothing will be computed any more.
+    fn has_ended(&self) -> bool;
 }

@@ -15,7 +15,7 @@ use rand::SeedableRng;
 use super::{
     MemorySnapshot, Observer, Snapshot,
     core::{Core, Rung, State},
-    handle::{EngineHandle, EngineLimits, Shared},
+    handle::{EndOfThread, EngineHandle, EngineLimits, Shared},
     memory::MemoryPlan,
     pace::Pace,
 };
@@ -123,6 +123,7 @@ pub fn start<B: Backend>(
         snapshot: Mutex::new(empty_snapshot()),
         queued: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
+        ended: AtomicBool::new(false),
     });
     let (sender, commands) = mpsc::channel();
     let core = Core {
@@ -146,9 +147,13 @@ pub fn start<B: Backend>(
             .map_err(|e| EngineError::Config(format!("the system gives no random numbers: {e}")))?,
     };
     core.publish();
+    let shared_of_thread = shared.clone();
     std::thread::Builder::new()
         .name("engine".into())
-        .spawn(move || core.run())
+        .spawn(move || {
+            let _end = EndOfThread(shared_of_thread);
+            core.run();
+        })
         .map_err(|e| EngineError::Config(format!("the engine thread did not start: {e}")))?;
     let limits = EngineLimits { max_context_tokens, vocab: model_config.vocab, max_waiting: config.max_waiting };
     Ok(EngineHandle { commands: sender, shared, limits })
