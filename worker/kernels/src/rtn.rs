@@ -207,6 +207,16 @@ mod tests {
             .prop_map(|(v, e)| v.iter().map(|x| x * 10f32.powi(e)).collect())
     }
 
+    /// Rows of very different size side by side: from near the smallest normal number up to near the largest.
+    fn rows_of_sizes(exponents: &[i32], k: usize, seed: u32) -> Vec<f32> {
+        let noise = |i: u32| (seed.wrapping_add(i).wrapping_mul(2_654_435_761) >> 8) as f32 / (1u32 << 24) as f32;
+        let row = |e: &i32| {
+            let size = 2f32.powi(*e);
+            (0..k as u32).map(move |i| (noise(i) * 1.9 - 0.95) * size)
+        };
+        exponents.iter().flat_map(row).collect()
+    }
+
     fn worst_error(weight: &HostWeight, rows: &[f32], k: usize) -> f32 {
         let mut out = vec![0.0; k];
         let mut worst = 0.0f32;
@@ -246,14 +256,7 @@ mod tests {
         fn odd_shapes_and_extreme_rows_are_quantized_within_the_row_formats_steps(
             k in 1usize..70, exponents in proptest::collection::vec(-126i32..127, 1..5), seed in any::<u32>()
         ) {
-            // Rows of very different size side by side: down to the smallest normal number, up to near the largest.
-            let rows: Vec<f32> = exponents
-                .iter()
-                .flat_map(|e| (0..k).map(move |i| {
-                    let x = (seed.wrapping_add(i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1u32 << 24) as f32;
-                    (x * 1.9 - 0.95) * 2f32.powi(*e)
-                }))
-                .collect();
+            let rows = rows_of_sizes(&exponents, k, seed);
             let n = exponents.len();
             for (kind, bound) in
                 [(WeightKind::Bf16, 1.0 / 256.0), (WeightKind::Fp8, 1.0 / 16.0), (WeightKind::Int8, 0.5 / 127.0 + 1e-5)]
@@ -274,13 +277,7 @@ mod tests {
         #[test]
         fn groups_of_extreme_rows_stay_within_their_step(exponents in proptest::collection::vec(-120i32..120, 1..5), seed in any::<u32>()) {
             let k = 64;
-            let rows: Vec<f32> = exponents
-                .iter()
-                .flat_map(|e| (0..k).map(move |i| {
-                    let x = (seed.wrapping_add(i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1u32 << 24) as f32;
-                    (x * 1.9 - 0.95) * 2f32.powi(*e)
-                }))
-                .collect();
+            let rows = rows_of_sizes(&exponents, k, seed);
             for grid in [Grid::Symmetric, Grid::Integer, Grid::Minimum] {
                 let weight = quantize(WeightKind::Int4 { group: 32 }, grid, exponents.len(), k, &rows).unwrap();
                 let worst = worst_error(&weight, &rows, k);

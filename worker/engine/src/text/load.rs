@@ -74,15 +74,11 @@ mod tests {
 
     use super::*;
 
-    /// The model of the demo; `None`, with the command that gets it, where it is not there. The other tests of this
-    /// module need no file.
-    fn smollm2() -> Option<Text> {
+    /// The model of the demo. The other tests of this module need no file.
+    fn smollm2() -> Text {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/SmolLM2-135M-Instruct-Q4_1.gguf");
-        if !path.exists() {
-            println!("{} is not there; get it with: make model", path.display());
-            return None;
-        }
-        Some(Text::load(&Checkpoint::open(&path).unwrap()).unwrap())
+        assert!(path.exists(), "{} is missing: run `make model` first", path.display());
+        Text::load(&Checkpoint::open(&path).unwrap()).unwrap()
     }
 
     /// Ids by the reference implementation (transformers 5.19) on the same vocabulary.
@@ -106,7 +102,7 @@ mod tests {
 
     #[test]
     fn smollm2_tokenizes_as_the_reference_does() {
-        let Some(Text { tokenizer, .. }) = smollm2() else { return };
+        let Text { tokenizer, .. } = smollm2();
         for (text, ids) in [PLAIN, CODE, CHAT] {
             assert_eq!(tokenizer.encode(text, true).unwrap(), ids);
             assert_eq!(tokenizer.decode(ids, false).unwrap(), text);
@@ -122,7 +118,7 @@ mod tests {
 
     #[test]
     fn smollm2_renders_its_own_template() {
-        let Some(Text { template, .. }) = smollm2() else { return };
+        let Text { template, .. } = smollm2();
         let question = "Name three primary colors and say why they are primary.";
         let messages = json!([{"role": "user", "content": question}]);
         assert_eq!(template.unwrap().render(&messages, None, true).unwrap(), CHAT.0);
