@@ -73,7 +73,7 @@ bench-peers: ## Measure the worker beside llama.cpp and vLLM; options in BENCH, 
 
 .PHONY: bench-kernels
 bench-kernels: ## Operations per second of each kernel on one thread
-	cargo bench -p modelprofile-kernels
+	cargo bench -p modelprofile-kernels --bench products
 
 .PHONY: crd
 crd: ## Write the CustomResourceDefinition from the Rust types

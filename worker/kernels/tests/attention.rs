@@ -227,8 +227,9 @@ fn what_another_request_left_in_a_block_is_never_seen() {
 
 #[test]
 fn a_damaged_token_damages_what_attends_to_it() {
-    for isa in Isa::available() {
-        let mut rig = Rig::new(isa, KvFormat::Bf16, shapes()[0]);
+    let cases = Isa::available().into_iter().flat_map(|isa| [(isa, KvFormat::Bf16), (isa, KvFormat::Fp16)]);
+    for (isa, format) in cases {
+        let mut rig = Rig::new(isa, format, shapes()[0]);
         let mut sequence = rig.sequence(&scattered(0, 3), 40, 7);
         let width = rig.width();
         sequence.qkv[5 * width..6 * width].fill(f32::NAN);

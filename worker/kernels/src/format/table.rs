@@ -14,27 +14,24 @@ pub struct Bf16Table {
     pub high: [u8; 128],
 }
 
+/// Fills a table from a format's `decode`: a macro, since constants cannot call a function by pointer.
+macro_rules! table {
+    ($decode:path) => {{
+        let mut table = Bf16Table { low: [0; 128], high: [0; 128] };
+        let mut code = 0;
+        while code < 128 {
+            table.set(code, $decode(code as u8));
+            code += 1;
+        }
+        table
+    }};
+}
+
 /// Of [`e4m3`].
-pub static E4M3: Bf16Table = {
-    let mut table = Bf16Table { low: [0; 128], high: [0; 128] };
-    let mut code = 0;
-    while code < 128 {
-        table.set(code, e4m3::decode(code as u8));
-        code += 1;
-    }
-    table
-};
+pub static E4M3: Bf16Table = table!(e4m3::decode);
 
 /// Of [`e5m2`].
-pub static E5M2: Bf16Table = {
-    let mut table = Bf16Table { low: [0; 128], high: [0; 128] };
-    let mut code = 0;
-    while code < 128 {
-        table.set(code, e5m2::decode(code as u8));
-        code += 1;
-    }
-    table
-};
+pub static E5M2: Bf16Table = table!(e5m2::decode);
 
 impl Bf16Table {
     const fn set(&mut self, code: usize, value: f32) {
