@@ -1,4 +1,5 @@
 //! A plant to decide for: workers whose load follows from demand, capacity and step time.
+#![allow(clippy::unwrap_used, reason = "a helper of tests: a panic is its failure")]
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use jiff::{SignedDuration, Timestamp};
