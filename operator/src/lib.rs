@@ -3,7 +3,9 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`commands`] | the command line: one file per subcommand |
+//! | [`scrape`] | a worker's metrics, as the signals of a decision |
 //! | [`local`] | `modelprofile local`: a worker as a child process, without a cluster |
 
 pub mod commands;
 pub mod local;
+pub mod scrape;

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use modelprofile_api::worker::{SwitchOutcome, WorkerPhase, WorkerState};
 use modelprofile_api::{Errors, Validated, notices};
@@ -13,7 +14,7 @@ use rand::rngs::SysRng;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
-use super::desired::{desired, pinned};
+use super::pilot::{Pilot, pinned};
 use super::process::{Launch, LocalWorkers, find_worker};
 use super::session::{Held, Session, Sessions};
 use super::view::{View, sentence};
@@ -40,6 +41,8 @@ pub struct Options {
     pub api_keys: Option<String>,
     /// How long running requests may take to finish at the end.
     pub drain_limit: Duration,
+    /// Time between two looks at the worker's metrics, each followed by a decision.
+    pub metrics_interval: Duration,
 }
 
 /// Serves the manifest until a signal, or until the worker is gone.
@@ -87,7 +90,8 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     };
     let (log, keyed) = (launch.log.clone(), launch.api_keys.is_some());
     let mut workers = LocalWorkers::new(launch)?;
-    workers.start(desired(&manifest, None)).await?;
+    let pilot = Pilot::new(&manifest, options.metrics_interval)?;
+    workers.start(pilot.start(Timestamp::now())).await?;
     session.worker_pid = workers.pid().unwrap_or_default();
     held.write(&session)?;
 
@@ -97,6 +101,9 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     }
     let mut local = Local {
         workers,
+        pilot,
+        interval: options.metrics_interval,
+        looked: None,
         view,
         watched,
         manifest,
@@ -115,6 +122,11 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
 /// Local mode while it runs.
 struct Local<W> {
     workers: W,
+    pilot: Pilot,
+    /// Time between two looks at the metrics.
+    interval: Duration,
+    /// When they were looked at last.
+    looked: Option<Instant>,
     view: View,
     watched: Watched,
     /// What is followed: the manifest of the start, with the live sections of the latest valid edit.
@@ -173,9 +185,24 @@ impl<W: Workers> Local<W> {
                 if std::mem::take(&mut self.silent) {
                     self.view.say("the worker answers again");
                 }
+                self.look(&state).await;
                 self.follow(&state)
             }
         }
+    }
+
+    /// Decides anew, once in an interval.
+    async fn look(&mut self, state: &WorkerState) {
+        // A pass comes a little early or late; half of one is no reason to leave a look out.
+        let due = self.looked.is_none_or(|at| at.elapsed() + PASS / 2 >= self.interval);
+        if state.phase != WorkerPhase::Ready || !due {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        let text = self.workers.metrics().await;
+        let now = Timestamp::now();
+        self.pilot.scraped(text.as_deref(), now);
+        self.pilot.decide(state, now);
     }
 
     /// Shows a state and asks for what differs from the desired one.
@@ -186,14 +213,19 @@ impl<W: Workers> Local<W> {
         if state.phase == WorkerPhase::Ready && !std::mem::replace(&mut self.ready, true) {
             self.view.say_as_is(&self.greeting(state));
         }
-        self.view.show(state);
+        let reason =
+            self.pilot.decision().map(|decision| format!("{}: {}", decision.reason.as_str(), decision.message));
+        self.view.show(state, reason.as_deref());
         let current = state.target_profile.as_deref().or(state.active_profile.as_deref());
-        let wanted = desired(&self.manifest, current);
-        let differs = current.is_some() && current != Some(wanted);
-        let asking = self.asked.is_some() || self.refused.as_deref() == Some(wanted);
+        let Some(wanted) = self.pilot.wanted().map(str::to_owned) else { return Ok(()) };
+        let differs = current.is_some() && current != Some(&*wanted);
+        let asking = self.asked.is_some() || self.refused.as_deref() == Some(&*wanted);
         if state.phase == WorkerPhase::Ready && differs && !asking {
-            self.asked = Some(wanted.to_owned());
-            self.workers.switch(wanted);
+            if let Some(reason) = reason {
+                self.view.say(&format!("switching to {wanted}: {reason}"));
+            }
+            self.workers.switch(&wanted);
+            self.asked = Some(wanted);
         }
         Ok(())
     }
@@ -232,11 +264,15 @@ impl<W: Workers> Local<W> {
         if let Some(live) = edit.live {
             let before = pinned(&self.manifest).map(str::to_owned);
             self.manifest = live;
+            self.looked = None;
+            if let Err(error) = self.pilot.follow(&self.manifest) {
+                self.view.say(&format!("the edited manifest cannot be decided on: {error:#}"));
+            }
             let now = pinned(&self.manifest).map(str::to_owned);
             match &now {
                 _ if before == now => {}
                 Some(profile) => self.view.say(&format!("the manifest pins {profile} now")),
-                None => self.view.say("the manifest pins no profile any more; the present one stays"),
+                None => self.view.say("the manifest pins no profile any more; load and schedule decide"),
             }
             self.session.pinned_profile = now;
             // The worker is worth more than the note of its pin: a full disk does not stop it.
