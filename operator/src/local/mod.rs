@@ -19,6 +19,7 @@
 //! | [`admin`] | client of a worker's admin API |
 //! | [`watch`] | the manifest file: when it changed, and what an edit means for a running worker |
 //! | [`session`] | the file by which `modelprofile switch` finds a running local mode |
+//! | [`status`] | the status object, as a cluster would show it: pure |
 //! | [`view`] | progress bars and the live table, or plain lines where stdout is not a terminal |
 
 pub mod admin;
@@ -26,6 +27,7 @@ pub mod pilot;
 pub mod process;
 pub mod serve;
 pub mod session;
+pub mod status;
 pub mod view;
 pub mod watch;
 pub mod workers;

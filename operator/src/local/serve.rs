@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail, ensure};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use modelprofile_api::worker::{SwitchOutcome, WorkerPhase, WorkerState};
-use modelprofile_api::{Errors, Validated, notices};
+use modelprofile_api::worker::{SwitchOutcome, SwitchReport, WorkerPhase, WorkerState};
+use modelprofile_api::{Errors, ModelProfileStatus, Validated, notices};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,6 +17,7 @@ use tokio::time::MissedTickBehavior;
 use super::pilot::{Pilot, pinned};
 use super::process::{Launch, LocalWorkers, find_worker};
 use super::session::{Held, Session, Sessions};
+use super::status::{self, Seen};
 use super::view::{View, sentence};
 use super::watch::{Watched, edit};
 use super::workers::{Health, Stopped, SwitchAnswer, Workers};
@@ -102,6 +103,9 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     let mut local = Local {
         workers,
         pilot,
+        status: ModelProfileStatus::default(),
+        ended: None,
+        cause: None,
         interval: options.metrics_interval,
         looked: None,
         view,
@@ -123,6 +127,12 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
 struct Local<W> {
     workers: W,
     pilot: Pilot,
+    /// What `modelprofile status` shows.
+    status: ModelProfileStatus,
+    /// The latest switch that the status records.
+    ended: Option<SwitchReport>,
+    /// Profile and reason of the latest switch that a decision asked for; others are somebody's request.
+    cause: Option<(String, &'static str)>,
     /// Time between two looks at the metrics.
     interval: Duration,
     /// When they were looked at last.
@@ -172,6 +182,11 @@ impl<W: Workers> Local<W> {
             let read = Validated::from_yaml(text);
             self.edited(read);
         }
+        let state = if let Health::Answered(state) = &seen.health { Some(&**state) } else { None };
+        if let Some(state) = state {
+            self.look(state).await;
+        }
+        self.tell(state);
         match seen.health {
             Health::Starting => Ok(()),
             Health::Silent(why) => {
@@ -185,7 +200,6 @@ impl<W: Workers> Local<W> {
                 if std::mem::take(&mut self.silent) {
                     self.view.say("the worker answers again");
                 }
-                self.look(&state).await;
                 self.follow(&state)
             }
         }
@@ -203,6 +217,25 @@ impl<W: Workers> Local<W> {
         let now = Timestamp::now();
         self.pilot.scraped(text.as_deref(), now);
         self.pilot.decide(state, now);
+    }
+
+    /// Brings the status up to date, and writes it when it changed.
+    fn tell(&mut self, state: Option<&WorkerState>) {
+        let decision = self.pilot.decision().map(|decision| (decision, self.pilot.name(decision.rung)));
+        let seen = Seen { state, decision, refused: self.refused.as_deref() };
+        let status = status::next(&self.status, seen, Timestamp::now());
+        let ended = state.and_then(|state| state.last_switch.as_ref()).filter(|last| self.ended.as_ref() != Some(last));
+        if status != self.status || ended.is_some() {
+            self.status = status;
+            if let Some(last) = ended {
+                let reason =
+                    self.cause.as_ref().filter(|(to, _)| *to == last.to).map_or("Requested", |(_, reason)| reason);
+                status::record(&mut self.status, last, reason);
+                self.ended = Some(last.clone());
+            }
+            // Nobody should lose a model because its status could not be written; the next change tries again.
+            let _ = self.held.write_status(&self.status);
+        }
     }
 
     /// Shows a state and asks for what differs from the desired one.
@@ -224,6 +257,7 @@ impl<W: Workers> Local<W> {
             if let Some(reason) = reason {
                 self.view.say(&format!("switching to {wanted}: {reason}"));
             }
+            self.cause = self.pilot.decision().map(|decision| (wanted.clone(), decision.reason.as_str()));
             self.workers.switch(&wanted);
             self.asked = Some(wanted);
         }
