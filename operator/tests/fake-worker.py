@@ -2,7 +2,8 @@
 """A worker without a model: it speaks the admin API, so that the tests of local mode see every state within a second.
 
 It takes the command line of the real worker. Its profiles are quality and density; each look at its state prepares a bit
-more. A profile named in FAKE_REFUSES is refused. The file named by FAKE_DIES, once it exists, makes it die.
+more. A profile named in FAKE_REFUSES is refused. The file named by FAKE_DIES, once it exists, makes it die; while the file
+named by FAKE_HANGS exists, it does not answer.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 parser = argparse.ArgumentParser()
@@ -87,6 +89,8 @@ class Admin(BaseHTTPRequestHandler):
         return False
 
     def do_GET(self):
+        while os.path.exists(os.environ.get("FAKE_HANGS", "")):
+            time.sleep(0.05)
         dies = os.environ.get("FAKE_DIES")
         if dies and os.path.exists(dies):
             print("loading layer 3", file=sys.stderr)

@@ -40,7 +40,9 @@ impl Local {
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake-worker.py"))
             .arg("--cache")
             .arg(folder.path())
+            .args(["--hang-seconds", "1"])
             .env("FAKE_DIES", folder.path().join("die"))
+            .env("FAKE_HANGS", folder.path().join("hang"))
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -242,16 +244,46 @@ fn a_pin_wins_over_a_switch_by_hand() {
 }
 
 #[test]
-fn a_worker_that_dies_is_reported_with_its_last_lines() {
-    let mut local = Local::start("{mode: Auto}", &[]);
-    local.expect("demo is ready");
-    std::fs::write(local.path("die"), "").unwrap();
+fn a_worker_that_dies_before_it_is_ready_is_reported_with_its_last_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("profile.yaml"), manifest("{mode: Auto}")).unwrap();
+    std::fs::write(folder.path().join("die"), "").unwrap();
+    let (port, admin_port) = free_ports();
+    let mut local = Local::spawn(folder, port, admin_port, &[]);
     assert_eq!(local.wait(), Some(1));
     let errors = local.errors();
     assert!(errors.contains("the worker ended: exit status: 3"), "{errors}");
     assert!(errors.contains("loading layer 3\n  out of cheese\nthe whole log is "), "{errors}");
     let output = local.switch("density");
     assert!(text(&output.stderr).contains("no `modelprofile local` runs here"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_worker_that_dies_while_it_serves_starts_again_in_the_profile_that_it_had() {
+    let mut local = Local::start("{mode: Auto}", &[]);
+    local.expect("demo is ready");
+    assert!(local.switch("density").status.success());
+    local.expect("profile density");
+    std::fs::write(local.path("die"), "").unwrap();
+    local.expect("the worker ended: exit status: 3");
+    local.expect("it starts again in 1 s");
+    std::fs::remove_file(local.path("die")).unwrap();
+    local.expect("demo is ready");
+    local.expect("serving: profile density");
+    local.signal(Signal::TERM);
+    assert_eq!(local.wait(), Some(0));
+}
+
+#[test]
+fn a_worker_that_hangs_is_ended_and_started_anew() {
+    let mut local = Local::start("{mode: Auto}", &[]);
+    local.expect("demo is ready");
+    std::fs::write(local.path("hang"), "").unwrap();
+    local.expect("the worker does not answer");
+    local.expect("the worker has not answered for 1 s, so it is ended and started anew");
+    std::fs::remove_file(local.path("hang")).unwrap();
+    local.expect("it starts again in 1 s");
+    local.expect("demo is ready");
 }
 
 #[test]
@@ -308,10 +340,9 @@ fn a_killed_worker_is_told_with_what_may_have_killed_it() {
     let session: serde_json::Value = serde_json::from_str(&session).unwrap();
     let worker = i32::try_from(session["workerPid"].as_i64().unwrap()).unwrap();
     kill_process(Pid::from_raw(worker).unwrap(), Signal::KILL).unwrap();
-    assert_eq!(local.wait(), Some(1));
-    let errors = local.errors();
-    assert!(errors.contains("the worker ended: signal: 9 (SIGKILL) (somebody killed it, or the system"), "{errors}");
-    assert!(errors.contains("start `modelprofile local` again"), "{errors}");
+    local.expect("the worker ended: signal: 9 (SIGKILL) (somebody killed it, or the system");
+    local.expect("it starts again in 1 s");
+    local.expect("demo is ready");
 }
 
 #[test]

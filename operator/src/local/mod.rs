@@ -18,6 +18,7 @@
 //! | [`process`] | workers as one child process |
 //! | [`admin`] | client of a worker's admin API |
 //! | [`watch`] | the manifest file: when it changed, and what an edit means for a running worker |
+//! | [`restart`] | when a worker that ended starts again: pure |
 //! | [`session`] | the file by which `modelprofile switch` finds a running local mode |
 //! | [`status`] | the status object, as a cluster would show it: pure |
 //! | [`view`] | progress bars and the live table, or plain lines where stdout is not a terminal |
@@ -25,6 +26,7 @@
 pub mod admin;
 pub mod pilot;
 pub mod process;
+pub mod restart;
 pub mod serve;
 pub mod session;
 pub mod status;

@@ -61,6 +61,7 @@ pub struct LocalWorkers {
     admin: Admin,
     running: Option<Running>,
     answered: bool,
+    started: bool,
     switch: Option<oneshot::Receiver<SwitchAnswer>>,
 }
 
@@ -77,12 +78,7 @@ impl LocalWorkers {
     /// The HTTP client cannot be built.
     pub fn new(launch: Launch) -> anyhow::Result<Self> {
         let admin = Admin::new(format!("http://127.0.0.1:{}", launch.admin_port), launch.token.clone())?;
-        Ok(Self { launch, admin, running: None, answered: false, switch: None })
-    }
-
-    /// Process id of the worker while it runs.
-    pub fn pid(&self) -> Option<u32> {
-        self.running.as_ref().and_then(|running| running.child.id())
+        Ok(Self { launch, admin, running: None, answered: false, started: false, switch: None })
     }
 
     fn command(&self, profile: &str) -> Command {
@@ -128,7 +124,10 @@ impl Workers for LocalWorkers {
         port_is_free(self.launch.port, "--port")?;
         port_is_free(self.launch.admin_port, "--admin-port")?;
         let path = &self.launch.log;
-        let log = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        // A worker that starts again adds to the log of the one that ended: its end is what people look for.
+        let again = std::mem::replace(&mut self.started, true);
+        let log = std::fs::File::options().create(true).write(true).truncate(!again).append(again).open(path);
+        let log = log.with_context(|| format!("cannot write {}", path.display()))?;
         let stdout = log.try_clone().with_context(|| format!("cannot write {}", path.display()))?;
         let mut child = self
             .command(profile)
@@ -141,6 +140,10 @@ impl Workers for LocalWorkers {
         self.answered = false;
         self.running = Some(Running { child, last_lines, reader });
         Ok(())
+    }
+
+    fn pid(&self) -> Option<u32> {
+        self.running.as_ref().and_then(|running| running.child.id())
     }
 
     async fn observe(&mut self) -> Observation {
@@ -179,6 +182,13 @@ impl Workers for LocalWorkers {
             let _ = send.send(admin.switch(&profile).await.map_err(|error| format!("{error:#}")));
         });
         self.switch = Some(receive);
+    }
+
+    fn kill(&mut self) {
+        if let Some(running) = self.running.as_mut() {
+            // Fails only for a child that ended meanwhile.
+            let _ = running.child.start_kill();
+        }
     }
 
     async fn stop(&mut self) -> Stopped {

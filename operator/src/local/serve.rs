@@ -16,6 +16,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::pilot::{Pilot, pinned};
 use super::process::{Launch, LocalWorkers, find_worker};
+use super::restart::Restarts;
 use super::session::{Held, Session, Sessions};
 use super::status::{self, Seen};
 use super::view::{View, sentence};
@@ -44,6 +45,8 @@ pub struct Options {
     pub drain_limit: Duration,
     /// Time between two looks at the worker's metrics, each followed by a decision.
     pub metrics_interval: Duration,
+    /// Time without an answer after which a worker counts as hung.
+    pub hang_limit: Duration,
 }
 
 /// Serves the manifest until a signal, or until the worker is gone.
@@ -108,6 +111,9 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
         cause: None,
         interval: options.metrics_interval,
         looked: None,
+        hang_limit: options.hang_limit,
+        restarts: Restarts::default(),
+        served: None,
         view,
         watched,
         manifest,
@@ -116,7 +122,7 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
         log,
         keyed,
         ready: false,
-        silent: false,
+        silent: None,
         asked: None,
         refused: None,
     };
@@ -148,8 +154,13 @@ struct Local<W> {
     keyed: bool,
     /// The worker got ready, and the user knows.
     ready: bool,
-    /// The worker does not answer, and the user knows.
-    silent: bool,
+    /// Since when the worker does not answer; the user knows.
+    silent: Option<Instant>,
+    /// Time without an answer after which it counts as hung.
+    hang_limit: Duration,
+    restarts: Restarts,
+    /// The profile that the worker served with last: one that ended starts in it again.
+    served: Option<String>,
     /// Profile of a switch that this process asked for and that has no answer yet.
     asked: Option<String>,
     /// Profile that the worker refused: it is not asked again until the manifest changes.
@@ -190,19 +201,55 @@ impl<W: Workers> Local<W> {
         match seen.health {
             Health::Starting => Ok(()),
             Health::Silent(why) => {
-                if !std::mem::replace(&mut self.silent, true) {
+                if self.silent.is_none() {
                     self.view.say(&format!("the worker does not answer: {why}"));
+                }
+                if self.silent.get_or_insert_with(Instant::now).elapsed() >= self.hang_limit {
+                    let limit = self.hang_limit.as_secs();
+                    self.view
+                        .say(&format!("the worker has not answered for {limit} s, so it is ended and started anew"));
+                    self.workers.kill();
                 }
                 Ok(())
             }
-            Health::Ended(how) => bail!("the worker ended: {how}"),
+            Health::Ended(how) => self.start_again(&how).await,
             Health::Answered(state) => {
-                if std::mem::take(&mut self.silent) {
+                if self.silent.take().is_some() {
                     self.view.say("the worker answers again");
                 }
                 self.follow(&state)
             }
         }
+    }
+
+    /// Starts a worker that ended again, in the profile that it had, after a pause. One that never got ready is not started
+    /// again: what is wrong with the model or the machine is still wrong then.
+    async fn start_again(&mut self, how: &str) -> anyhow::Result<()> {
+        self.silent = None;
+        if !self.restarts.planned() {
+            let pause = self.restarts.ended(Instant::now()).filter(|_| self.served.is_some());
+            let Some(pause) = pause else { bail!("the worker ended: {how}") };
+            self.view.say(&format!("the worker ended: {how}\nit starts again in {} s", pause.as_secs()));
+            self.ready = false;
+            // A switch that it was asked for ended with it.
+            self.asked = None;
+            return Ok(());
+        }
+        if !self.restarts.take_due(Instant::now()) {
+            return Ok(());
+        }
+        let profile = pinned(&self.manifest).map(str::to_owned).or_else(|| self.served.clone());
+        let profile = profile.filter(|name| self.manifest.profile(name).is_some());
+        let profile = profile.unwrap_or_else(|| self.pilot.start(Timestamp::now()).to_owned());
+        if let Err(error) = self.workers.start(&profile).await {
+            // Its port may still be held by what the old one left; the next pause is longer.
+            let Some(pause) = self.restarts.ended(Instant::now()) else { return Err(error) };
+            self.view
+                .say(&format!("the worker could not be started ({error:#}); the next try is in {} s", pause.as_secs()));
+            return Ok(());
+        }
+        self.session.worker_pid = self.workers.pid().unwrap_or_default();
+        self.held.write(&self.session)
     }
 
     /// Decides anew, once in an interval.
@@ -248,6 +295,10 @@ impl<W: Workers> Local<W> {
         }
         let reason =
             self.pilot.decision().map(|decision| format!("{}: {}", decision.reason.as_str(), decision.message));
+        if state.phase == WorkerPhase::Ready {
+            self.restarts.ready(Instant::now());
+            self.served.clone_from(&state.active_profile);
+        }
         self.view.show(state, reason.as_deref());
         let current = state.target_profile.as_deref().or(state.active_profile.as_deref());
         let Some(wanted) = self.pilot.wanted().map(str::to_owned) else { return Ok(()) };

@@ -47,6 +47,9 @@ pub trait Workers {
     /// It could not be started at all.
     fn start(&mut self, profile: &str) -> impl Future<Output = anyhow::Result<()>>;
 
+    /// Process id of the worker, where it is a process of this machine and runs.
+    fn pid(&self) -> Option<u32>;
+
     /// One look. It takes a bounded time, whatever the worker does.
     fn observe(&mut self) -> impl Future<Output = Observation>;
 
@@ -56,6 +59,9 @@ pub trait Workers {
     /// Asks for a change of profile and returns at once. The answer comes with a later observation; until then a second call
     /// does nothing, because what is desired is compared anew in every pass.
     fn switch(&mut self, profile: &str);
+
+    /// Ends the worker at once, whatever it has; a later observation tells how it ended.
+    fn kill(&mut self);
 
     /// Asks the worker to finish what it has and go, and waits for that no longer than its limit.
     fn stop(&mut self) -> impl Future<Output = Stopped>;
