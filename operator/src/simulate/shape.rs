@@ -174,21 +174,21 @@ mod tests {
 
     #[test]
     fn parameter_counts_are_those_of_the_model_cards() {
-        let billions = |file| (shape(file).parameters() as f64 / 1e7).round() / 100.0;
-        assert_eq!(billions("llama-3.1-8b.yaml"), 8.03);
-        assert_eq!(billions("llama-3.3-70b.yaml"), 70.55);
-        assert_eq!(billions("qwen2.5-32b.yaml"), 32.76);
-        assert_eq!((shape("smollm2-135m.yaml").parameters() as f64 / 1e6).round(), 134.0);
+        let tens_of_millions = |file| shape(file).parameters() / 10_000_000;
+        assert_eq!(tens_of_millions("llama-3.1-8b.yaml"), 802);
+        assert_eq!(tens_of_millions("llama-3.3-70b.yaml"), 7055);
+        assert_eq!(tens_of_millions("qwen2.5-32b.yaml"), 3276);
+        assert_eq!(shape("smollm2-135m.yaml").parameters() / 1_000_000, 134);
     }
 
     #[test]
     fn bytes_are_those_that_a_hand_calculation_gives() {
         let llama = shape("llama-3.1-8b.yaml");
-        let gb = |bytes: u64| (bytes as f64 / 1e7).round() / 100.0;
-        assert_eq!(gb(llama.step_weight_bytes(WeightFormat::Bf16, 128)), 15.01);
-        assert_eq!(gb(llama.step_weight_bytes(WeightFormat::Fp8, 128)), 8.03);
-        assert_eq!(gb(llama.step_weight_bytes(WeightFormat::Int4, 128)), 4.76);
-        assert_eq!(gb(llama.weight_bytes(WeightFormat::Fp8, 128)), 9.08);
+        let tens_of_mb = |bytes: u64| bytes / 10_000_000;
+        assert_eq!(tens_of_mb(llama.step_weight_bytes(WeightFormat::Bf16, 128)), 1500);
+        assert_eq!(tens_of_mb(llama.step_weight_bytes(WeightFormat::Fp8, 128)), 802);
+        assert_eq!(tens_of_mb(llama.step_weight_bytes(WeightFormat::Int4, 128)), 475);
+        assert_eq!(tens_of_mb(llama.weight_bytes(WeightFormat::Fp8, 128)), 908);
         assert_eq!(llama.kv_bytes_per_token(KvCacheFormat::Bf16), 128 << 10);
         assert_eq!(shape("llama-3.3-70b.yaml").kv_bytes_per_token(KvCacheFormat::Fp8E4m3), 160 << 10);
     }
