@@ -1,0 +1,400 @@
+//! The decision: an ordered list of rules, the first that applies wins.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use modelprofile_api::{Preference, ScalingMode, SwitchingMode};
+
+use crate::decision::{Action, Decision, Reason};
+use crate::history::History;
+use crate::observation::Observation;
+use crate::pressure::{Freshness, Load, Pressure};
+use crate::rules::Rules;
+
+/// A denser rung must be predicted to lower the pressure by at least this share.
+const LEAST_HELP: f64 = 0.1;
+
+/// Decides which profile should be active and how many workers should exist.
+///
+/// # Guarantees
+/// - The profile and the number of workers never change in the same decision.
+/// - The number of workers is within the limits, if it was before or is changed.
+/// - Without fresh metrics nothing changes but for a person (pin, limits, scale subresource) and a window that opens
+///   toward density.
+/// - Dwell and the hourly budget hold up moves toward quality only.
+pub fn decide(rules: &Rules, observation: &Observation, history: &History, now: Timestamp) -> Decision {
+    let (load, freshness) = Load::of(rules, observation, now);
+    let pass = Pass { rules, observation, history, now, pressure: load.pressure(rules), load, freshness };
+    pass.decide()
+}
+
+/// One decision under way.
+struct Pass<'a> {
+    rules: &'a Rules,
+    observation: &'a Observation,
+    history: &'a History,
+    now: Timestamp,
+    load: Load,
+    freshness: Freshness,
+    pressure: Pressure,
+}
+
+impl Pass<'_> {
+    fn decide(&self) -> Decision {
+        if let Some(decision) = self.limits() {
+            return decision;
+        }
+        let Some(active) = self.observation.active else {
+            let rung = self.resting();
+            let message = format!("no worker serves yet; the model starts in {}", self.rules.name(rung));
+            return self.of(Action::Hold, rung, self.observation.replicas, Reason::NotServing, message);
+        };
+        if let Some(decision) = self.pin(active) {
+            return decision;
+        }
+        if let Some(decision) = self.gate(active) {
+            return decision;
+        }
+        if let Some(target) = self.observation.target.filter(|target| *target != active) {
+            let message = format!("the switch to {} is under way", self.rules.name(target));
+            return self.of(Action::Hold, target, self.observation.replicas, Reason::WaitingForEffect, message);
+        }
+        let mut decision = self.automatic(active);
+        if self.rules.mode == SwitchingMode::Recommend && decision.action == Action::Switch {
+            decision = self.recommended(active, &decision);
+        }
+        decision
+    }
+
+    /// Limits of the number of workers, and what another autoscaler or a person asked for.
+    fn limits(&self) -> Option<Decision> {
+        let (rules, now) = (self.rules, self.observation.replicas);
+        let asked = match rules.scaling {
+            ScalingMode::External => rules.asked_replicas.unwrap_or(rules.min_replicas),
+            ScalingMode::Auto => now,
+        };
+        let wanted = asked.clamp(rules.min_replicas, rules.max_replicas);
+        (wanted != now).then(|| {
+            let rung = self.observation.active.unwrap_or_else(|| self.resting());
+            let (min, max) = (rules.min_replicas, rules.max_replicas);
+            let message = format!("{wanted} workers instead of {now}: {asked} asked for, between {min} and {max}");
+            self.of(Action::Scale, rung, wanted, Reason::ReplicasRequested, message)
+        })
+    }
+
+    /// A person's pin waits for nothing.
+    fn pin(&self, active: usize) -> Option<Decision> {
+        let pinned = self.rules.pinned?;
+        let name = self.rules.name(pinned);
+        if !self.usable(pinned) {
+            let message = format!(
+                "{name} is pinned but failed its quality gate, so {} stays; pin another profile, or set spec.quality.onFailure: Warn",
+                self.rules.name(active)
+            );
+            return Some(self.hold(active, Reason::QualityGateFailed, message));
+        }
+        let leads_there = self.observation.target.unwrap_or(active) == pinned;
+        (!leads_there).then(|| self.switch(pinned, Reason::Pinned, format!("spec.switching pins {name}")))
+    }
+
+    /// A profile that failed its gate is not a rung.
+    fn gate(&self, active: usize) -> Option<Decision> {
+        if self.usable(active) {
+            return None;
+        }
+        let name = self.rules.name(active);
+        Some(match self.nearest_usable(active) {
+            Some(other) if self.observation.target != Some(other) => {
+                let message =
+                    format!("{name} failed its quality gate; {} is the nearest that did not", self.rules.name(other));
+                self.switch(other, Reason::QualityGateFailed, message)
+            }
+            Some(_) => return None,
+            None => {
+                let message = format!("every profile failed its quality gate, so {name} stays; see status.profiles");
+                self.hold(active, Reason::QualityGateFailed, message)
+            }
+        })
+    }
+
+    /// Load and schedule.
+    fn automatic(&self, active: usize) -> Decision {
+        let (preferred, window) = self.preferred();
+        let pinned = self.rules.pinned.is_some();
+        if let Some(window) = window.filter(|_| !pinned && preferred > active) {
+            let message = format!("the window {window} prefers {}", self.rules.name(preferred));
+            return self.switch(preferred, Reason::Scheduled, message);
+        }
+        if !self.rules.signals.usable() {
+            let message = "the engine has no signal of load: only the schedule and a pin change the profile".to_owned();
+            return self.hold(active, Reason::NoSignal, message);
+        }
+        if self.freshness == Freshness::Stale {
+            let message = format!(
+                "fewer than half of the {} ready workers have metrics younger than {:.0} s, so everything stays as it is; see that \
+                 their metrics port answers",
+                self.observation.ready(),
+                self.rules.stale_after()
+            );
+            return self.hold(active, Reason::MetricsUnavailable, message);
+        }
+        if let Some(decision) = self.waits_for_workers(active) {
+            return decision;
+        }
+        if self.pressure.value >= 1.0 {
+            return self.peak(active, !pinned);
+        }
+        self.relief(active, preferred, !pinned)
+    }
+
+    /// One action at a time: workers that were asked for are waited for, unless they can not come.
+    fn waits_for_workers(&self, active: usize) -> Option<Decision> {
+        let seen = self.observation;
+        let coming = (seen.replicas as usize).saturating_sub(seen.ready() + seen.unavailable()).max(seen.starting());
+        let going = seen.ready().saturating_sub(seen.replicas as usize);
+        let message = match (coming, going) {
+            (0, 0) => return None,
+            (0, n) => format!("{n} workers are finishing their requests"),
+            (n, _) => format!("{n} workers are starting; what they change is seen first"),
+        };
+        // A worker that nobody can place blocks nothing.
+        if coming > 0 && seen.unavailable() > 0 && self.pressure.value >= 1.0 {
+            return None;
+        }
+        Some(self.hold(active, Reason::WaitingForEffect, message))
+    }
+
+    fn peak(&self, active: usize, may_switch: bool) -> Decision {
+        let (rules, held) = (self.rules, self.since(self.history.over_since()));
+        let signal = self.load.describe(rules, self.pressure.signal);
+        if let Some(left) = remaining(held, rules.up_window) {
+            let message = format!(
+                "{signal}; something is done if the pressure stays at 100 % or more for {} s, in {} s",
+                rules.up_window.as_secs(),
+                seconds(left)
+            );
+            return self.wait(active, Reason::Stabilizing, message, left);
+        }
+        let climb = || may_switch.then(|| self.climb(active, &signal)).flatten();
+        let grow = || self.grow(active, &signal);
+        let action = match rules.prefer {
+            Preference::Switch => climb().or_else(grow),
+            Preference::Scale => grow().or_else(climb),
+        };
+        action.unwrap_or_else(|| self.stuck(active, may_switch, &signal))
+    }
+
+    /// The first denser rung that helps.
+    fn climb(&self, active: usize, signal: &str) -> Option<Decision> {
+        let helps = |rung: &usize| self.predicted(active, *rung) <= self.pressure.value * (1.0 - LEAST_HELP);
+        let rung = (active + 1..self.rules.names.len()).filter(|rung| self.usable(*rung)).find(helps)?;
+        let message = format!(
+            "{signal} for {} s; {} is predicted to bring the pressure from {} to {} %",
+            self.rules.up_window.as_secs(),
+            self.rules.name(rung),
+            percent(self.pressure.value),
+            percent(self.predicted(active, rung)),
+        );
+        Some(self.switch(rung, Reason::PressureHigh, message))
+    }
+
+    /// More workers, at most twice as many.
+    fn grow(&self, active: usize, signal: &str) -> Option<Decision> {
+        let (rules, seen) = (self.rules, self.observation);
+        let ready = seen.ready() as u32;
+        // Where workers can not be placed, more of them can not either.
+        if rules.scaling != ScalingMode::Auto || seen.unavailable() > 0 || seen.replicas >= rules.max_replicas {
+            return None;
+        }
+        let demand = self.load.kv_demand.unwrap_or_default() / rules.kv_target;
+        let needed = (f64::from(ready) * demand).ceil() as u32;
+        let wanted = needed.max(seen.replicas + 1).min(ready.max(1) * 2).max(seen.replicas + 1).min(rules.max_replicas);
+        let message = format!(
+            "{signal} for {} s; {wanted} workers instead of {} ({} at most)",
+            rules.up_window.as_secs(),
+            seen.replicas,
+            rules.max_replicas
+        );
+        Some(self.of(Action::Scale, active, wanted, Reason::PressureHigh, message))
+    }
+
+    fn stuck(&self, active: usize, may_switch: bool, signal: &str) -> Decision {
+        let denser = (active + 1..self.rules.names.len()).find(|rung| may_switch && self.usable(*rung));
+        let workers = if self.observation.unavailable() > 0 {
+            format!("{} workers can not be placed", self.observation.unavailable())
+        } else if self.rules.scaling == ScalingMode::External {
+            "the number of workers is somebody else's to change".to_owned()
+        } else {
+            format!("spec.scaling.maxReplicas is {}", self.rules.max_replicas)
+        };
+        let Some(rung) = denser else {
+            let profile = if may_switch { "no denser profile is left" } else { "the profile is pinned" };
+            return self.hold(active, Reason::AtLimit, format!("{signal}; {profile} and {workers}"));
+        };
+        let message = format!(
+            "{signal}; {} is predicted at {} % of the target instead of {} %, less than a tenth better, and {workers}",
+            self.rules.name(rung),
+            percent(self.predicted(active, rung)),
+            percent(self.pressure.value),
+        );
+        self.hold(active, Reason::DensityWouldNotHelp, message)
+    }
+
+    /// Undoes what a peak made, in the opposite order.
+    fn relief(&self, active: usize, preferred: usize, may_switch: bool) -> Decision {
+        let shrink = || self.shrink(active);
+        let descend = || may_switch.then(|| self.descend(active, preferred)).flatten();
+        let decision = match self.rules.prefer {
+            Preference::Switch => shrink().or_else(descend),
+            Preference::Scale => descend().or_else(shrink),
+        };
+        decision.unwrap_or_else(|| {
+            let signal = self.load.describe(self.rules, self.pressure.signal);
+            let name = self.rules.name(active);
+            let message = if self.freshness == Freshness::All {
+                format!("{signal}: pressure {} %, {name} stays", percent(self.pressure.value))
+            } else {
+                format!("{signal}; not every worker has fresh metrics, so nothing goes toward quality or fewer workers")
+            };
+            self.hold(active, Reason::WithinTargets, message)
+        })
+    }
+
+    /// One worker less. `None` if that is not in sight.
+    fn shrink(&self, active: usize) -> Option<Decision> {
+        let (rules, seen) = (self.rules, self.observation);
+        if rules.scaling != ScalingMode::Auto || seen.replicas <= rules.min_replicas {
+            return None;
+        }
+        if seen.unavailable() > 0 {
+            let message = format!("{} workers could not be placed and are not needed any more", seen.unavailable());
+            let wanted = seen.replicas.saturating_sub(seen.unavailable() as u32).max(rules.min_replicas);
+            return Some(self.of(Action::Scale, active, wanted, Reason::PressureLow, message));
+        }
+        let held = self.since(Some(self.history.fewer_since()?));
+        let wanted = seen.replicas - 1;
+        let ready = seen.ready();
+        let predicted = self.load.with_replicas(rules, ready, ready.saturating_sub(1).max(1)).value;
+        let what = format!("{wanted} workers are predicted at {} % of the target", percent(predicted));
+        if let Some(left) = remaining(held, rules.scale_down_window) {
+            let message =
+                format!("{what}; one goes if that stays below {} % for {} s more", percent(rules.low), seconds(left));
+            return Some(self.wait(active, Reason::Stabilizing, message, left));
+        }
+        let message = format!("{what}, below {} % for {} s", percent(rules.low), rules.scale_down_window.as_secs());
+        Some(self.of(Action::Scale, active, wanted, Reason::PressureLow, message))
+    }
+
+    /// One rung toward quality. `None` if that is not in sight.
+    fn descend(&self, active: usize, preferred: usize) -> Option<Decision> {
+        let (rules, history) = (self.rules, self.history);
+        let below = (preferred..active).rev().find(|rung| self.usable(*rung))?;
+        let held = self.since(Some(history.low_since(below)?));
+        let what =
+            format!("{} is predicted at {} % of the target", rules.name(below), percent(self.predicted(active, below)));
+        let low = percent(rules.low);
+        if let Some(left) = remaining(held, rules.down_window) {
+            let message = format!("{what}; it comes if that stays below {low} % for {} s more", seconds(left));
+            return Some(self.wait(active, Reason::Stabilizing, message, left));
+        }
+        if let Some(left) = remaining(self.since(history.active_since()), rules.min_dwell) {
+            let message = format!("{what}; the least time in {} ends in {} s", rules.name(active), seconds(left));
+            return Some(self.wait(active, Reason::Dwelling, message, left));
+        }
+        let (count, frees) = history.switches_within_hour(self.now);
+        if count >= rules.max_switches {
+            let left = frees.map_or(SignedDuration::ZERO, |at| at.duration_since(self.now));
+            let message = format!(
+                "{what}; {count} switches within an hour are the most toward quality, the next is free in {} s",
+                seconds(left)
+            );
+            return Some(self.wait(active, Reason::SwitchBudgetExhausted, message, left));
+        }
+        let message = format!("{what}, below {low} % for {} s", rules.down_window.as_secs());
+        Some(self.switch(below, Reason::PressureLow, message))
+    }
+
+    /// With the mode Recommend a switch is told, and only the number of workers can change.
+    fn recommended(&self, active: usize, switch: &Decision) -> Decision {
+        let under_load = matches!(switch.reason, Reason::PressureHigh);
+        let scale =
+            if under_load { self.grow(active, &self.load.describe(self.rules, self.pressure.signal)) } else { None };
+        let mut decision = scale.unwrap_or_else(|| Decision { action: Action::Hold, rung: active, ..switch.clone() });
+        decision.message = format!("recommended, not done: {}. {}", self.rules.name(switch.rung), decision.message);
+        decision.recommended = Some(switch.rung);
+        decision
+    }
+
+    /// The schedule's profile, else the first; and the window's name.
+    fn preferred(&self) -> (usize, Option<&str>) {
+        let current = self.rules.schedule.as_ref().and_then(|schedule| schedule.at(self.now));
+        let rung = current.map_or(0, |current| current.rung);
+        (self.nearest_usable(rung).unwrap_or(rung), current.map(|current| current.window))
+    }
+
+    fn resting(&self) -> usize {
+        self.rules.pinned.unwrap_or_else(|| self.preferred().0)
+    }
+
+    fn usable(&self, rung: usize) -> bool {
+        self.rules.gate_warns || !self.observation.rung(rung).gate_failed
+    }
+
+    /// The rung itself, else the nearest toward quality, else the nearest toward density.
+    fn nearest_usable(&self, rung: usize) -> Option<usize> {
+        let denser = rung + 1..self.rules.names.len();
+        (0..=rung).rev().chain(denser).find(|rung| self.usable(*rung))
+    }
+
+    fn predicted(&self, from: usize, to: usize) -> f64 {
+        self.load.on_rung(self.rules, self.observation, self.history, from, to).value
+    }
+
+    fn since(&self, start: Option<Timestamp>) -> SignedDuration {
+        start.map_or(SignedDuration::ZERO, |start| self.now.duration_since(start))
+    }
+
+    fn switch(&self, rung: usize, reason: Reason, message: String) -> Decision {
+        self.of(Action::Switch, rung, self.observation.replicas, reason, message)
+    }
+
+    fn hold(&self, rung: usize, reason: Reason, message: String) -> Decision {
+        self.of(Action::Hold, rung, self.observation.replicas, reason, message)
+    }
+
+    fn wait(&self, rung: usize, reason: Reason, message: String, left: SignedDuration) -> Decision {
+        let mut decision = self.hold(rung, reason, message);
+        decision.revisit_after = decision.revisit_after.min(left.unsigned_abs());
+        decision
+    }
+
+    fn of(&self, action: Action, rung: usize, replicas: u32, reason: Reason, message: String) -> Decision {
+        let next = self.rules.schedule.as_ref().and_then(|schedule| schedule.next_change(self.now));
+        let boundary = next.map_or(Duration::MAX, |at| at.duration_since(self.now).unsigned_abs());
+        let fresh = self.freshness != Freshness::Stale && self.rules.signals.usable();
+        Decision {
+            rung,
+            replicas,
+            action,
+            recommended: None,
+            reason,
+            message,
+            pressure: fresh.then_some(self.pressure.value),
+            revisit_after: self.rules.interval.unsigned_abs().min(boundary),
+        }
+    }
+}
+
+/// What is left of a window; `None` if it is over.
+fn remaining(held: SignedDuration, window: SignedDuration) -> Option<SignedDuration> {
+    (held < window).then(|| window - held)
+}
+
+fn percent(share: f64) -> u64 {
+    (100.0 * share).round() as u64
+}
+
+/// Whole seconds, rounded up: "in 0 s" would be wrong.
+fn seconds(span: SignedDuration) -> u64 {
+    span.unsigned_abs().as_secs_f64().ceil() as u64
+}

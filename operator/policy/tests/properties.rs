@@ -1,0 +1,138 @@
+//! What holds for any load.
+
+mod support;
+
+use jiff::SignedDuration;
+use modelprofile_policy::{Action, Reason, Rung, decide};
+use proptest::prelude::*;
+use support::{Plant, rules};
+
+const LONG: usize = 1200; // passes: an hour and forty minutes
+
+fn ladder() -> impl Strategy<Value = (Vec<f64>, Vec<f64>)> {
+    prop::collection::vec((1.0f64..12.0, 0.3f64..2.0), 1..=4).prop_map(|rungs| {
+        let mut capacity = 100.0;
+        let mut all = (Vec::new(), Vec::new());
+        for (i, (factor, step)) in rungs.into_iter().enumerate() {
+            capacity *= if i == 0 { 1.0 } else { factor };
+            all.0.push(capacity);
+            all.1.push(if i == 0 { 1.0 } else { step });
+        }
+        all
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn constant_load_causes_at_most_one_switch((capacity, step) in ladder(), blocks in 0.0f64..2000.0, ttft in 0.0f64..20.0, known in any::<bool>()) {
+        let two = capacity.len().min(2);
+        let mut plant = Plant::new(rules(two, "{}", "{}"), &capacity[..two], &step[..two]);
+        if !known {
+            plant.rungs = vec![Rung::default(); two];
+        }
+        plant.run(LONG, blocks, ttft);
+        prop_assert!(plant.switches <= 1, "{} switches", plant.switches);
+    }
+
+    #[test]
+    fn constant_load_never_comes_back_on_longer_ladders((capacity, step) in ladder(), blocks in 0.0f64..2000.0, ttft in 0.0f64..20.0) {
+        let n = capacity.len();
+        let mut plant = Plant::new(rules(n, "{}", "{}"), &capacity, &step);
+        let mut last = 0;
+        for _ in 0..LONG {
+            plant.pass(blocks, ttft);
+            prop_assert!(plant.active >= last, "came down under constant load");
+            last = plant.active;
+        }
+        prop_assert!(plant.switches < n.max(1));
+    }
+
+    #[test]
+    fn load_that_oscillates_faster_than_the_windows_causes_none_after_the_first(
+        low in 0.0f64..85.0, high in 85.0f64..400.0, up in 1usize..60, down in 1usize..55, factor in 1.0f64..8.0,
+    ) {
+        let mut plant = Plant::new(rules(2, r#"{"minDwellSeconds": 0, "maxSwitchesPerHour": 240}"#, "{}"), &[100.0, 100.0 * factor], &[1.0, 1.0]);
+        // The window toward quality is 300 s = 60 passes: no quiet time is as long.
+        for _ in 0..12 {
+            plant.run(up, high, 0.1);
+            plant.run(down, low, 0.1);
+        }
+        prop_assert!(plant.switches <= 1, "{} switches", plant.switches);
+    }
+
+    #[test]
+    fn stale_metrics_change_nothing((capacity, step) in ladder(), blocks in 0.0f64..2000.0, active in 0usize..4, replicas in 1u32..5, age in 16i64..10_000) {
+        let n = capacity.len();
+        let mut plant = Plant::new(rules(n, "{}", r#"{"minReplicas": 1, "maxReplicas": 5}"#), &capacity, &step);
+        plant.active = active.min(n - 1);
+        plant.replicas = replicas;
+        plant.age = SignedDuration::from_secs(age);
+        for _ in 0..200 {
+            let decision = plant.pass(blocks, 9.0);
+            prop_assert_eq!(decision.action, Action::Hold);
+            prop_assert_eq!(decision.reason, Reason::MetricsUnavailable);
+            prop_assert_eq!(decision.pressure, None);
+        }
+    }
+
+    #[test]
+    fn bounds_hold_and_there_is_one_action_at_a_time(
+        (capacity, step) in ladder(), loads in prop::collection::vec((0.0f64..3000.0, 0.0f64..30.0, 1usize..100), 1..12),
+        min in 1u32..4, more in 0u32..8, prefer in prop::sample::select(vec!["Switch", "Scale"]),
+    ) {
+        let n = capacity.len();
+        let scaling = format!(r#"{{"minReplicas": {min}, "maxReplicas": {}}}"#, min + more);
+        let mut plant = Plant::new(rules(n, &format!(r#"{{"prefer": "{prefer}"}}"#), &scaling), &capacity, &step);
+        plant.replicas = min;
+        // `pass` asserts both for each decision.
+        for (blocks, ttft, passes) in loads {
+            plant.run(passes, blocks, ttft);
+        }
+    }
+
+    #[test]
+    fn the_same_history_gives_the_same_decision((capacity, step) in ladder(), loads in prop::collection::vec((0.0f64..3000.0, 1usize..40), 1..6)) {
+        let n = capacity.len();
+        let mut plant = Plant::new(rules(n, "{}", r#"{"maxReplicas": 4}"#), &capacity, &step);
+        for (blocks, passes) in &loads {
+            plant.run(*passes, *blocks, 1.0);
+        }
+        let seen = plant.observe(loads[0].0, 1.0);
+        let again = || decide(&plant.rules, &seen, &plant.history.clone(), plant.now);
+        prop_assert_eq!(again(), again());
+    }
+
+    #[test]
+    fn compute_bound_overload_never_climbs(blocks in 0.0f64..4000.0, ttft in 4.0f64..60.0, factor in 1.0f64..9.0, tokens in 130.0f64..4000.0, reported in any::<bool>()) {
+        let mut plant = Plant::new(rules(2, "{}", "{}"), &[100.0, 100.0 * factor], &[1.0, 1.2]);
+        plant.compute_bound_tokens = Some(130.0);
+        plant.tokens_per_step = Some(tokens);
+        let weights = |bytes| Rung { weight_bytes: Some(bytes), ..Rung::default() };
+        if !reported {
+            plant.rungs = vec![weights(70 << 30), weights(38 << 30)];
+        }
+        plant.run(300, blocks, ttft);
+        prop_assert_eq!(plant.switches, 0);
+    }
+
+    #[test]
+    fn an_exhausted_switch_budget_never_strands_a_peak_in_quality(factor in 1.5f64..9.0, earlier in 1usize..240) {
+        let switching = r#"{"maxSwitchesPerHour": 1, "minDwellSeconds": 86400}"#;
+        let mut plant = Plant::new(rules(2, switching, "{}"), &[100.0, 100.0 * factor], &[1.0, 1.0]);
+        let now = plant.now;
+        plant.history = modelprofile_policy::History::with_switches((0..earlier).map(|i| now - SignedDuration::from_secs(i as i64)).collect::<Vec<_>>().into_iter().rev());
+        plant.run(5, 120.0, 0.1);
+        prop_assert_eq!(plant.active, 1);
+    }
+
+    #[test]
+    fn a_replica_that_stays_pending_never_blocks_the_climb(factor in 1.5f64..9.0, prefer in prop::sample::select(vec!["Switch", "Scale"])) {
+        let mut plant = Plant::new(rules(2, &format!(r#"{{"prefer": "{prefer}"}}"#), r#"{"maxReplicas": 8}"#), &[100.0, 100.0 * factor], &[1.0, 1.0]);
+        plant.replicas = 2;
+        plant.unplaceable = 1;
+        plant.run(5, 120.0, 0.1);
+        prop_assert_eq!(plant.active, 1);
+    }
+}
