@@ -5,15 +5,27 @@
 //! | `hardware` | [`Hardware`]: the data sheet of an accelerator |
 //! | `shape` | [`ModelShape`]: the dimensions of a model, and its bytes and operations |
 //! | `roofline` | [`Roofline`]: how long a step takes |
+//! | `replica` | [`Replica`]: one worker, its batch and its KV cache |
+//! | `fleet` | [`simulate`]: workers, traffic and the real decision |
+//! | `histogram` | [`Histogram`]: percentiles in constant memory |
 //! | `published` | the step time held against published throughput |
 
 mod fields;
+mod fleet;
 mod hardware;
+mod histogram;
 mod published;
+mod replica;
 mod roofline;
 mod shape;
 
+pub use fleet::{Column, Outcome, Request, Scenario, simulate};
 pub use hardware::{Flops, Hardware, Interconnect};
+pub use histogram::Histogram;
 pub use published::{REGENERATE, report};
+pub use replica::{Finished, Interval, Replica, RungModel, Sequence};
 pub use roofline::{Batch, Constants, Precision, Roofline};
 pub use shape::{ModelShape, bits_per_weight};
+
+#[cfg(test)]
+mod tests;
