@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`commands`] | the command line: one file per subcommand |
 //! | [`local`] | `modelprofile local`: a worker as a child process, without a cluster |
+//! | [`traces`] | when requests arrive and how long they are: files, and synthetic days |
 
 pub mod commands;
 pub mod local;
+pub mod traces;
