@@ -9,3 +9,8 @@
 pub mod commands;
 pub mod local;
 pub mod simulate;
+//! | [`traces`] | when requests arrive and how long they are: files, and synthetic days |
+
+pub mod commands;
+pub mod local;
+pub mod traces;
