@@ -5,12 +5,9 @@
 //! | [`commands`] | the command line: one file per subcommand |
 //! | [`local`] | `modelprofile local`: a worker as a child process, without a cluster |
 //! | [`simulate`] | `modelprofile simulate`: what a manifest would do on given hardware with given traffic |
-
-pub mod commands;
-pub mod local;
-pub mod simulate;
 //! | [`traces`] | when requests arrive and how long they are: files, and synthetic days |
 
 pub mod commands;
 pub mod local;
+pub mod simulate;
 pub mod traces;

@@ -129,6 +129,13 @@ impl Roofline {
             + self.fixed_seconds
     }
 
+    /// Tokens of a step from which on `other` computes slower than this; `None` if it never does.
+    pub fn crossover(&self, other: &Self) -> Option<f64> {
+        let matrices = |roofline: &Self, tokens: f64| roofline.weight_seconds.max(roofline.token_seconds * tokens);
+        // Beyond this both are bound by compute, and nothing changes any more.
+        (1..=8192).map(f64::from).find(|tokens| matrices(other, *tokens) > matrices(self, *tokens))
+    }
+
     /// Bytes of the weights in memory, over all accelerators of the worker.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
