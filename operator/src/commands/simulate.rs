@@ -19,7 +19,8 @@ pub struct Args {
     /// Manifest: a ModelProfile as YAML or JSON.
     #[arg(short = 'f', long = "file", value_name = "FILE", required_unless_present = "check")]
     file: Option<PathBuf>,
-    /// Traffic: a CSV with the columns TIMESTAMP, ContextTokens, GeneratedTokens.
+    /// Traffic: a CSV with the columns TIMESTAMP, ContextTokens, GeneratedTokens, or arrival_seconds, prompt_tokens,
+    /// output_tokens.
     #[arg(long, value_name = "FILE", required_unless_present = "check")]
     trace: Option<PathBuf>,
     /// Accelerator: a file as in deploy/hardware.
@@ -49,6 +50,9 @@ pub struct Args {
     /// Seed of the routing; the same seed gives the same figures.
     #[arg(long, default_value = "1")]
     seed: u64,
+    /// Print every change of profile and workers with its reason, too.
+    #[arg(long)]
+    explain: bool,
     /// Write the comparison as a picture, too.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -113,9 +117,91 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let outcomes = all.iter().map(|scenario| simulate(scenario, &requests)).collect::<anyhow::Result<Vec<_>>>()?;
     print!("{}", table(&outcomes, all.first().map_or(0.0, |scenario| scenario.slo_seconds)));
+    for outcome in outcomes.iter().filter(|outcome| args.explain && !outcome.changes.is_empty()) {
+        println!("\n{}:", outcome.name);
+        for (at, message) in &outcome.changes {
+            println!("- {at:.0} s: {message}");
+        }
+    }
     if let Some(path) = &args.svg {
         let names: Vec<_> = manifest.spec.profiles.iter().map(|profile| profile.name.clone()).collect();
         std::fs::write(path, svg(&outcomes, &names)).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
+
+    /// The command on a small trace in `dir`, with `hardware` and the manifest changed by `edit`.
+    fn command(dir: &Path, hardware: &str, edit: impl Fn(String) -> String) -> anyhow::Result<ExitCode> {
+        let (manifest, trace) = (dir.join("m.yaml"), dir.join("t.csv"));
+        let text = std::fs::read_to_string(format!("{DEPLOY}/examples/llama-70b.yaml")).unwrap();
+        std::fs::write(&manifest, edit(text)).unwrap();
+        let rows: Vec<_> = (0..50).map(|i| format!("{i}.5,{},100", 100 + i)).collect();
+        std::fs::write(&trace, format!("arrival_seconds,prompt_tokens,output_tokens\n{}\n", rows.join("\n"))).unwrap();
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        run(&Line::parse_from([
+            "simulate".to_owned(),
+            "-f".to_owned(),
+            path(&manifest),
+            format!("--trace={}", path(&trace)),
+            format!("--hardware={hardware}"),
+            format!("--model={DEPLOY}/models/llama-3.3-70b.yaml"),
+            format!("--svg={}", path(&dir.join("out.svg"))),
+            "--replicas=2".to_owned(),
+        ])
+        .args)
+    }
+
+    #[test]
+    fn a_manifest_a_trace_and_two_files_are_enough() {
+        let dir = tempfile::tempdir().unwrap();
+        let code = command(dir.path(), &format!("{DEPLOY}/hardware/h100-80gb.yaml"), |text| text).unwrap();
+        assert_eq!(code, ExitCode::SUCCESS);
+        let picture = std::fs::read_to_string(dir.path().join("out.svg")).unwrap();
+        assert!(picture.contains("switch in place") && picture.contains("Surge"));
+    }
+
+    #[test]
+    fn hardware_without_bandwidth_is_refused_by_file_and_field() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("h.yaml");
+        let text = std::fs::read_to_string(format!("{DEPLOY}/hardware/h100-80gb.yaml")).unwrap();
+        std::fs::write(&file, text.replace("3.35e12", "0")).unwrap();
+        let error = format!("{:#}", command(dir.path(), file.to_str().unwrap(), |text| text).unwrap_err());
+        assert!(error.contains("h.yaml: memoryBandwidth: 0 is not above zero"), "{error}");
+        assert!(!dir.path().join("out.svg").exists(), "nothing is half-run");
+    }
+
+    #[test]
+    fn a_schedule_that_overlaps_itself_is_refused_by_field() {
+        let dir = tempfile::tempdir().unwrap();
+        let window = "      - {name: twice, profile: density, start: \"10:00\", end: \"11:00\"}\n  scaling:";
+        let edit = |text: String| text.replace("  scaling:", window);
+        let error =
+            format!("{:#}", command(dir.path(), &format!("{DEPLOY}/hardware/h100-80gb.yaml"), edit).unwrap_err());
+        assert!(error.contains("m.yaml: spec.switching.schedule"), "{error}");
+    }
+
+    #[test]
+    fn a_check_takes_nothing_else() {
+        assert!(Line::try_parse_from(["simulate", "--check"]).is_ok());
+        assert!(Line::try_parse_from(["simulate", "--check", "--speed=2"]).is_err());
+        assert!(Line::try_parse_from(["simulate"]).is_err());
+        assert!(Line::try_parse_from(["simulate", "--check", "--seed=-1"]).is_err());
+    }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
-use modelprofile_api::{KvCacheFormat, Manifest, ModelProfileSpec, ScalingMode, Strategy, SwitchingMode};
+use modelprofile_api::{Manifest, ModelProfileSpec, ScalingMode, Strategy, SwitchingMode};
 
 use super::fleet::{Outcome, Scenario};
 use super::replica::RungModel;
@@ -157,16 +157,13 @@ pub fn table(outcomes: &[Outcome], slo_seconds: f64) -> String {
 pub fn ladder(manifest: &Manifest, scenario: &Scenario) -> String {
     let mut text = String::new();
     for (profile, rung) in manifest.spec.profiles.iter().zip(&scenario.rungs) {
-        let cache = match profile.kv_cache.format {
-            KvCacheFormat::Bf16 => "BF16",
-            other => other.as_str(),
-        };
         let _ = writeln!(
             text,
-            "{}: {} weights {:.1} GB, {cache} cache of {} tokens, {:.2} s to switch to in place",
+            "{}: {} weights {:.1} GB, {} cache of {} tokens, {:.2} s to switch to in place",
             profile.name,
             profile.weights.format.as_str(),
             rung.roofline.weight_bytes() as f64 / 1e9,
+            profile.kv_cache.format.as_str(),
             16 * u64::from(rung.blocks),
             rung.copy_seconds,
         );
@@ -178,6 +175,7 @@ pub fn ladder(manifest: &Manifest, scenario: &Scenario) -> String {
 mod tests {
     use super::super::published::{h100, llama_70b};
     use super::*;
+    use modelprofile_api::KvCacheFormat;
 
     fn setting() -> Setting {
         Setting {

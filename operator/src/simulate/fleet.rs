@@ -16,6 +16,8 @@ use super::replica::{Finished, Replica, RungModel, Sequence, blocks};
 
 /// Columns of the timeline.
 const COLUMNS: usize = 600;
+/// Changes that are kept with their reason.
+const MAX_CHANGES: usize = 100;
 
 /// A request of the trace.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -88,6 +90,8 @@ pub struct Outcome {
     pub seconds: f64,
     /// Time covered by one column of the timeline, in seconds.
     pub column_seconds: f64,
+    /// The first changes of profile or number of workers: when, in seconds, and why.
+    pub changes: Vec<(f64, String)>,
     /// What was seen over time.
     pub timeline: Vec<Column>,
 }
@@ -230,6 +234,7 @@ impl<'a> Fleet<'a> {
             seconds: 0.0,
             // A tenth more than the trace, for what is still computed when its last request has arrived.
             column_seconds: (last_arrival * 1.1 / COLUMNS as f64).max(1.0),
+            changes: Vec::new(),
             timeline: vec![Column::default(); COLUMNS],
         };
         let mut fleet = Self {
@@ -390,7 +395,7 @@ impl<'a> Fleet<'a> {
     fn add(&mut self, phase: Phase, rung: usize, surge: bool) -> usize {
         let replica = Replica::new(rung, &self.scenario.rungs);
         let worker = Worker { replica, phase, born: self.now, surge, epoch: 0 };
-        // Places of workers that are gone are used again once no event can mean them: never, and there are few.
+        // The place of a worker that is gone stays empty, so that its last events mean nobody else.
         self.workers.push(Some(worker));
         self.workers.len() - 1
     }
@@ -487,6 +492,9 @@ impl<'a> Fleet<'a> {
         column.pressure = column.pressure.max(decision.pressure.unwrap_or(0.0));
         column.rung = Some(rung);
         column.workers = column.workers.max(workers);
+        if decision.action != Action::Hold && self.outcome.changes.len() < MAX_CHANGES {
+            self.outcome.changes.push((self.now, decision.message));
+        }
         match decision.action {
             Action::Hold => {}
             Action::Switch => self.switch(decision.rung),

@@ -161,6 +161,7 @@ mod tests {
             worst_use: 0.0,
             seconds: 3.0,
             column_seconds: 1.0,
+            changes: Vec::new(),
             timeline: vec![column(0), column(1), column(1)],
         };
         let picture = svg(&[outcome], &["quality".to_owned(), "density".to_owned()]);

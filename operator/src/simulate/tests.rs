@@ -21,12 +21,13 @@ fn scenario(replicas: u32, spec: ModelProfileSpec) -> Scenario {
         let roofline = Roofline::new(&h100(), &llama_70b(), precision, Constants::default());
         RungModel::new(roofline, roofline.kv_capacity(76.0 * f64::from(1 << 30), 1.0), h100().host_link)
     };
+    let rungs = vec![rung(WeightFormat::Fp8), rung(WeightFormat::Int4)];
     Scenario {
         name: "test".to_owned(),
         spec,
-        rungs: vec![rung(WeightFormat::Fp8), rung(WeightFormat::Int4)],
+        compute_bound_tokens: rungs[0].roofline.crossover(&rungs[1].roofline),
+        rungs,
         memory_bytes: 76 << 30,
-        compute_bound_tokens: Some(130.0),
         rung: 0,
         replicas,
         load_seconds: vec![60.0, 40.0],
@@ -76,6 +77,16 @@ fn a_peak_makes_it_switch_in_place_and_quiet_makes_it_return() {
     assert!(with.tokens[0] > 0 && with.tokens[1] > 0, "{:?}", with.tokens);
     let p95 = |outcome: &Outcome| outcome.time_to_first_token.quantile(0.95);
     assert!(p95(&with) < 0.67 * p95(&without), "{} {}", p95(&with), p95(&without));
+}
+
+#[test]
+fn a_peak_of_long_prompts_does_not_make_it_switch_where_density_computes_slower() {
+    let mut requests = steady(0.0, 0.2, 60, 500, 200);
+    requests.extend(steady(300.0, 3.0, 900, 1500, 300));
+    let mut switching = spec();
+    switching.scaling.max_replicas = 1;
+    let outcome = simulate(&scenario(1, switching), &requests).unwrap();
+    assert_eq!((outcome.completed, outcome.changes), (960, vec![]));
 }
 
 #[test]
