@@ -313,3 +313,33 @@ fn a_killed_worker_is_told_with_what_may_have_killed_it() {
     assert!(errors.contains("the worker ended: signal: 9 (SIGKILL) (somebody killed it, or the system"), "{errors}");
     assert!(errors.contains("start `modelprofile local` again"), "{errors}");
 }
+
+#[test]
+fn the_status_tells_what_is_active_and_why_and_goes_with_the_session() {
+    let mut local = Local::start("{mode: Pinned, pinnedProfile: density}", &[]);
+    local.expect("demo is ready");
+    local.write(&manifest("{mode: Pinned, pinnedProfile: quality}"));
+    local.expect("switched from density to quality");
+    let status = || {
+        let output = command(local.folder.path())
+            .args(["status", "demo", "-o", "json", "--cache"])
+            .arg(local.folder.path())
+            .output();
+        let output = output.unwrap();
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).map_err(|_| text(&output.stderr))
+    };
+    let end = Instant::now() + LIMIT;
+    let shown = loop {
+        let shown = status().unwrap();
+        if shown["switchHistory"][0]["to"] == "quality" {
+            break shown;
+        }
+        assert!(Instant::now() < end, "{shown}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert_eq!(shown["activeProfile"], "quality");
+    assert_eq!(shown["switchHistory"][0]["reason"], "Pinned");
+    assert_eq!(shown["conditions"].as_array().unwrap().len(), 8);
+    local.signal(Signal::TERM);
+    assert_eq!(local.wait(), Some(0));
+}

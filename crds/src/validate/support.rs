@@ -1,6 +1,6 @@
 //! What is valid but not built yet: refused by name, never ignored silently. Whoever builds a thing removes its line here.
 
-use crate::{EngineType, FieldError, Manifest, Method, ModelUri, Strategy, SwitchingMode, WeightFormat};
+use crate::{EngineType, FieldError, Manifest, Method, ModelUri, Strategy, WeightFormat};
 
 /// Fields that ask for what this build does not have.
 pub fn unsupported(manifest: &Manifest) -> Vec<FieldError> {
@@ -57,17 +57,12 @@ pub fn unsupported(manifest: &Manifest) -> Vec<FieldError> {
 /// Fields that are accepted and have no effect in this build, each with what happens instead: for the user to read, not a
 /// reason to refuse.
 pub fn notices(manifest: &Manifest) -> Vec<FieldError> {
-    let switching = &manifest.spec.switching;
     let mut notices = Vec::new();
-    if matches!(switching.mode, SwitchingMode::Auto | SwitchingMode::Recommend) {
-        let first = manifest.spec.profiles.first().map_or("", |p| &p.name);
+    if manifest.spec.scaling.max_replicas > 1 {
         notices.push(FieldError::new(
-            "spec.switching.mode",
-            format!("this version does not decide by itself; it starts in `{first}` and changes when asked (`modelprofile switch`)"),
+            "spec.scaling.maxReplicas",
+            "this version runs one worker; load changes its profile and not the number of workers",
         ));
-    }
-    if switching.schedule.is_some() {
-        notices.push(FieldError::new("spec.switching.schedule", "this version does not follow schedules"));
     }
     notices
 }

@@ -32,6 +32,9 @@ pub struct Args {
     /// Seconds that running requests may take to finish at the end.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain_seconds: u64,
+    /// Seconds between two looks at the worker's metrics; after each one it is decided anew.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    metrics_interval: u64,
 }
 
 /// Serves until a signal, or until the worker ends.
@@ -49,6 +52,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         cache: std::path::absolute(&cache).with_context(|| format!("{} is not a path", cache.display()))?,
         api_keys: args.api_keys.filter(|keys| !keys.is_empty()),
         drain_limit: Duration::from_secs(args.drain_seconds),
+        metrics_interval: Duration::from_secs(args.metrics_interval),
     };
     super::runtime()?.block_on(serve(options))
 }

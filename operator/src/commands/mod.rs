@@ -3,6 +3,7 @@
 pub mod crd;
 pub mod local;
 pub mod simulate;
+pub mod status;
 pub mod switch;
 pub mod validate;
 
@@ -27,6 +28,8 @@ enum Command {
     Simulate(simulate::Args),
     /// Change the profile of a model that `modelprofile local` serves.
     Switch(switch::Args),
+    /// Show what a model that `modelprofile local` serves does, and why.
+    Status(status::Args),
     /// Check a manifest and print everything that is wrong with it.
     Validate(validate::Args),
     /// Print the CustomResourceDefinition of ModelProfile as YAML, for `kubectl apply -f -`.
@@ -44,6 +47,7 @@ impl Cli {
             Command::Local(args) => local::run(args),
             Command::Simulate(args) => simulate::run(&args),
             Command::Switch(args) => switch::run(args),
+            Command::Status(args) => status::run(args),
             Command::Validate(args) => validate::run(&args),
             Command::Crd => crd::run(),
         }

@@ -41,6 +41,15 @@ impl Admin {
         response.error_for_status()?.json().await.with_context(|| format!("{url} did not answer with a worker's state"))
     }
 
+    /// `GET /metrics`, Prometheus' text format.
+    ///
+    /// # Errors
+    /// No answer within two seconds.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
+        let response = self.http.get(format!("{}/metrics", self.base)).timeout(STATE_LIMIT).send().await?;
+        Ok(response.error_for_status()?.text().await?)
+    }
+
     /// `PUT /admin/v1/profile`; returns when the switch ended. A refused switch is a report too.
     ///
     /// # Errors

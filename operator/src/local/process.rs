@@ -164,6 +164,10 @@ impl Workers for LocalWorkers {
         Observation { health, answer }
     }
 
+    async fn metrics(&mut self) -> Option<String> {
+        self.admin.metrics().await.ok()
+    }
+
     fn switch(&mut self, profile: &str) {
         if self.switch.is_some() {
             return;

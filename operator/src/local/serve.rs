@@ -2,20 +2,22 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use modelprofile_api::worker::{SwitchOutcome, WorkerPhase, WorkerState};
-use modelprofile_api::{Errors, Validated, notices};
+use modelprofile_api::worker::{SwitchOutcome, SwitchReport, WorkerPhase, WorkerState};
+use modelprofile_api::{Errors, ModelProfileStatus, Validated, notices};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
-use super::desired::{desired, pinned};
+use super::pilot::{Pilot, pinned};
 use super::process::{Launch, LocalWorkers, find_worker};
 use super::session::{Held, Session, Sessions};
+use super::status::{self, Seen};
 use super::view::{View, sentence};
 use super::watch::{Watched, edit};
 use super::workers::{Health, Stopped, SwitchAnswer, Workers};
@@ -40,6 +42,8 @@ pub struct Options {
     pub api_keys: Option<String>,
     /// How long running requests may take to finish at the end.
     pub drain_limit: Duration,
+    /// Time between two looks at the worker's metrics, each followed by a decision.
+    pub metrics_interval: Duration,
 }
 
 /// Serves the manifest until a signal, or until the worker is gone.
@@ -87,7 +91,8 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     };
     let (log, keyed) = (launch.log.clone(), launch.api_keys.is_some());
     let mut workers = LocalWorkers::new(launch)?;
-    workers.start(desired(&manifest, None)).await?;
+    let pilot = Pilot::new(&manifest, options.metrics_interval)?;
+    workers.start(pilot.start(Timestamp::now())).await?;
     session.worker_pid = workers.pid().unwrap_or_default();
     held.write(&session)?;
 
@@ -97,6 +102,12 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     }
     let mut local = Local {
         workers,
+        pilot,
+        status: ModelProfileStatus::default(),
+        ended: None,
+        cause: None,
+        interval: options.metrics_interval,
+        looked: None,
         view,
         watched,
         manifest,
@@ -115,6 +126,17 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
 /// Local mode while it runs.
 struct Local<W> {
     workers: W,
+    pilot: Pilot,
+    /// What `modelprofile status` shows.
+    status: ModelProfileStatus,
+    /// The latest switch that the status records.
+    ended: Option<SwitchReport>,
+    /// Profile and reason of the latest switch that a decision asked for; others are somebody's request.
+    cause: Option<(String, &'static str)>,
+    /// Time between two looks at the metrics.
+    interval: Duration,
+    /// When they were looked at last.
+    looked: Option<Instant>,
     view: View,
     watched: Watched,
     /// What is followed: the manifest of the start, with the live sections of the latest valid edit.
@@ -160,6 +182,11 @@ impl<W: Workers> Local<W> {
             let read = Validated::from_yaml(text);
             self.edited(read);
         }
+        let state = if let Health::Answered(state) = &seen.health { Some(&**state) } else { None };
+        if let Some(state) = state {
+            self.look(state).await;
+        }
+        self.tell(state);
         match seen.health {
             Health::Starting => Ok(()),
             Health::Silent(why) => {
@@ -178,6 +205,39 @@ impl<W: Workers> Local<W> {
         }
     }
 
+    /// Decides anew, once in an interval.
+    async fn look(&mut self, state: &WorkerState) {
+        // A pass comes a little early or late; half of one is no reason to leave a look out.
+        let due = self.looked.is_none_or(|at| at.elapsed() + PASS / 2 >= self.interval);
+        if state.phase != WorkerPhase::Ready || !due {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        let text = self.workers.metrics().await;
+        let now = Timestamp::now();
+        self.pilot.scraped(text.as_deref(), now);
+        self.pilot.decide(state, now);
+    }
+
+    /// Brings the status up to date, and writes it when it changed.
+    fn tell(&mut self, state: Option<&WorkerState>) {
+        let decision = self.pilot.decision().map(|decision| (decision, self.pilot.name(decision.rung)));
+        let seen = Seen { state, decision, refused: self.refused.as_deref() };
+        let status = status::next(&self.status, seen, Timestamp::now());
+        let ended = state.and_then(|state| state.last_switch.as_ref()).filter(|last| self.ended.as_ref() != Some(last));
+        if status != self.status || ended.is_some() {
+            self.status = status;
+            if let Some(last) = ended {
+                let reason =
+                    self.cause.as_ref().filter(|(to, _)| *to == last.to).map_or("Requested", |(_, reason)| reason);
+                status::record(&mut self.status, last, reason);
+                self.ended = Some(last.clone());
+            }
+            // Nobody should lose a model because its status could not be written; the next change tries again.
+            let _ = self.held.write_status(&self.status);
+        }
+    }
+
     /// Shows a state and asks for what differs from the desired one.
     fn follow(&mut self, state: &WorkerState) -> anyhow::Result<()> {
         if state.phase == WorkerPhase::Failed {
@@ -186,14 +246,20 @@ impl<W: Workers> Local<W> {
         if state.phase == WorkerPhase::Ready && !std::mem::replace(&mut self.ready, true) {
             self.view.say_as_is(&self.greeting(state));
         }
-        self.view.show(state);
+        let reason =
+            self.pilot.decision().map(|decision| format!("{}: {}", decision.reason.as_str(), decision.message));
+        self.view.show(state, reason.as_deref());
         let current = state.target_profile.as_deref().or(state.active_profile.as_deref());
-        let wanted = desired(&self.manifest, current);
-        let differs = current.is_some() && current != Some(wanted);
-        let asking = self.asked.is_some() || self.refused.as_deref() == Some(wanted);
+        let Some(wanted) = self.pilot.wanted().map(str::to_owned) else { return Ok(()) };
+        let differs = current.is_some() && current != Some(&*wanted);
+        let asking = self.asked.is_some() || self.refused.as_deref() == Some(&*wanted);
         if state.phase == WorkerPhase::Ready && differs && !asking {
-            self.asked = Some(wanted.to_owned());
-            self.workers.switch(wanted);
+            if let Some(reason) = reason {
+                self.view.say(&format!("switching to {wanted}: {reason}"));
+            }
+            self.cause = self.pilot.decision().map(|decision| (wanted.clone(), decision.reason.as_str()));
+            self.workers.switch(&wanted);
+            self.asked = Some(wanted);
         }
         Ok(())
     }
@@ -232,11 +298,15 @@ impl<W: Workers> Local<W> {
         if let Some(live) = edit.live {
             let before = pinned(&self.manifest).map(str::to_owned);
             self.manifest = live;
+            self.looked = None;
+            if let Err(error) = self.pilot.follow(&self.manifest) {
+                self.view.say(&format!("the edited manifest cannot be decided on: {error:#}"));
+            }
             let now = pinned(&self.manifest).map(str::to_owned);
             match &now {
                 _ if before == now => {}
                 Some(profile) => self.view.say(&format!("the manifest pins {profile} now")),
-                None => self.view.say("the manifest pins no profile any more; the present one stays"),
+                None => self.view.say("the manifest pins no profile any more; load and schedule decide"),
             }
             self.session.pinned_profile = now;
             // The worker is worth more than the note of its pin: a full disk does not stop it.

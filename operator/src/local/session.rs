@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use modelprofile_api::ModelProfileStatus;
 use serde::{Deserialize, Serialize};
 
 /// What a session file says. It holds the admin token, so only its owner can read it.
@@ -132,9 +133,25 @@ impl Sessions {
         Ok(Some(session))
     }
 
+    /// The status that a running session wrote last.
+    ///
+    /// # Errors
+    /// There is none yet, or it cannot be read.
+    pub fn status(&self, name: &str) -> anyhow::Result<ModelProfileStatus> {
+        let file = self.path(name, "status.json")?;
+        let text = std::fs::read_to_string(&file)
+            .with_context(|| format!("{name} has no status yet; try again when its worker answers"))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("{} is not a status of this version; restart local mode", file.display()))
+    }
+
     fn running(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".json")?.to_owned()));
+        let names = entries.filter_map(|entry| {
+            Some(
+                entry.file_name().to_str()?.strip_suffix(".json").filter(|name| !name.ends_with(".status"))?.to_owned(),
+            )
+        });
         let mut running: Vec<String> = names.filter(|name| matches!(self.live(name), Ok(Some(_)))).collect();
         running.sort();
         running
@@ -156,24 +173,41 @@ impl Held {
     /// # Errors
     /// It cannot be written.
     pub fn write(&self, session: &Session) -> anyhow::Result<()> {
-        let new = self.file.with_extension("json.new");
-        let text = serde_json::to_string_pretty(session).context("cannot write the session as JSON")?;
-        let written = File::options()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&new)
-            .and_then(|mut file| file.write_all(text.as_bytes()))
-            .and_then(|()| std::fs::rename(&new, &self.file));
-        written.with_context(|| format!("cannot write {}", self.file.display()))
+        replace(&self.file, &serde_json::to_string_pretty(session).context("cannot write the session as JSON")?)
     }
+
+    /// Writes the status beside the session, as a whole.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_status(&self, status: &ModelProfileStatus) -> anyhow::Result<()> {
+        replace(&self.status_file(), &serde_json::to_string_pretty(status).context("cannot write the status as JSON")?)
+    }
+
+    fn status_file(&self) -> PathBuf {
+        self.file.with_extension("status.json")
+    }
+}
+
+/// Replaces a file that only its owner may read.
+fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
+    let new = file.with_extension("json.new");
+    let written = File::options()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&new)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|()| std::fs::rename(&new, file));
+    written.with_context(|| format!("cannot write {}", file.display()))
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         // A file that stays is found stale, because the lock goes with this value.
         let _ = std::fs::remove_file(&self.file);
+        let _ = std::fs::remove_file(self.status_file());
     }
 }
 

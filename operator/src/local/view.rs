@@ -46,8 +46,8 @@ impl View {
         }
     }
 
-    /// Shows a state: the bars until the worker is ready, the table from then on.
-    pub fn show(&mut self, state: &WorkerState) {
+    /// Shows a state and the latest decision's reason: the bars until the worker is ready, the table from then on.
+    pub fn show(&mut self, state: &WorkerState, decision: Option<&str>) {
         let preparing = state.phase == WorkerPhase::Preparing;
         match &mut self.screen {
             Screen::Lines { last } => {
@@ -71,7 +71,12 @@ impl View {
             Screen::Terminal { all, bars, block } => {
                 bars.drain(..).for_each(|bar| bar.finish_and_clear());
                 let block = block.get_or_insert_with(|| all.add(ProgressBar::new(1).with_style(block_style())));
-                block.set_message(wrapped(&table(state, &self.zone), width()));
+                let mut text = table(state, &self.zone);
+                if let Some(decision) = decision {
+                    text.push_str("\n  ");
+                    text.push_str(decision);
+                }
+                block.set_message(wrapped(&text, width()));
                 // The block moves with its message, not with a position.
                 block.tick();
             }

@@ -50,6 +50,9 @@ pub trait Workers {
     /// One look. It takes a bounded time, whatever the worker does.
     fn observe(&mut self) -> impl Future<Output = Observation>;
 
+    /// The worker's metrics in Prometheus' text format; `None` without an answer in a bounded time.
+    fn metrics(&mut self) -> impl Future<Output = Option<String>>;
+
     /// Asks for a change of profile and returns at once. The answer comes with a later observation; until then a second call
     /// does nothing, because what is desired is compared anew in every pass.
     fn switch(&mut self, profile: &str);

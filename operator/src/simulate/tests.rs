@@ -82,7 +82,12 @@ fn a_peak_makes_it_switch_in_place_and_quiet_makes_it_return() {
 #[test]
 fn a_peak_of_long_prompts_does_not_make_it_switch_where_density_computes_slower() {
     let mut requests = steady(0.0, 0.2, 60, 500, 200);
-    requests.extend(steady(300.0, 3.0, 900, 1500, 300));
+    // Of many lengths: equal ones end together, and then whole intervals have no prompt in them.
+    requests.extend((0..900).map(|i| Request {
+        at: 300.0 + f64::from(i) / 3.0,
+        prompt: 1500,
+        output: 100 + i * 97 % 400,
+    }));
     let mut switching = spec();
     switching.scaling.max_replicas = 1;
     let outcome = simulate(&scenario(1, switching), &requests).unwrap();

@@ -67,9 +67,12 @@ impl Metrics {
         {
             series.memory.with_label_values(&[kind]).set(bytes as f64);
         }
-        for (state, blocks) in
-            [("total", snapshot.blocks_total), ("used", snapshot.blocks_used), ("cached", snapshot.blocks_cached)]
-        {
+        for (state, blocks) in [
+            ("total", snapshot.blocks_total),
+            ("used", snapshot.blocks_used),
+            ("cached", snapshot.blocks_cached),
+            ("waiting", snapshot.blocks_waiting),
+        ] {
             series.kv_blocks.with_label_values(&[state]).set(blocks as f64);
         }
         // A switch changes the label; the series of the profile before must go.

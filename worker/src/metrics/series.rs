@@ -66,8 +66,8 @@ impl Series {
             kv_blocks: gauges(
                 r,
                 "modelprofile_kv_blocks",
-                "KV-cache blocks of the active profile: total, used by running requests, and cached, which are free with a \
-                 reusable prefix.",
+                "KV-cache blocks of the active profile: total, used by running requests, cached, which are free with a \
+                 reusable prefix, and waiting, which the waiting prompts need.",
                 &["state"],
             ),
             cache_config: gauges(

@@ -152,6 +152,7 @@ impl Engine for Fake {
             blocks_total: 10,
             blocks_used: 4,
             blocks_cached: 3,
+            blocks_waiting: 5,
             memory: MemorySnapshot { budget: 4000, weights: 1000, kv: 2000, workspace: 500 },
             generated_tokens: 0,
             last_switch: None,

@@ -49,6 +49,8 @@ pub struct Stats {
     pub blocks_total: usize,
     pub blocks_used: usize,
     pub blocks_cached: usize,
+    /// Blocks that the waiting sequences need for the tokens that they have.
+    pub blocks_waiting: usize,
     /// Since the start.
     pub preemptions: u64,
 }
@@ -489,6 +491,12 @@ impl Scheduler {
             blocks_total: self.pool.total(),
             blocks_used: self.pool.used(),
             blocks_cached: self.pool.cached(),
+            blocks_waiting: self
+                .waiting
+                .iter()
+                .filter_map(|id| self.sequences.get(id))
+                .map(|sequence| sequence.tokens.len().div_ceil(BLOCK_TOKENS))
+                .sum(),
             preemptions: self.preemptions,
         }
     }

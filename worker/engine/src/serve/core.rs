@@ -395,6 +395,7 @@ impl<B: Backend> Core<B> {
             blocks_total: stats.blocks_total,
             blocks_used: stats.blocks_used,
             blocks_cached: stats.blocks_cached,
+            blocks_waiting: stats.blocks_waiting,
             memory: MemorySnapshot {
                 budget: self.memory.budget,
                 weights: rung.weight_bytes,

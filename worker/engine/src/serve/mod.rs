@@ -145,6 +145,8 @@ pub struct Snapshot {
     pub blocks_used: usize,
     /// Reusable prefix blocks (free for allocation).
     pub blocks_cached: usize,
+    /// Blocks that the waiting prompts need.
+    pub blocks_waiting: usize,
     /// Bytes: budget, active weights, KV pool, workspace.
     pub memory: MemorySnapshot,
     /// Generated tokens since the start.

@@ -170,6 +170,7 @@ fn empty_snapshot() -> Snapshot {
         blocks_total: 0,
         blocks_used: 0,
         blocks_cached: 0,
+        blocks_waiting: 0,
         memory: MemorySnapshot::default(),
         generated_tokens: 0,
         last_switch: None,

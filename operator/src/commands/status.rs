@@ -1,0 +1,85 @@
+//! `modelprofile status NAME`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use modelprofile_api::{ConditionStatus, ModelProfileStatus};
+
+use crate::local::serve::default_cache;
+use crate::local::session::Sessions;
+
+/// Arguments of `modelprofile status`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// `metadata.name` of the model that `modelprofile local` serves.
+    name: String,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// The folder that `modelprofile local` was given with --cache, if it was.
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+}
+
+/// Form of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// For a person.
+    Text,
+    /// The status object as YAML.
+    Yaml,
+    /// The status object as JSON.
+    Json,
+}
+
+/// Prints the status that local mode wrote last.
+///
+/// # Errors
+/// No such model runs, or it has no status yet.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let sessions = Sessions::new(&args.cache.map_or_else(default_cache, Ok)?);
+    sessions.find(&args.name)?;
+    let status = sessions.status(&args.name)?;
+    match args.output {
+        Output::Text => print!("{}", text(&args.name, &status)),
+        Output::Yaml => print!("{}", serde_yaml::to_string(&status).context("cannot write the status as YAML")?),
+        Output::Json => {
+            println!("{}", serde_json::to_string_pretty(&status).context("cannot write the status as JSON")?);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(name: &str, status: &ModelProfileStatus) -> String {
+    let or_none = |profile: &Option<String>| profile.clone().unwrap_or_else(|| "none".to_owned());
+    let mut lines = vec![
+        format!("{name}: active {}, desired {}", or_none(&status.active_profile), or_none(&status.desired_profile)),
+        format!("  workers   {} of {} ready", status.ready_replicas, status.replicas),
+    ];
+    if let Some(decision) = &status.last_decision {
+        let pressure =
+            decision.pressure_percent.map_or_else(String::new, |percent| format!(" at {percent} % pressure"));
+        lines.push(format!("  decision  {}{pressure} since {}: {}", decision.reason, decision.time, decision.message));
+    }
+    lines.push("  conditions".to_owned());
+    for condition in &status.conditions {
+        let holds = match condition.status {
+            ConditionStatus::True => "True",
+            ConditionStatus::False => "False",
+            ConditionStatus::Unknown => "Unknown",
+        };
+        let line = format!("    {:18} {holds:8} {:20} {}", condition.kind, condition.reason, condition.message);
+        lines.push(line.trim_end().to_owned());
+    }
+    if !status.switch_history.is_empty() {
+        lines.push("  switches, newest first".to_owned());
+    }
+    for switch in &status.switch_history {
+        lines.push(format!(
+            "    {}  {} -> {}  {}  {} ms  {}",
+            switch.start_time, switch.from, switch.to, switch.outcome, switch.duration_millis, switch.reason
+        ));
+    }
+    lines.join("\n") + "\n"
+}

@@ -1,0 +1,235 @@
+//! The status of the model, the same object that a cluster shows: pure, from what was observed and decided.
+
+use jiff::Timestamp;
+use modelprofile_api::conditions::{self, reason};
+use modelprofile_api::worker::{SwitchOutcome, SwitchReport, WorkerPhase, WorkerState};
+use modelprofile_api::{
+    Condition, ConditionStatus, DecisionAction, LastDecision, ModelProfileStatus, ProfileStatus, SWITCH_HISTORY_LIMIT,
+    SwitchRecord,
+};
+use modelprofile_policy::{Action, Decision, Reason};
+
+/// What a status is made of, beside the one before.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// The worker's state; `None` while it does not answer.
+    pub state: Option<&'a WorkerState>,
+    /// The latest decision, and the name of the profile that it wants.
+    pub decision: Option<(&'a Decision, &'a str)>,
+    /// The worker refused the profile that is wanted.
+    pub refused: Option<&'a str>,
+}
+
+/// The status after a pass. A condition keeps the time of its last change.
+pub fn next(before: &ModelProfileStatus, seen: Seen<'_>, now: Timestamp) -> ModelProfileStatus {
+    let state = seen.state;
+    let ready = state.is_some_and(|state| state.phase == WorkerPhase::Ready);
+    let mut status = ModelProfileStatus {
+        active_profile: state.and_then(|state| state.active_profile.clone()).filter(|_| ready),
+        desired_profile: seen.decision.map(|(_, profile)| profile.to_owned()),
+        replicas: 1,
+        ready_replicas: u32::from(ready),
+        profiles: state.map_or_else(|| before.profiles.clone(), profiles),
+        last_decision: seen.decision.map(|(decision, _)| last_decision(before, decision, now)),
+        switch_history: before.switch_history.clone(),
+        ..ModelProfileStatus::default()
+    };
+    status.conditions = conditions(&before.conditions, seen, ready, now);
+    status
+}
+
+/// Adds a switch that ended, the newest first.
+pub fn record(status: &mut ModelProfileStatus, report: &SwitchReport, reason: &str) {
+    let outcome = match report.outcome {
+        SwitchOutcome::Completed => "Completed",
+        SwitchOutcome::Refused => "Refused",
+        SwitchOutcome::Replaced => "Replaced",
+    };
+    let record = SwitchRecord {
+        from: report.from.clone(),
+        to: report.to.clone(),
+        reason: reason.to_owned(),
+        start_time: report.start_time.clone(),
+        duration_millis: i64::try_from(report.duration_millis).unwrap_or(i64::MAX),
+        outcome: outcome.to_owned(),
+    };
+    status.switch_history.insert(0, record);
+    status.switch_history.truncate(SWITCH_HISTORY_LIMIT);
+}
+
+fn profiles(state: &WorkerState) -> Vec<ProfileStatus> {
+    let known = |value: u64| i64::try_from(value).ok().filter(|value| *value > 0);
+    let one = |profile: &modelprofile_api::worker::WorkerProfile| ProfileStatus {
+        name: profile.name.clone(),
+        artifact_key: Some(profile.artifact_key.clone()).filter(|key| !key.is_empty()),
+        weight_bytes: known(profile.weight_bytes),
+        kv_tokens: known(profile.kv_tokens),
+        ..ProfileStatus::default()
+    };
+    state.profiles.iter().map(one).collect()
+}
+
+/// Its time is that of the decision's first pass: a decision that is made again each second is still the same.
+fn last_decision(before: &ModelProfileStatus, decision: &Decision, now: Timestamp) -> LastDecision {
+    let action = match decision.action {
+        Action::Hold => DecisionAction::Hold,
+        Action::Switch => DecisionAction::Switch,
+        Action::Scale => DecisionAction::Scale,
+    };
+    let reason = decision.reason.as_str();
+    let same = before.last_decision.as_ref().filter(|last| last.action == action && last.reason == reason);
+    LastDecision {
+        time: same.map_or_else(|| now.to_string(), |last| last.time.clone()),
+        action,
+        reason: reason.to_owned(),
+        message: decision.message.chars().take(1024).collect(),
+        pressure_percent: decision.pressure.map(|pressure| (100.0 * pressure).round().min(1e6) as u32),
+    }
+}
+
+fn conditions(before: &[Condition], seen: Seen<'_>, ready: bool, now: Timestamp) -> Vec<Condition> {
+    use ConditionStatus::{False, True, Unknown};
+    let state = seen.state;
+    let message = state.map(|state| state.message.clone()).unwrap_or_default();
+    let prepared = match state.map(|state| state.phase) {
+        Some(WorkerPhase::Ready | WorkerPhase::Draining) => (True, reason::PREPARED, String::new()),
+        Some(WorkerPhase::Failed) => (False, reason::PREPARE_FAILED, message.clone()),
+        Some(WorkerPhase::Preparing) => (False, reason::PREPARING, preparing(state)),
+        None => (Unknown, reason::PENDING, "the worker does not answer".to_owned()),
+    };
+    let metrics = match seen.decision {
+        Some((decision, _)) if decision.reason == Reason::MetricsUnavailable => {
+            (False, reason::METRICS_UNAVAILABLE, decision.message.clone())
+        }
+        Some((decision, _)) if decision.pressure.is_some() => (True, reason::FRESH, String::new()),
+        _ => (Unknown, reason::PENDING, "no metrics were read yet".to_owned()),
+    };
+    let available =
+        if ready { (True, reason::WORKER_READY, String::new()) } else { (False, reason::NO_WORKER_READY, message) };
+    let target = state.and_then(|state| state.target_profile.as_deref());
+    let progressing = match target {
+        Some(target) => (True, reason::SWITCHING, format!("switching to {target}")),
+        None if prepared.1 == reason::PREPARING => (True, reason::PREPARING, prepared.2.clone()),
+        None => (False, reason::STABLE, String::new()),
+    };
+    let degraded = match seen.refused {
+        Some(profile) => {
+            (True, reason::SWITCH_REFUSED, format!("the worker refused {profile}; it is asked again after an edit"))
+        }
+        None if !ready && state.is_none() => (True, reason::REPLICAS_MISSING, "the worker does not answer".to_owned()),
+        None if prepared.1 == reason::PREPARE_FAILED => (True, reason::PREPARE_FAILED, prepared.2.clone()),
+        None => (False, reason::AS_EXPECTED, String::new()),
+    };
+    // Local mode serves validated manifests only; the worker checks the licence before it prepares anything.
+    let license = match prepared.0 {
+        True => (True, reason::MATCHES, "the worker accepted the checkpoint's declaration".to_owned()),
+        _ => (Unknown, reason::PENDING, String::new()),
+    };
+    let quality = (Unknown, reason::NOT_MEASURED, "the quality of the profiles was not measured".to_owned());
+    let all = [
+        (conditions::ACCEPTED, (True, reason::VALID, String::new())),
+        (conditions::LICENSE_ACCEPTED, license),
+        (conditions::PREPARED, prepared),
+        (conditions::QUALITY_GATE_PASSED, quality),
+        (conditions::METRICS_AVAILABLE, metrics),
+        (conditions::AVAILABLE, available),
+        (conditions::PROGRESSING, progressing),
+        (conditions::DEGRADED, degraded),
+    ];
+    all.into_iter()
+        .map(|(kind, (status, reason, message))| {
+            let same = before.iter().find(|condition| condition.kind == kind && condition.status == status);
+            Condition {
+                kind: kind.to_owned(),
+                status,
+                observed_generation: None,
+                last_transition_time: same.map_or_else(|| now.to_string(), |c| c.last_transition_time.clone()),
+                reason: reason.to_owned(),
+                message,
+            }
+        })
+        .collect()
+}
+
+fn preparing(state: Option<&WorkerState>) -> String {
+    let parts = state.into_iter().flat_map(|state| &state.profiles);
+    let texts: Vec<String> = parts.map(|p| format!("{} {:.0} %", p.name, p.prepared_percent)).collect();
+    texts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn state(phase: WorkerPhase) -> WorkerState {
+        WorkerState { phase, active_profile: Some("quality".to_owned()), ..WorkerState::default() }
+    }
+
+    fn decision(reason: Reason, pressure: Option<f64>) -> Decision {
+        Decision {
+            rung: 0,
+            replicas: 1,
+            action: Action::Hold,
+            recommended: None,
+            reason,
+            message: "a sentence".to_owned(),
+            pressure,
+            revisit_after: Duration::ZERO,
+        }
+    }
+
+    fn find<'a>(status: &'a ModelProfileStatus, kind: &str) -> &'a Condition {
+        status.conditions.iter().find(|condition| condition.kind == kind).unwrap()
+    }
+
+    #[test]
+    fn every_condition_is_there_and_says_no_more_than_was_seen() {
+        let now = Timestamp::UNIX_EPOCH;
+        let seen = Seen { state: None, decision: None, refused: None };
+        let status = next(&ModelProfileStatus::default(), seen, now);
+        let kinds: Vec<&str> = status.conditions.iter().map(|condition| &*condition.kind).collect();
+        assert_eq!(kinds, conditions::ALL);
+        assert_eq!(find(&status, conditions::AVAILABLE).status, ConditionStatus::False);
+        assert_eq!(find(&status, conditions::METRICS_AVAILABLE).status, ConditionStatus::Unknown);
+        let quality = find(&status, conditions::QUALITY_GATE_PASSED);
+        assert_eq!((quality.status, &*quality.reason), (ConditionStatus::Unknown, "NotMeasured"));
+        assert_eq!((status.active_profile, status.ready_replicas), (None, 0));
+    }
+
+    #[test]
+    fn a_condition_keeps_the_time_of_its_last_change() {
+        let (first, later) = (Timestamp::UNIX_EPOCH, Timestamp::from_second(60).unwrap());
+        let ready = state(WorkerPhase::Ready);
+        let fresh = decision(Reason::WithinTargets, Some(0.534));
+        let seen = Seen { state: Some(&ready), decision: Some((&fresh, "quality")), refused: None };
+        let status = next(&ModelProfileStatus::default(), seen, first);
+        assert_eq!(status.last_decision.as_ref().unwrap().pressure_percent, Some(53));
+        let stale = decision(Reason::MetricsUnavailable, None);
+        let after = next(&status, Seen { decision: Some((&stale, "quality")), ..seen }, later);
+        assert_eq!(find(&after, conditions::AVAILABLE).last_transition_time, first.to_string());
+        let metrics = find(&after, conditions::METRICS_AVAILABLE);
+        assert_eq!((metrics.status, &*metrics.last_transition_time), (ConditionStatus::False, &*later.to_string()));
+    }
+
+    #[test]
+    fn the_history_holds_the_last_ten_switches_newest_first() {
+        let mut status = ModelProfileStatus::default();
+        for millis in 0..12 {
+            let report = SwitchReport {
+                from: "quality".to_owned(),
+                to: "density".to_owned(),
+                start_time: "2026-03-01T12:00:00Z".to_owned(),
+                duration_millis: millis,
+                pause_millis: 0.0,
+                preempted: 0,
+                outcome: SwitchOutcome::Completed,
+                message: String::new(),
+            };
+            record(&mut status, &report, "PressureHigh");
+        }
+        let millis: Vec<i64> = status.switch_history.iter().map(|switch| switch.duration_millis).collect();
+        assert_eq!(millis, (2..12).rev().collect::<Vec<i64>>());
+    }
+}
