@@ -28,7 +28,7 @@ pub use fleet::{Column, Outcome, Request, Scenario, simulate};
 pub use hardware::{Flops, Hardware, Interconnect};
 pub use histogram::Histogram;
 pub use picture::svg;
-pub use published::{REGENERATE, report};
+pub use published::{REGENERATE, report, summary};
 pub use replica::{Finished, Interval, Replica, RungModel, Sequence};
 pub use roofline::{Batch, Constants, Precision, Roofline};
 pub use shape::{ModelShape, bits_per_weight};

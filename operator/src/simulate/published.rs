@@ -258,6 +258,14 @@ pub fn report() -> String {
     text
 }
 
+/// How the published rows are met: rows within 25 %, rows of the judging half within 25 %, and the largest relative error.
+pub fn summary() -> (usize, usize, f64) {
+    let (hardware, rows, constants) = (h100(), rows(), Constants::default());
+    let worst = rows.iter().map(|row| error(&hardware, row, CHOSEN, constants).abs()).fold(0.0, f64::max);
+    let all = met(&hardware, &rows, CHOSEN, constants, |_| true).0;
+    (all, met(&hardware, &rows, CHOSEN, constants, |row| !row.fits).0, worst)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
