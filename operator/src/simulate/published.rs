@@ -200,7 +200,7 @@ pub fn report() -> String {
          + layers x o                                                      what the others do not explain\n\
          ```\n\n\
          Bandwidth and peak are those of the hardware file. INT4 weights are read as 4 bits and multiplied in BF16, so they\n\
-         are slower than FP8 once a step has more than about 130 tokens. Three constants are fitted:\n\n\
+         are slower than FP8 once a step has more than about 90 tokens. Three constants are fitted:\n\n\
          | constant | value |\n|---|---|\n\
          | b, share of the bandwidth | {:.2} |\n| c, share of the peak | {:.2} |\n| o, overhead of a layer | {:.0} µs |\n\n\
          b is limited to 0.90, what copies reach. o stands for full batches, where it was fitted; for a batch of one it is\n\
@@ -255,6 +255,15 @@ pub fn report() -> String {
             let _ = writeln!(text, "| {name}{mark} | {reserves} | {all} | {judged} | {:+.0} % |", 100.0 * worst);
         }
     }
+    text.push_str(
+        "\n## A day\n\n\
+         ![Arrivals, pressure, time to first token and profile over a day with a peak](simulator-day.svg)\n\n\
+         Llama-3.3-70B on four H100 80GB, a peak of two hours, long answers, load alone decides. Figures and picture:\n\
+         `cargo run --release -p modelprofile-operator --example simulate-day -- docs/simulator-day.svg`.\n\n\
+         The fleet simulation knows batches, paged cache, chunked prompts, preemption, load and switch times. It does not\n\
+         know prefix caching, the time of HTTP and tokenizing, or failing workers; a load balancer sends each request to\n\
+         the less busy of two workers chosen by chance.\n",
+    );
     text
 }
 
