@@ -5,7 +5,11 @@
 //! | [`commands`] | the command line: one file per subcommand |
 //! | [`scrape`] | a worker's metrics, as the signals of a decision |
 //! | [`local`] | `modelprofile local`: a worker as a child process, without a cluster |
+//! | [`simulate`] | `modelprofile simulate`: what a manifest would do on given hardware with given traffic |
+//! | [`traces`] | when requests arrive and how long they are: files, and synthetic days |
 
 pub mod commands;
 pub mod local;
 pub mod scrape;
+pub mod simulate;
+pub mod traces;

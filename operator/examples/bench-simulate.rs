@@ -1,0 +1,53 @@
+//! How fast the simulator is, and how near to published throughput: one line of JSON.
+//!
+//! `cargo run --release -p modelprofile-operator --example bench-simulate`
+
+use std::path::Path;
+use std::time::Instant;
+
+use modelprofile_api::Manifest;
+use modelprofile_operator::simulate::{Hardware, ModelShape, Request, Setting, scenarios, simulate, summary};
+
+const REPLICAS: u32 = 100;
+const REQUESTS: u32 = 100_000;
+
+fn main() -> anyhow::Result<()> {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let manifest = Manifest::from_yaml(&std::fs::read_to_string(deploy.join("examples/llama-70b.yaml"))?)?;
+    let setting = Setting {
+        hardware: Hardware::load(&deploy.join("hardware/h100-80gb.yaml"))?,
+        shape: ModelShape::load(&deploy.join("models/llama-3.3-70b.yaml"))?,
+        replicas: REPLICAS,
+        start_seconds: 30.0,
+        load_bandwidth: 2e9,
+        interval: 5.0,
+        start: "2026-01-05T00:00:00Z".parse()?,
+        seed: 1,
+    };
+    // Twice an hour of the Azure conversation trace's mean lengths, spread by a fixed pattern.
+    let request =
+        |i: u32| Request { at: f64::from(i) / 50.0, prompt: 155 + i * 769 % 2000, output: 11 + i * 331 % 400 };
+    let requests: Vec<_> = (0..REQUESTS).map(request).collect();
+    let all = scenarios(&manifest, &setting)?;
+    let start = Instant::now();
+    for scenario in &all {
+        simulate(scenario, &requests)?;
+    }
+    let seconds = start.elapsed().as_secs_f64() / all.len() as f64;
+    let (met, judged, worst) = summary();
+    println!(
+        "{}",
+        serde_json::json!({
+            "simulated_requests": REQUESTS,
+            "replicas": REPLICAS,
+            "seconds": (seconds * 1000.0).round() / 1000.0,
+            "simulated_requests_per_second": (f64::from(REQUESTS) / seconds).round(),
+            "published_rows": 18,
+            "published_within_25_percent": met,
+            "published_judging": 9,
+            "published_judging_within_25_percent": judged,
+            "published_worst_error_percent": (worst * 100.0).round(),
+        })
+    );
+    Ok(())
+}
