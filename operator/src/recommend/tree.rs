@@ -260,7 +260,8 @@ fn choices(request: &Request) -> Vec<Choice> {
         }
     }
     if request.priority == Priority::Quality {
-        choices.sort_by_key(|(i, choice)| (*i, choice.tensor_parallel));
+        // A coarser cache costs quality too, so more accelerators come before it.
+        choices.sort_by_key(|(i, choice)| (*i, choice.kv == KvCacheFormat::Fp8E4m3, choice.tensor_parallel));
     }
     choices.into_iter().map(|(_, choice)| choice).collect()
 }
