@@ -5,11 +5,13 @@
 //! | [`commands`] | the command line: one file per subcommand |
 //! | [`scrape`] | a worker's metrics, as the signals of a decision |
 //! | [`local`] | `modelprofile local`: a worker as a child process, without a cluster |
+//! | [`recommend`] | `modelprofile recommend`: which ladder suits a model on given hardware, with the reasons |
 //! | [`simulate`] | `modelprofile simulate`: what a manifest would do on given hardware with given traffic |
 //! | [`traces`] | when requests arrive and how long they are: files, and synthetic days |
 
 pub mod commands;
 pub mod local;
+pub mod recommend;
 pub mod scrape;
 pub mod simulate;
 pub mod traces;

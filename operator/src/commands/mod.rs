@@ -2,6 +2,7 @@
 
 pub mod crd;
 pub mod local;
+pub mod recommend;
 pub mod simulate;
 pub mod status;
 pub mod switch;
@@ -24,6 +25,8 @@ pub struct Cli {
 enum Command {
     /// Serve a manifest on this machine, without a cluster.
     Local(local::Args),
+    /// Print a manifest that suits a model on given hardware, with the reasons.
+    Recommend(recommend::Args),
     /// Simulate what a manifest would do with given traffic on given hardware.
     Simulate(simulate::Args),
     /// Change the profile of a model that `modelprofile local` serves.
@@ -45,6 +48,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Local(args) => local::run(args),
+            Command::Recommend(args) => recommend::run(&args),
             Command::Simulate(args) => simulate::run(&args),
             Command::Switch(args) => switch::run(args),
             Command::Status(args) => status::run(args),
