@@ -2,6 +2,7 @@
 
 pub mod crd;
 pub mod local;
+pub mod replay;
 pub mod switch;
 pub mod validate;
 
@@ -24,6 +25,8 @@ enum Command {
     Local(local::Args),
     /// Change the profile of a model that `modelprofile local` serves.
     Switch(switch::Args),
+    /// Replay a trace of requests against a server and measure its answers.
+    Replay(Box<replay::Args>),
     /// Check a manifest and print everything that is wrong with it.
     Validate(validate::Args),
     /// Print the CustomResourceDefinition of ModelProfile as YAML, for `kubectl apply -f -`.
@@ -40,6 +43,7 @@ impl Cli {
         match self.command {
             Command::Local(args) => local::run(args),
             Command::Switch(args) => switch::run(args),
+            Command::Replay(args) => replay::run(&args),
             Command::Validate(args) => validate::run(&args),
             Command::Crd => crd::run(),
         }
