@@ -75,12 +75,17 @@ impl Prompts {
 
 /// Pieces that end between characters, up to the most that is used.
 fn pieces(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = &text[..text.floor_char_boundary(MOST_BYTES)];
+    let mut rest = &text[..boundary(text, MOST_BYTES)];
     std::iter::from_fn(move || {
-        let (piece, after) = rest.split_at_checked(rest.floor_char_boundary(PIECE_BYTES))?;
+        let (piece, after) = rest.split_at_checked(boundary(rest, PIECE_BYTES))?;
         rest = after;
         (!piece.is_empty()).then_some(piece)
     })
+}
+
+/// The last place between two characters that is not after `most` bytes.
+fn boundary(text: &str, most: usize) -> usize {
+    (0..=most.min(text.len())).rev().find(|place| text.is_char_boundary(*place)).unwrap_or(0)
 }
 
 fn cut_tokens(source: &[u32], own: u64, tokens: usize) -> Vec<u32> {

@@ -3,7 +3,6 @@
 use std::fmt::Write;
 
 use super::Outcome;
-use super::client::Failure;
 use super::report::seconds;
 
 const WIDTH: f64 = 960.0;
@@ -60,8 +59,8 @@ pub fn svg(outcome: &Outcome, title: &str) -> String {
 fn subtitle(outcome: &Outcome) -> String {
     let s = &outcome.summary;
     let ttft = s.ttft.map_or("-".to_owned(), |ttft| format!("{:.2} s", ttft.p95));
-    let failed: Vec<&str> = s.errors.keys().copied().filter(|kind| *kind != Failure::Timeout.name()).collect();
-    let kinds = if failed.is_empty() { String::new() } else { format!(" ({})", failed.join(", ")) };
+    let kinds: Vec<&str> = s.errors.keys().copied().collect();
+    let kinds = if kinds.is_empty() { String::new() } else { format!(" ({})", kinds.join(", ")) };
     format!("{} requests, {} failed{kinds}, p95 time to first token {ttft}", s.requests, s.failed)
 }
 
@@ -232,7 +231,7 @@ mod tests {
 
     #[test]
     fn marks_are_at_round_distances() {
-        assert_eq!([3.0, 60.0, 130.0, 3_600.0].map(step), [0.5, 10.0, 20.0, 500.0]);
+        assert_eq!([3.0, 60.0, 130.0, 3_600.0].map(step).map(number), ["0.50", "10", "20", "500"]);
     }
 
     #[test]
