@@ -135,6 +135,19 @@ impl Target {
         answer.error_for_status().ok()?.text().await.ok()
     }
 
+    /// Asks for a small tokenization, where a server has it.
+    ///
+    /// # Errors
+    /// It says that it is not ready: what it would be asked before its model is there would only be refused.
+    pub(super) async fn check_ready(&self) -> anyhow::Result<()> {
+        let answer = self.request(reqwest::Method::POST, "/tokenize").timeout(SMALL);
+        let answer = answer.json(&json!({"model": self.model, "prompt": "a"})).send().await;
+        if answer.is_ok_and(|answer| answer.status().as_u16() == 503) {
+            bail!("the server at {} is not ready yet; wait until its model is loaded", self.base);
+        }
+        Ok(())
+    }
+
     /// `POST /tokenize`: the tokens of a text, and the longest context; `None` if the server cannot tell.
     pub(super) async fn tokenize(&self, text: &str) -> Option<(Vec<u32>, Option<u32>)> {
         let body = json!({"model": self.model, "prompt": text, "add_special_tokens": false});

@@ -113,6 +113,7 @@ pub async fn run(options: &Options, trace: &Trace) -> anyhow::Result<Outcome> {
         Some(model) => model.clone(),
         None => first_model(&listed)?,
     };
+    target.check_ready().await?;
     let (prompts, server_context) = Prompts::prepare(&target, options.text.as_deref(), options.salt).await;
     let context = options.max_context.or(server_context).or_else(|| listed_context(&listed));
     let (trace, clipped) = context.map_or_else(|| (trace.clone(), 0), |context| trace.clip(context));
