@@ -7,11 +7,13 @@
 //! | [`local`] | `modelprofile local`: a worker as a child process, without a cluster |
 //! | [`recommend`] | `modelprofile recommend`: which ladder suits a model on given hardware, with the reasons |
 //! | [`simulate`] | `modelprofile simulate`: what a manifest would do on given hardware with given traffic |
+//! | [`replay`] | `modelprofile replay`: a trace sent to a server, and what came of it |
 //! | [`traces`] | when requests arrive and how long they are: files, and synthetic days |
 
 pub mod commands;
 pub mod local;
 pub mod recommend;
+pub mod replay;
 pub mod scrape;
 pub mod simulate;
 pub mod traces;

@@ -3,6 +3,7 @@
 pub mod crd;
 pub mod local;
 pub mod recommend;
+pub mod replay;
 pub mod simulate;
 pub mod status;
 pub mod switch;
@@ -33,6 +34,8 @@ enum Command {
     Switch(switch::Args),
     /// Show what a model that `modelprofile local` serves does, and why.
     Status(status::Args),
+    /// Replay a trace of requests against a server and measure its answers.
+    Replay(Box<replay::Args>),
     /// Check a manifest and print everything that is wrong with it.
     Validate(validate::Args),
     /// Print the CustomResourceDefinition of ModelProfile as YAML, for `kubectl apply -f -`.
@@ -52,6 +55,7 @@ impl Cli {
             Command::Simulate(args) => simulate::run(&args),
             Command::Switch(args) => switch::run(args),
             Command::Status(args) => status::run(args),
+            Command::Replay(args) => replay::run(&args),
             Command::Validate(args) => validate::run(&args),
             Command::Crd => crd::run(),
         }

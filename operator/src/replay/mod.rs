@@ -1,0 +1,199 @@
+//! `modelprofile replay`: a trace of requests sent to an OpenAI-compatible server, in an open loop.
+//!
+//! Open loop: every request goes out when the trace says so, whether or not those before it were answered. A generator
+//! that waits for answers slows down with its server, and so hides the queue that users would have stood in.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`client`] | one request: sent, streamed, timed |
+//! | [`prompts`] | prompts of a given length, no two with a common beginning |
+//! | [`scrape`] | the server's metrics over time |
+//! | [`stats`] | percentiles and the summary |
+//! | [`report`] | table, CSV and JSON |
+//! | [`timeline`] | the picture |
+
+pub mod client;
+pub mod prompts;
+pub mod report;
+pub mod scrape;
+pub mod stats;
+pub mod timeline;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::traces::Trace;
+use client::{Record, Target};
+use prompts::Prompts;
+use scrape::Sample;
+use stats::{Slo, Summary};
+
+/// What to send where.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Base URL of the server, such as `http://127.0.0.1:8000`.
+    pub url: String,
+    /// Model to ask for; `None` takes the first that the server lists.
+    pub model: Option<String>,
+    /// Key of the API, if it asks for one.
+    pub api_key: Option<String>,
+    /// Text that prompts are cut from; `None` takes a built-in one.
+    pub text: Option<String>,
+    /// Send only fields of OpenAI's API: no `ignore_eos`, so answers may end early.
+    pub plain: bool,
+    /// Longest prompt and answer together, in tokens; `None` asks the server. Longer entries are clipped and counted.
+    pub max_context: Option<u32>,
+    /// How long a request may take before it counts as failed.
+    pub timeout: Duration,
+    /// What counts as good service.
+    pub slo: Slo,
+    /// Makes the prompts of this run differ from those of other runs, so that no prefix cache helps.
+    pub salt: u64,
+    /// Show a line of progress on standard error.
+    pub progress: bool,
+}
+
+impl Options {
+    /// The defaults, for a server at `url`.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            model: None,
+            api_key: None,
+            text: None,
+            plain: false,
+            max_context: None,
+            timeout: Duration::from_secs(600),
+            slo: Slo::default(),
+            salt: 0,
+            progress: false,
+        }
+    }
+}
+
+/// What came of a replay. Times are seconds since its start.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// A record of each request, in the order of the trace.
+    pub records: Vec<Record>,
+    /// The server's metrics; empty if it has none.
+    pub samples: Vec<Sample>,
+    /// Pressure over time, which only a caller that decides knows; the picture shows it if there is any.
+    pub pressure: Vec<(f64, f64)>,
+    /// The figures.
+    pub summary: Summary,
+}
+
+/// Replays `trace` and waits for every answer.
+///
+/// # Errors
+/// The trace is empty, or the server did not answer before the first request. Requests that fail are no errors: they
+/// are counted.
+pub async fn run(options: &Options, trace: &Trace) -> anyhow::Result<Outcome> {
+    if trace.arrivals.is_empty() {
+        bail!("the trace has no request: thin it less, or widen the window");
+    }
+    // What is measured is the server: a proxy from the environment would be measured too.
+    let http = reqwest::Client::builder().no_proxy().build().context("cannot build an HTTP client")?;
+    let base = base_url(&options.url)?;
+    let mut target = Target {
+        http,
+        base,
+        model: String::new(),
+        api_key: options.api_key.clone(),
+        plain: options.plain,
+        timeout: options.timeout,
+    };
+    let listed = target.models().await?;
+    target.model = match &options.model {
+        Some(model) => model.clone(),
+        None => first_model(&listed)?,
+    };
+    target.check_ready().await?;
+    let (prompts, server_context) = Prompts::prepare(&target, options.text.as_deref(), options.salt).await;
+    let context = options.max_context.or(server_context).or_else(|| listed_context(&listed));
+    let (trace, clipped) = context.map_or_else(|| (trace.clone(), 0), |context| trace.clip(context));
+
+    let target = Arc::new(target);
+    let cpu_before = cpu_seconds();
+    let start = Instant::now();
+    let mut samples = Vec::new();
+    let records = tokio::select! {
+        records = send_all(&target, &trace, &prompts, start, options.progress) => records?,
+        never = scrape::scrape(&target, start, &mut samples) => match never {},
+    };
+    let wall = start.elapsed().as_secs_f64();
+    let cpu = cpu_seconds() - cpu_before;
+    let summary = Summary::of(&records, &options.slo, wall, cpu, clipped);
+    Ok(Outcome { records, samples, pressure: Vec::new(), summary })
+}
+
+/// Sends each request at its time, and gathers the records when all have ended.
+async fn send_all(
+    target: &Arc<Target>,
+    trace: &Trace,
+    prompts: &Prompts,
+    start: Instant,
+    progress: bool,
+) -> anyhow::Result<Vec<Record>> {
+    let done = Arc::new(AtomicUsize::new(0));
+    let total = trace.arrivals.len();
+    let bar = if progress { progress_bar(total) } else { indicatif::ProgressBar::hidden() };
+    let mut tasks = Vec::with_capacity(total);
+    for (index, arrival) in trace.arrivals.iter().enumerate() {
+        // Made before it is due: a long prompt takes its time.
+        let prompt = prompts.prompt(index, arrival.prompt_tokens);
+        let due = start + Duration::from_secs_f64(arrival.at);
+        tokio::time::sleep_until(due.into()).await;
+        let (target, counter, arrival, shown) = (target.clone(), done.clone(), *arrival, bar.clone());
+        tasks.push(tokio::spawn(async move {
+            let record = client::send(&target, index, arrival, prompt, start).await;
+            shown.set_position(counter.fetch_add(1, Ordering::Relaxed) as u64 + 1);
+            record
+        }));
+        bar.set_message(format!("{} sent, {} running", index + 1, index + 1 - done.load(Ordering::Relaxed)));
+    }
+    let mut records = Vec::with_capacity(total);
+    for task in tasks {
+        records.push(task.await.context("a request's task failed")?);
+        bar.set_message(format!("{total} sent, {} running", total - done.load(Ordering::Relaxed)));
+    }
+    bar.finish_and_clear();
+    Ok(records)
+}
+
+fn progress_bar(total: usize) -> indicatif::ProgressBar {
+    let style = indicatif::ProgressStyle::with_template("{elapsed} [{bar:30}] {pos}/{len} answered, {msg}");
+    let bar = indicatif::ProgressBar::new(total as u64);
+    style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
+}
+
+fn base_url(url: &str) -> anyhow::Result<String> {
+    let base = url.trim_end_matches('/').trim_end_matches("/v1");
+    if !base.starts_with("http://") {
+        bail!("{url} does not begin with http://; give the server's address, such as http://127.0.0.1:8000");
+    }
+    Ok(base.to_owned())
+}
+
+fn first_model(listed: &Value) -> anyhow::Result<String> {
+    let id = listed.pointer("/data/0/id").and_then(Value::as_str);
+    Ok(id.context("the server lists no model; name one with --model")?.to_owned())
+}
+
+fn listed_context(listed: &Value) -> Option<u32> {
+    listed.pointer("/data/0/max_model_len")?.as_u64()?.try_into().ok()
+}
+
+/// Seconds of processor time that this process has used.
+fn cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+//! The server's metrics over time. A server without them leaves its part of the timeline empty.
+
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use super::client::Target;
+
+/// Often enough to show a switch, seldom enough not to be load.
+const PERIOD: Duration = Duration::from_millis(500);
+
+/// One look at `/metrics`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// Seconds since the replay's start.
+    pub at: f64,
+    /// Share of the KV cache in use, 0 to 1; the fullest engine's if there are several.
+    pub kv_usage: Option<f64>,
+    /// Requests being computed.
+    pub running: Option<f64>,
+    /// Requests that wait.
+    pub waiting: Option<f64>,
+    /// The profile that computes.
+    pub profile: Option<String>,
+}
+
+impl Sample {
+    /// Reads the Prometheus text format; `None` if it has nothing of interest.
+    fn parse(at: f64, text: &str) -> Option<Self> {
+        let mut sample = Self { at, ..Self::default() };
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let Some((series, value)) = line.rsplit_once(' ') else { continue };
+            let Ok(value) = value.parse::<f64>() else { continue };
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            let add = |sum: Option<f64>| Some(sum.unwrap_or(0.0) + value);
+            match name {
+                "vllm:kv_cache_usage_perc" => sample.kv_usage = Some(sample.kv_usage.unwrap_or(0.0).max(value)),
+                "vllm:num_requests_running" => sample.running = add(sample.running),
+                "vllm:num_requests_waiting" => sample.waiting = add(sample.waiting),
+                "modelprofile_active_profile" if value > 0.0 => {
+                    let rest = labels.split_once("profile=\"").map(|(_, rest)| rest);
+                    sample.profile = rest.and_then(|rest| Some(rest.split_once('"')?.0.to_owned()));
+                }
+                _ => {}
+            }
+        }
+        (sample != Self { at, ..Self::default() }).then_some(sample)
+    }
+}
+
+/// Looks until it is dropped. A look that fails leaves a gap.
+pub(super) async fn scrape(target: &Target, start: Instant, samples: &mut Vec<Sample>) -> Infallible {
+    let mut ticks = tokio::time::interval(PERIOD);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        ticks.tick().await;
+        let at = start.elapsed().as_secs_f64();
+        if let Some(text) = target.metrics().await {
+            samples.extend(Sample::parse(at, &text));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_reads_the_workers_metrics() {
+        let text = "# HELP x y\nvllm:kv_cache_usage_perc 0.25\nvllm:num_requests_running{engine=\"0\"} 2\n\
+            vllm:num_requests_running{engine=\"1\"} 3\nvllm:num_requests_waiting 1\n\
+            modelprofile_active_profile{profile=\"quality\"} 0\nmodelprofile_active_profile{profile=\"density\"} 1\n";
+        let sample = Sample {
+            at: 1.5,
+            kv_usage: Some(0.25),
+            running: Some(5.0),
+            waiting: Some(1.0),
+            profile: Some("density".into()),
+        };
+        assert_eq!(Sample::parse(1.5, text), Some(sample));
+    }
+
+    #[test]
+    fn other_metrics_are_no_sample() {
+        assert_eq!(Sample::parse(0.0, "up 1\nnot a metric\n"), None);
+    }
+}

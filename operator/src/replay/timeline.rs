@@ -1,0 +1,241 @@
+//! The picture of a replay: panels over one time axis, as a self-contained SVG.
+
+use std::fmt::Write;
+
+use super::Outcome;
+use super::report::seconds;
+
+const WIDTH: f64 = 960.0;
+const LEFT: f64 = 90.0;
+const RIGHT: f64 = 20.0;
+const PANEL: f64 = 90.0;
+const GAP: f64 = 34.0;
+const BAND: f64 = 18.0;
+const TOP: f64 = 54.0;
+
+/// Colours that colour-blind readers can tell apart (Okabe and Ito's), for profiles in the order of their appearance.
+const COLOURS: [&str; 6] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"];
+
+/// Draws arrivals, KV use, pressure (where there is any), the profile as a band, and times to the first token.
+pub fn svg(outcome: &Outcome, title: &str) -> String {
+    let seconds = seconds(outcome);
+    let sampled = outcome.samples.last().map_or(0.0, |sample| sample.at);
+    let mut picture = Picture { out: String::new(), y: TOP, end: sampled.max(seconds.len() as f64) };
+    picture.bands(outcome);
+
+    let arrivals: Vec<(f64, f64)> =
+        seconds.iter().enumerate().map(|(at, second)| (at as f64 + 0.5, f64::from(second.arrivals))).collect();
+    let most = arrivals.iter().fold(1.0, |most: f64, (_, count)| most.max(*count));
+    picture.panel("arrivals / s", most, |panel| panel.line(&arrivals, "#333333"));
+
+    let samples = |value: fn(&super::Sample) -> Option<f64>| -> Vec<(f64, f64)> {
+        outcome.samples.iter().filter_map(|sample| Some((sample.at, value(sample)?))).collect()
+    };
+    let kv = samples(|sample| Some(sample.kv_usage? * 100.0));
+    if !kv.is_empty() {
+        picture.panel("KV cache, %", 100.0, |panel| panel.line(&kv, "#0072b2"));
+    }
+    let waiting = samples(|sample| sample.waiting);
+    if !waiting.is_empty() {
+        let most = waiting.iter().fold(1.0, |most: f64, (_, count)| most.max(*count));
+        picture.panel("waiting", most, |panel| panel.line(&waiting, "#d55e00"));
+    }
+    if !outcome.pressure.is_empty() {
+        let most = outcome.pressure.iter().fold(1.0, |most: f64, (_, value)| most.max(*value));
+        picture.panel("pressure", most, |panel| panel.line(&outcome.pressure, "#cc79a7"));
+    }
+    let ttft: Vec<(f64, f64)> =
+        outcome.records.iter().filter_map(|record| Some((record.due, record.ttft()?))).collect();
+    let most = ttft.iter().fold(0.001, |most: f64, (_, value)| most.max(*value));
+    let failures = outcome.records.iter().filter(|record| record.failure.is_some());
+    let failures: Vec<f64> = failures.map(|record| record.due).collect();
+    picture.panel("first token, s", most, |panel| {
+        panel.dots(&ttft, "#009e73");
+        panel.crosses(&failures);
+    });
+    picture.finish(title, &subtitle(outcome))
+}
+
+fn subtitle(outcome: &Outcome) -> String {
+    let s = &outcome.summary;
+    let ttft = s.ttft.map_or("-".to_owned(), |ttft| format!("{:.2} s", ttft.p95));
+    let kinds: Vec<&str> = s.errors.keys().copied().collect();
+    let kinds = if kinds.is_empty() { String::new() } else { format!(" ({})", kinds.join(", ")) };
+    format!("{} requests, {} failed{kinds}, p95 time to first token {ttft}", s.requests, s.failed)
+}
+
+struct Picture {
+    out: String,
+    /// Where the next panel begins.
+    y: f64,
+    /// Seconds at the right edge.
+    end: f64,
+}
+
+impl Picture {
+    fn x(&self, at: f64) -> f64 {
+        LEFT + at / self.end * (WIDTH - LEFT - RIGHT)
+    }
+
+    fn text(&mut self, x: f64, y: f64, anchor: &str, text: &str) {
+        let text = escape(text);
+        let _ = writeln!(self.out, r#"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{text}</text>"#);
+    }
+
+    /// The profile over time as a coloured band, with its key.
+    fn bands(&mut self, outcome: &Outcome) {
+        let mut runs: Vec<(&str, f64, f64)> = Vec::new();
+        for sample in &outcome.samples {
+            let Some(profile) = sample.profile.as_deref() else { continue };
+            // A run lasts until the next sample says otherwise.
+            if let Some(run) = runs.last_mut() {
+                run.2 = sample.at;
+            }
+            if runs.last().is_none_or(|run| run.0 != profile) {
+                runs.push((profile, sample.at, sample.at));
+            }
+        }
+        if let Some(last) = runs.last_mut() {
+            last.2 = self.end;
+        }
+        if runs.is_empty() {
+            return;
+        }
+        let mut names: Vec<&str> = Vec::new();
+        for (name, from, to) in runs {
+            let place = names.iter().position(|known| *known == name).unwrap_or_else(|| {
+                names.push(name);
+                names.len() - 1
+            });
+            let (x, width) = (self.x(from), (self.x(to) - self.x(from)).max(1.0));
+            let (y, colour) = (self.y, COLOURS[place % COLOURS.len()]);
+            let _ = writeln!(
+                self.out,
+                r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{BAND}" fill="{colour}"/>"#
+            );
+        }
+        self.text(LEFT - 8.0, self.y + 13.0, "end", "profile");
+        let mut x = LEFT;
+        for (place, name) in names.iter().enumerate() {
+            let (y, colour) = (self.y + BAND + 6.0, COLOURS[place % COLOURS.len()]);
+            let _ = writeln!(self.out, r#"<rect x="{x:.1}" y="{y:.1}" width="10" height="10" fill="{colour}"/>"#);
+            self.text(x + 14.0, y + 9.0, "start", name);
+            x += 30.0 + name.chars().count() as f64 * 8.0;
+        }
+        self.y += BAND + GAP;
+    }
+
+    fn panel(&mut self, name: &str, most: f64, draw: impl FnOnce(&mut Panel<'_>)) {
+        let (top, bottom, right) = (self.y, self.y + PANEL, WIDTH - RIGHT);
+        for (share, label) in [(0.0, "0".to_owned()), (0.5, number(most / 2.0)), (1.0, number(most))] {
+            let y = bottom - share * PANEL;
+            let _ =
+                writeln!(self.out, r##"<line x1="{LEFT}" y1="{y:.1}" x2="{right}" y2="{y:.1}" stroke="#dddddd"/>"##);
+            self.text(LEFT - 8.0, y + 4.0, "end", &label);
+        }
+        self.text(LEFT, top - 6.0, "start", name);
+        draw(&mut Panel { picture: self, bottom, most });
+        self.y = bottom + GAP;
+    }
+
+    fn finish(mut self, title: &str, subtitle: &str) -> String {
+        let bottom = self.y - GAP + 4.0;
+        let step = step(self.end);
+        let mut at = 0.0;
+        while at <= self.end {
+            let x = self.x(at);
+            let _ = writeln!(
+                self.out,
+                r##"<line x1="{x:.1}" y1="{bottom:.1}" x2="{x:.1}" y2="{:.1}" stroke="#333333"/>"##,
+                bottom + 5.0
+            );
+            self.text(x, bottom + 18.0, "middle", &number(at));
+            at += step;
+        }
+        self.text(f64::midpoint(LEFT, WIDTH - RIGHT), bottom + 36.0, "middle", "seconds since the start");
+        let height = bottom + 46.0;
+        let (title, subtitle) = (escape(title), escape(subtitle));
+        format!(
+            r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0}" width="{WIDTH}" height="{height:.0}" font-family="sans-serif" font-size="12" fill="#222222">
+<rect width="100%" height="100%" fill="#ffffff"/>
+<text x="{LEFT}" y="20" font-size="16" font-weight="bold">{title}</text>
+<text x="{LEFT}" y="38">{subtitle}</text>
+{}</svg>
+"##,
+            self.out
+        )
+    }
+}
+
+struct Panel<'a> {
+    picture: &'a mut Picture,
+    bottom: f64,
+    most: f64,
+}
+
+impl Panel<'_> {
+    fn point(&self, (at, value): (f64, f64)) -> (f64, f64) {
+        (self.picture.x(at), self.bottom - (value / self.most).clamp(0.0, 1.0) * PANEL)
+    }
+
+    fn line(&mut self, points: &[(f64, f64)], colour: &str) {
+        let mut path = String::new();
+        for point in points {
+            let (x, y) = self.point(*point);
+            let _ = write!(path, "{x:.1},{y:.1} ");
+        }
+        let path = path.trim_end();
+        let _ = writeln!(
+            self.picture.out,
+            r#"<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>"#
+        );
+    }
+
+    fn dots(&mut self, points: &[(f64, f64)], colour: &str) {
+        for point in points {
+            let (x, y) = self.point(*point);
+            let _ = writeln!(
+                self.picture.out,
+                r#"<circle cx="{x:.1}" cy="{y:.1}" r="2" fill="{colour}" fill-opacity="0.6"/>"#
+            );
+        }
+    }
+
+    /// Failed requests, at the top.
+    fn crosses(&mut self, times: &[f64]) {
+        for at in times {
+            let (x, y) = self.point((*at, self.most));
+            self.picture.text(x, y + 4.0, "middle", "×");
+        }
+    }
+}
+
+/// A round distance of marks that leaves at most about ten.
+fn step(end: f64) -> f64 {
+    let rough = (end / 10.0).max(0.1);
+    let power = 10f64.powf(rough.log10().floor());
+    [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| *step >= rough).unwrap_or(rough)
+}
+
+fn number(value: f64) -> String {
+    if value >= 100.0 || (value - value.round()).abs() < 1e-9 { format!("{value:.0}") } else { format!("{value:.2}") }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_at_round_distances() {
+        assert_eq!([3.0, 60.0, 130.0, 3_600.0].map(step).map(number), ["0.50", "10", "20", "500"]);
+    }
+
+    #[test]
+    fn names_do_not_break_the_picture() {
+        assert_eq!(escape("a<b & c"), "a&lt;b &amp; c");
+    }
+}
