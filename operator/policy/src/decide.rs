@@ -23,7 +23,8 @@ const LEAST_HELP: f64 = 0.1;
 ///   toward density.
 /// - Dwell and the hourly budget hold up moves toward quality only.
 pub fn decide(rules: &Rules, observation: &Observation, history: &History, now: Timestamp) -> Decision {
-    let (load, freshness) = Load::of(rules, observation, now);
+    let (latest, freshness) = Load::of(rules, observation, now);
+    let load = latest.over_window(observation, history.tokens_per_step());
     let pass = Pass { rules, observation, history, now, pressure: load.pressure(rules), load, freshness };
     pass.decide()
 }

@@ -29,6 +29,8 @@ pub struct History {
     capacity: [Option<f64>; MAX_RUNGS],
     saturation: [Option<f64>; MAX_RUNGS],
     steps: [[Option<f64>; BUCKETS]; MAX_RUNGS],
+    /// Tokens and steps computed lately, older ones with less weight.
+    computed: (f64, f64),
 }
 
 impl History {
@@ -46,7 +48,9 @@ impl History {
     /// A condition holds "for the whole window" when every pass since its start saw it. A pass without fresh metrics saw
     /// nothing, so windows start anew after it; so they do after a change whose effect must be seen first.
     pub fn record(&mut self, rules: &Rules, observation: &Observation, now: Timestamp) {
-        let (load, freshness) = Load::of(rules, observation, now);
+        let (latest, freshness) = Load::of(rules, observation, now);
+        self.count_steps(rules, &latest, now);
+        let load = latest.over_window(observation, self.tokens_per_step());
         let ready = observation.ready();
         let paused = self.recorded.is_some_and(|last| now.duration_since(last).as_secs_f64() > rules.stale_after());
         if observation.active != self.active {
@@ -73,7 +77,7 @@ impl History {
             self.forget_windows();
             return;
         }
-        self.learn(rules, observation, &load, active, now);
+        self.learn(rules, observation, &latest, active, now);
         let hold = |since: &mut Option<Timestamp>, holds: bool| *since = holds.then(|| since.unwrap_or(now));
         hold(&mut self.over_since, load.pressure(rules).value >= 1.0);
         if freshness != Freshness::All {
@@ -89,6 +93,22 @@ impl History {
         }
         let fewer = ready > 1 && load.with_replicas(rules, ready, ready - 1).value < rules.low;
         hold(&mut self.fewer_since, fewer);
+    }
+
+    /// Counts the latest interval's tokens and steps; what is a window old weighs a third.
+    fn count_steps(&mut self, rules: &Rules, latest: &Load, now: Timestamp) {
+        let Some(tokens) = latest.tokens_per_step.filter(|tokens| *tokens > 0.0) else { return };
+        let seconds = self.recorded.map_or(0.0, |last| now.duration_since(last).as_secs_f64().max(0.0));
+        let window = rules.up_window.as_secs_f64().max(rules.stale_after());
+        let kept = (-seconds / window).exp();
+        // A short step weighs little beside the long ones of the same interval: steps are counted, not intervals.
+        let steps = latest.rate.map_or(1.0, |rate| rate * rules.interval.as_secs_f64() / tokens);
+        self.computed = (self.computed.0 * kept + steps * tokens, self.computed.1 * kept + steps);
+    }
+
+    /// Mean tokens of a step over about the window toward density; `None` while nothing was computed.
+    pub fn tokens_per_step(&self) -> Option<f64> {
+        (self.computed.1 > 0.0).then(|| self.computed.0 / self.computed.1)
     }
 
     fn learn(&mut self, rules: &Rules, observation: &Observation, load: &Load, active: usize, now: Timestamp) {

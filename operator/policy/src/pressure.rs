@@ -108,8 +108,6 @@ impl Load {
         load.step_seconds = (steps > 0.0).then(|| step_sum / steps);
         load.rate = (rates > 0.0).then(|| rate_sum / rates);
         load.tokens_per_step = (tokens > 0.0).then(|| token_sum / tokens);
-        load.compute_bound =
-            load.tokens_per_step.zip(observation.compute_bound_tokens).is_some_and(|(tokens, limit)| tokens >= limit);
         let ready = observation.ready();
         let freshness = if ready > 0 && whole == ready {
             Freshness::All
@@ -119,6 +117,15 @@ impl Load {
             Freshness::Stale
         };
         (load, freshness)
+    }
+
+    /// The same load, with the mean tokens of a step over the latest window in the place of the latest interval's: an
+    /// interval in which no prompt happened to be read says nothing about what bounds the steps.
+    pub fn over_window(mut self, observation: &Observation, tokens_per_step: Option<f64>) -> Self {
+        self.tokens_per_step = tokens_per_step.or(self.tokens_per_step);
+        let limit = observation.compute_bound_tokens;
+        self.compute_bound = self.tokens_per_step.zip(limit).is_some_and(|(tokens, limit)| tokens >= limit);
+        self
     }
 
     /// The worst signal over its target.
