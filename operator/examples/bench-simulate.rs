@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use modelprofile_api::Manifest;
-use modelprofile_operator::simulate::{Hardware, ModelShape, Request, Setting, scenarios, simulate, summary};
+use modelprofile_operator::simulate::{Hardware, ModelShape, Setting, scenarios, simulate, summary};
+use modelprofile_operator::traces::Arrival;
 
 const REPLICAS: u32 = 100;
 const REQUESTS: u32 = 100_000;
@@ -25,8 +26,11 @@ fn main() -> anyhow::Result<()> {
         seed: 1,
     };
     // Twice an hour of the Azure conversation trace's mean lengths, spread by a fixed pattern.
-    let request =
-        |i: u32| Request { at: f64::from(i) / 50.0, prompt: 155 + i * 769 % 2000, output: 11 + i * 331 % 400 };
+    let request = |i: u32| Arrival {
+        at: f64::from(i) / 50.0,
+        prompt_tokens: 155 + i * 769 % 2000,
+        output_tokens: 11 + i * 331 % 400,
+    };
     let requests: Vec<_> = (0..REQUESTS).map(request).collect();
     let all = scenarios(&manifest, &setting)?;
     let start = Instant::now();

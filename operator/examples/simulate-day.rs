@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use modelprofile_api::Manifest;
-use modelprofile_operator::simulate::{Hardware, ModelShape, Request, Setting, scenarios, simulate, svg, table};
+use modelprofile_operator::simulate::{Hardware, ModelShape, Setting, scenarios, simulate, svg, table};
 use modelprofile_operator::traces::{SyntheticDay, synthetic_day};
 
 fn main() -> anyhow::Result<()> {
@@ -37,14 +37,9 @@ fn main() -> anyhow::Result<()> {
         seed: 1,
     };
     let (trace, _) = synthetic_day(&day).clip(16_384);
-    let request = |a: &modelprofile_operator::traces::Arrival| Request {
-        at: a.at,
-        prompt: a.prompt_tokens,
-        output: a.output_tokens,
-    };
-    let requests: Vec<_> = trace.arrivals.iter().map(request).collect();
     let all = scenarios(&manifest, &setting)?;
-    let outcomes = all.iter().map(|scenario| simulate(scenario, &requests)).collect::<anyhow::Result<Vec<_>>>()?;
+    let outcomes =
+        all.iter().map(|scenario| simulate(scenario, &trace.arrivals)).collect::<anyhow::Result<Vec<_>>>()?;
     print!("{}", table(&outcomes, all[0].slo_seconds));
     for outcome in outcomes.iter().filter(|outcome| !outcome.changes.is_empty()) {
         println!("\n{}:", outcome.name);

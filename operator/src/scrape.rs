@@ -41,6 +41,17 @@ impl Metrics {
         self.of(name).map(|(_, value)| value).reduce(|a, b| a + b)
     }
 
+    /// The highest value of a metric over all its labels; `None` if it is absent.
+    pub fn highest(&self, name: &str) -> Option<f64> {
+        self.of(name).map(|(_, value)| value).reduce(f64::max)
+    }
+
+    /// The label `key` of the first series of a metric whose value is above 0.
+    pub fn label_where_positive(&self, name: &str, key: &str) -> Option<String> {
+        let (labels, _) = self.of(name).find(|(_, value)| *value > 0.0)?;
+        Some(labels.split_once(&format!("{key}=\""))?.1.split_once('"')?.0.to_owned())
+    }
+
     /// Sum over the series with the label `key="value"`.
     pub fn labelled(&self, name: &str, key: &str, value: &str) -> Option<f64> {
         let wanted = format!("{key}=\"{value}\"");

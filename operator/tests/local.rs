@@ -280,7 +280,7 @@ fn a_worker_that_hangs_is_ended_and_started_anew() {
     local.expect("demo is ready");
     std::fs::write(local.path("hang"), "").unwrap();
     local.expect("the worker does not answer");
-    local.expect("the worker has not answered for 1 s, so it is ended and started anew");
+    local.expect("the worker has not answered for 1 s, so it is ended");
     std::fs::remove_file(local.path("hang")).unwrap();
     local.expect("it starts again in 1 s");
     local.expect("demo is ready");

@@ -121,6 +121,7 @@ impl Load {
 
     /// The same load, with the mean tokens of a step over the latest window in the place of the latest interval's: an
     /// interval in which no prompt happened to be read says nothing about what bounds the steps.
+    #[must_use]
     pub fn over_window(mut self, observation: &Observation, tokens_per_step: Option<f64>) -> Self {
         self.tokens_per_step = tokens_per_step.or(self.tokens_per_step);
         let limit = observation.compute_bound_tokens;

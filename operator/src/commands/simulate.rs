@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use jiff::Timestamp;
 use modelprofile_api::{Manifest, violations};
 
-use crate::simulate::{Hardware, ModelShape, Request, Setting, ladder, report, scenarios, simulate, svg, table};
+use crate::simulate::{Hardware, ModelShape, Setting, ladder, report, scenarios, simulate, svg, table};
 use crate::traces::Trace;
 
 /// Arguments of `modelprofile simulate`.
@@ -99,11 +99,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let all = scenarios(&manifest, &setting)?;
     let context = manifest.spec.model.max_context_tokens.unwrap_or(setting.shape.max_context_tokens);
     let (trace, clipped) = Trace::read(trace)?.speed_up(args.speed).clip(context);
-    let requests: Vec<Request> = trace
-        .arrivals
-        .iter()
-        .map(|arrival| Request { at: arrival.at, prompt: arrival.prompt_tokens, output: arrival.output_tokens })
-        .collect();
+    let requests = &trace.arrivals;
     println!(
         "{} on {} ({} GPUs a worker), {} requests in {:.0} s, {clipped} clipped to {context} tokens\n",
         setting.shape.name,
@@ -115,7 +111,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(first) = all.first() {
         println!("{}", ladder(&manifest, first));
     }
-    let outcomes = all.iter().map(|scenario| simulate(scenario, &requests)).collect::<anyhow::Result<Vec<_>>>()?;
+    let outcomes = all.iter().map(|scenario| simulate(scenario, requests)).collect::<anyhow::Result<Vec<_>>>()?;
     print!("{}", table(&outcomes, all.first().map_or(0.0, |scenario| scenario.slo_seconds)));
     for outcome in outcomes.iter().filter(|outcome| args.explain && !outcome.changes.is_empty()) {
         println!("\n{}:", outcome.name);

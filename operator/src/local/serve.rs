@@ -154,7 +154,7 @@ struct Local<W> {
     keyed: bool,
     /// The worker got ready, and the user knows.
     ready: bool,
-    /// Since when the worker does not answer; the user knows.
+    /// Since when the worker does not answer.
     silent: Option<Instant>,
     /// Time without an answer after which it counts as hung.
     hang_limit: Duration,
@@ -199,26 +199,35 @@ impl<W: Workers> Local<W> {
         }
         self.tell(state);
         match seen.health {
-            Health::Starting => Ok(()),
+            Health::Starting => {
+                self.wait_for_answer();
+                Ok(())
+            }
             Health::Silent(why) => {
                 if self.silent.is_none() {
                     self.view.say(&format!("the worker does not answer: {why}"));
                 }
-                if self.silent.get_or_insert_with(Instant::now).elapsed() >= self.hang_limit {
-                    let limit = self.hang_limit.as_secs();
-                    self.view
-                        .say(&format!("the worker has not answered for {limit} s, so it is ended and started anew"));
-                    self.workers.kill();
-                }
+                self.wait_for_answer();
                 Ok(())
             }
             Health::Ended(how) => self.start_again(&how).await,
             Health::Answered(state) => {
-                if self.silent.take().is_some() {
+                if self.silent.take().is_some() && self.ready {
                     self.view.say("the worker answers again");
                 }
                 self.follow(&state)
             }
+        }
+    }
+
+    /// Ends a worker that has not answered for too long; that it ended is seen in a later pass.
+    fn wait_for_answer(&mut self) {
+        let since = *self.silent.get_or_insert_with(Instant::now);
+        if since.elapsed() >= self.hang_limit {
+            let limit = self.hang_limit.as_secs();
+            self.view.say(&format!("the worker has not answered for {limit} s, so it is ended"));
+            self.workers.kill();
+            self.silent = Some(Instant::now());
         }
     }
 
@@ -249,7 +258,15 @@ impl<W: Workers> Local<W> {
             return Ok(());
         }
         self.session.worker_pid = self.workers.pid().unwrap_or_default();
-        self.held.write(&self.session)
+        self.note_session();
+        Ok(())
+    }
+
+    /// The worker is worth more than the note of it: a full disk does not stop it.
+    fn note_session(&self) {
+        if let Err(error) = self.held.write(&self.session) {
+            self.view.say(&format!("the session file could not be written, the model runs on: {error:#}"));
+        }
     }
 
     /// Decides anew, once in an interval.
@@ -360,10 +377,7 @@ impl<W: Workers> Local<W> {
                 None => self.view.say("the manifest pins no profile any more; load and schedule decide"),
             }
             self.session.pinned_profile = now;
-            // The worker is worth more than the note of its pin: a full disk does not stop it.
-            if let Err(error) = self.held.write(&self.session) {
-                self.view.say(&format!("the session file could not be written, the model runs on: {error:#}"));
-            }
+            self.note_session();
         } else {
             self.view.say(
                 "the edited spec.switching needs the other changes too, so it is not followed before the next start",

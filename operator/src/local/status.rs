@@ -30,7 +30,12 @@ pub fn next(before: &ModelProfileStatus, seen: Seen<'_>, now: Timestamp) -> Mode
         replicas: 1,
         ready_replicas: u32::from(ready),
         profiles: state.map_or_else(|| before.profiles.clone(), profiles),
-        last_decision: seen.decision.map(|(decision, _)| last_decision(before, decision, now)),
+        last_decision: seen.decision.map(|(decision, _)| {
+            let mut last = last_decision(before, decision, now);
+            // The pressure of a worker that is gone is nobody's any more.
+            last.pressure_percent = last.pressure_percent.filter(|_| ready);
+            last
+        }),
         switch_history: before.switch_history.clone(),
         ..ModelProfileStatus::default()
     };
@@ -98,6 +103,7 @@ fn conditions(before: &[Condition], seen: Seen<'_>, ready: bool, now: Timestamp)
         None => (Unknown, reason::PENDING, "the worker does not answer".to_owned()),
     };
     let metrics = match seen.decision {
+        Some(_) if state.is_none() => (False, reason::METRICS_UNAVAILABLE, "the worker does not answer".to_owned()),
         Some((decision, _)) if decision.reason == Reason::MetricsUnavailable => {
             (False, reason::METRICS_UNAVAILABLE, decision.message.clone())
         }
@@ -211,6 +217,16 @@ mod tests {
         assert_eq!(find(&after, conditions::AVAILABLE).last_transition_time, first.to_string());
         let metrics = find(&after, conditions::METRICS_AVAILABLE);
         assert_eq!((metrics.status, &*metrics.last_transition_time), (ConditionStatus::False, &*later.to_string()));
+    }
+
+    #[test]
+    fn metrics_of_a_worker_that_is_gone_are_not_called_fresh() {
+        let fresh = decision(Reason::WithinTargets, Some(0.5));
+        let seen = Seen { state: None, decision: Some((&fresh, "quality")), refused: None };
+        let status = next(&ModelProfileStatus::default(), seen, Timestamp::UNIX_EPOCH);
+        let metrics = find(&status, conditions::METRICS_AVAILABLE);
+        assert_eq!((metrics.status, &*metrics.reason), (ConditionStatus::False, "MetricsUnavailable"));
+        assert_eq!(status.last_decision.unwrap().pressure_percent, None);
     }
 
     #[test]

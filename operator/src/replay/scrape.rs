@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use super::client::Target;
+use crate::scrape::Metrics;
 
 /// Often enough to show a switch, seldom enough not to be load.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -26,23 +27,14 @@ pub struct Sample {
 impl Sample {
     /// Reads the Prometheus text format; `None` if it has nothing of interest.
     fn parse(at: f64, text: &str) -> Option<Self> {
-        let mut sample = Self { at, ..Self::default() };
-        for line in text.lines().filter(|line| !line.starts_with('#')) {
-            let Some((series, value)) = line.rsplit_once(' ') else { continue };
-            let Ok(value) = value.parse::<f64>() else { continue };
-            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-            let add = |sum: Option<f64>| Some(sum.unwrap_or(0.0) + value);
-            match name {
-                "vllm:kv_cache_usage_perc" => sample.kv_usage = Some(sample.kv_usage.unwrap_or(0.0).max(value)),
-                "vllm:num_requests_running" => sample.running = add(sample.running),
-                "vllm:num_requests_waiting" => sample.waiting = add(sample.waiting),
-                "modelprofile_active_profile" if value > 0.0 => {
-                    let rest = labels.split_once("profile=\"").map(|(_, rest)| rest);
-                    sample.profile = rest.and_then(|rest| Some(rest.split_once('"')?.0.to_owned()));
-                }
-                _ => {}
-            }
-        }
+        let metrics = Metrics::parse(text);
+        let sample = Self {
+            at,
+            kv_usage: metrics.highest("vllm:kv_cache_usage_perc"),
+            running: metrics.sum("vllm:num_requests_running"),
+            waiting: metrics.sum("vllm:num_requests_waiting"),
+            profile: metrics.label_where_positive("modelprofile_active_profile", "profile"),
+        };
         (sample != Self { at, ..Self::default() }).then_some(sample)
     }
 }

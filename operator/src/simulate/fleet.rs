@@ -13,22 +13,12 @@ use modelprofile_policy::{Action, History, Kv, Observation, Reading, Rules, Rung
 
 use super::histogram::Histogram;
 use super::replica::{Finished, Replica, RungModel, Sequence, blocks};
+use crate::traces::Arrival;
 
 /// Columns of the timeline.
 const COLUMNS: usize = 600;
 /// Changes that are kept with their reason.
 const MAX_CHANGES: usize = 100;
-
-/// A request of the trace.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Request {
-    /// Arrival, in seconds since the start; not before the one before it.
-    pub at: f64,
-    /// Tokens of the prompt.
-    pub prompt: u32,
-    /// Tokens to generate.
-    pub output: u32,
-}
 
 /// One simulation.
 #[derive(Clone, Debug)]
@@ -60,7 +50,7 @@ pub struct Scenario {
 }
 
 /// What came of it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
     /// Name of the scenario.
     pub name: String,
@@ -176,7 +166,7 @@ impl Ord for Event {
 ///
 /// # Errors
 /// The manifest's rules can not be followed (they were not validated).
-pub fn simulate(scenario: &Scenario, requests: &[Request]) -> anyhow::Result<Outcome> {
+pub fn simulate(scenario: &Scenario, requests: &[Arrival]) -> anyhow::Result<Outcome> {
     let rules = Rules::new(&scenario.spec, SignedDuration::from_secs_f64(scenario.interval))?;
     let mut fleet = Fleet::new(scenario, rules, requests.last().map_or(0.0, |request| request.at));
     fleet.run(requests);
@@ -220,22 +210,10 @@ impl<'a> Fleet<'a> {
         };
         let outcome = Outcome {
             name: scenario.name.clone(),
-            completed: 0,
-            rejected: 0,
-            in_time: 0,
-            time_to_first_token: Histogram::default(),
-            end_to_end: Histogram::default(),
-            gpu_seconds: 0.0,
-            tokens: [0; 4],
-            switches: 0,
-            scalings: 0,
-            preemptions: 0,
-            worst_use: 0.0,
-            seconds: 0.0,
             // A tenth more than the trace, for what is still computed when its last request has arrived.
             column_seconds: (last_arrival * 1.1 / COLUMNS as f64).max(1.0),
-            changes: Vec::new(),
             timeline: vec![Column::default(); COLUMNS],
+            ..Outcome::default()
         };
         let mut fleet = Self {
             scenario,
@@ -268,7 +246,7 @@ impl<'a> Fleet<'a> {
         self.events.push(Reverse(Event { at, order: self.order, what }));
     }
 
-    fn run(&mut self, requests: &[Request]) {
+    fn run(&mut self, requests: &[Arrival]) {
         let mut next = requests.iter().peekable();
         while next.peek().is_some() || self.outstanding > 0 {
             let event_at = self.events.peek().map_or(f64::INFINITY, |Reverse(event)| event.at);
@@ -307,14 +285,14 @@ impl<'a> Fleet<'a> {
         &mut self.outcome.timeline[place.min(COLUMNS - 1)]
     }
 
-    fn arrive(&mut self, request: &Request) {
+    fn arrive(&mut self, request: &Arrival) {
         self.column().arrivals += 1;
-        if blocks(request.prompt.max(1).saturating_add(request.output)) >= self.smallest {
+        if blocks(request.prompt_tokens.max(1).saturating_add(request.output_tokens)) >= self.smallest {
             self.outcome.rejected += 1;
             return;
         }
         self.outstanding += 1;
-        self.route(Sequence::new(request.at, request.prompt, request.output));
+        self.route(Sequence::new(request.at, request.prompt_tokens, request.output_tokens));
     }
 
     /// To the less busy of two workers chosen by chance, as a good load balancer does without knowing all of them.

@@ -24,7 +24,7 @@ mod roofline;
 mod shape;
 
 pub use compare::{Setting, ladder, scenarios, table};
-pub use fleet::{Column, Outcome, Request, Scenario, simulate};
+pub use fleet::{Column, Outcome, Scenario, simulate};
 pub use hardware::{Flops, Hardware, Interconnect};
 pub use histogram::Histogram;
 pub use picture::svg;

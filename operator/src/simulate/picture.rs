@@ -140,7 +140,6 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Histogram;
     use super::*;
 
     #[test]
@@ -148,21 +147,9 @@ mod tests {
         let column = |rung| Column { rung: Some(rung), pressure: 0.5, ..Column::default() };
         let outcome = Outcome {
             name: "a < b".to_owned(),
-            completed: 0,
-            rejected: 0,
-            in_time: 0,
-            time_to_first_token: Histogram::default(),
-            end_to_end: Histogram::default(),
-            gpu_seconds: 0.0,
-            tokens: [0; 4],
-            switches: 1,
-            scalings: 0,
-            preemptions: 0,
-            worst_use: 0.0,
-            seconds: 3.0,
             column_seconds: 1.0,
-            changes: Vec::new(),
             timeline: vec![column(0), column(1), column(1)],
+            ..Outcome::default()
         };
         let picture = svg(&[outcome], &["quality".to_owned(), "density".to_owned()]);
         let count = |what: &str| picture.matches(what).count();

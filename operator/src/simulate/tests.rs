@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::published::{h100, llama_70b};
 use super::*;
+use crate::traces::Arrival;
 
 const MANIFEST: &str = include_str!("../../../deploy/examples/llama-70b.yaml");
 
@@ -39,8 +40,10 @@ fn scenario(replicas: u32, spec: ModelProfileSpec) -> Scenario {
 }
 
 /// `count` requests at a steady rate.
-fn steady(from: f64, per_second: f64, count: u32, prompt: u32, output: u32) -> Vec<Request> {
-    (0..count).map(|i| Request { at: from + f64::from(i) / per_second, prompt, output }).collect()
+fn steady(from: f64, per_second: f64, count: u32, prompt: u32, output: u32) -> Vec<Arrival> {
+    (0..count)
+        .map(|i| Arrival { at: from + f64::from(i) / per_second, prompt_tokens: prompt, output_tokens: output })
+        .collect()
 }
 
 fn pinned(profile: &str) -> ModelProfileSpec {
@@ -53,7 +56,7 @@ fn pinned(profile: &str) -> ModelProfileSpec {
 #[test]
 fn a_request_alone_takes_its_prefill_and_its_steps() {
     let scenario = scenario(1, pinned("quality"));
-    let outcome = simulate(&scenario, &[Request { at: 1.0, prompt: 1000, output: 101 }]).unwrap();
+    let outcome = simulate(&scenario, &[Arrival { at: 1.0, prompt_tokens: 1000, output_tokens: 101 }]).unwrap();
     let roofline = scenario.rungs[0].roofline;
     let prefill = roofline.step_seconds(Batch { prefill: 1000.0, prefill_context: 500_000.0, ..Batch::default() });
     let decode =
@@ -83,10 +86,10 @@ fn a_peak_makes_it_switch_in_place_and_quiet_makes_it_return() {
 fn a_peak_of_long_prompts_does_not_make_it_switch_where_density_computes_slower() {
     let mut requests = steady(0.0, 0.2, 60, 500, 200);
     // Of many lengths: equal ones end together, and then whole intervals have no prompt in them.
-    requests.extend((0..900).map(|i| Request {
+    requests.extend((0..900).map(|i| Arrival {
         at: 300.0 + f64::from(i) / 3.0,
-        prompt: 1500,
-        output: 100 + i * 97 % 400,
+        prompt_tokens: 1500,
+        output_tokens: 100 + i * 97 % 400,
     }));
     let mut switching = spec();
     switching.scaling.max_replicas = 1;
@@ -147,7 +150,7 @@ fn a_hundred_thousand_requests_over_a_hundred_workers_take_seconds() {
 #[test]
 fn a_saturated_worker_reaches_what_the_formula_says() {
     let scenario = scenario(1, pinned("density"));
-    let requests: Vec<_> = (0..600).map(|_| Request { at: 0.0, prompt: 500, output: 500 }).collect();
+    let requests: Vec<_> = (0..600).map(|_| Arrival { at: 0.0, prompt_tokens: 500, output_tokens: 500 }).collect();
     let mut dense = scenario.clone();
     dense.rung = 1;
     let outcome = simulate(&dense, &requests).unwrap();
@@ -171,7 +174,7 @@ proptest! {
         let mut at = 0.0;
         let requests: Vec<_> = gaps.iter().map(|&(gap, prompt, output)| {
             at += gap;
-            Request { at, prompt, output }
+            Arrival { at, prompt_tokens: prompt, output_tokens: output }
         }).collect();
         let mut spec = spec();
         spec.switching.strategy = strategy;
@@ -181,7 +184,7 @@ proptest! {
         spec.scaling.min_replicas = replicas;
         let scenario = Scenario { seed, ..scenario(replicas, spec) };
         let outcome = simulate(&scenario, &requests).unwrap();
-        let asked: u64 = requests.iter().map(|request| u64::from(request.output)).sum();
+        let asked: u64 = requests.iter().map(|request| u64::from(request.output_tokens)).sum();
         prop_assert_eq!(outcome.completed, requests.len() as u64);
         prop_assert_eq!(outcome.tokens.iter().sum::<u64>(), asked);
         prop_assert!(outcome.worst_use <= 1.0, "{}", outcome.worst_use);
