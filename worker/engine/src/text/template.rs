@@ -207,15 +207,17 @@ fn without_generation_blocks(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(open) = rest.find("{%") {
-        let Some(length) = rest[open..].find("%}") else { break };
-        let (before, tag) = (&rest[..open + 2], &rest[open + 2..open + length]);
+        // In `{%}` the percent sign opens: it can not close too.
+        let (before, inside) = rest.split_at(open + 2);
+        let Some(length) = inside.find("%}") else { break };
+        let (tag, after) = inside.split_at(length);
         out.push_str(before);
         match tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
             "generation" => out.push_str(&tag.replace("generation", "if true")),
             "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
             _ => out.push_str(tag),
         }
-        rest = &rest[open + length..];
+        rest = after;
     }
     out.push_str(rest);
     out

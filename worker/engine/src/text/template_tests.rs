@@ -207,3 +207,10 @@ fn a_list_without_a_default_is_refused() {
     let error = ChatTemplate::named([("rag", "x")], None, None).unwrap_err();
     assert_eq!(error.to_string(), "chat template: the model has no template named default");
 }
+
+#[test]
+fn a_tag_that_ends_where_it_begins_is_left_as_it_is() {
+    for source in ["{{ bos_token }}{%}", "{%}{% generation", "{%}{%- generation -%}x", "{%%}", "{%"] {
+        assert_eq!(without_generation_blocks(source), source);
+    }
+}
