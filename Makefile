@@ -75,6 +75,11 @@ bench-peers: ## Measure the worker beside llama.cpp and vLLM; options in BENCH, 
 bench-kernels: ## Operations per second of each kernel on one thread
 	cargo bench -p modelprofile-kernels --bench products
 
+.PHONY: bench-policy
+bench-policy: ## Time of a decision, speed of the simulator, and its errors against published throughput
+	cargo bench -p modelprofile-policy --bench decide
+	cargo run --release --quiet -p modelprofile-operator --example bench-policy -- "$(or $(CARGO_TARGET_DIR),target)"
+
 .PHONY: crd
 crd: ## Write the CustomResourceDefinition from the Rust types
 	# By way of another file: the build reads the present one.

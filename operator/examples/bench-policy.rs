@@ -1,10 +1,10 @@
-//! How fast the simulator is, and how near to published throughput: one line of JSON.
-//!
-//! `cargo run --release -p modelprofile-operator --example bench-simulate`
+//! What `make bench-policy` ends with: the time of a decision (as criterion measured it just before), simulated requests
+//! per second, and the errors against published throughput; one line of JSON.
 
 use std::path::Path;
 use std::time::Instant;
 
+use anyhow::Context;
 use modelprofile_api::Manifest;
 use modelprofile_operator::simulate::{Hardware, ModelShape, Setting, scenarios, simulate, summary};
 use modelprofile_operator::traces::Arrival;
@@ -12,7 +12,17 @@ use modelprofile_operator::traces::Arrival;
 const REPLICAS: u32 = 100;
 const REQUESTS: u32 = 100_000;
 
+/// Where criterion leaves what it measured, below the target folder that is given as the argument.
+const ESTIMATES: &str = "criterion/decide, 64 replicas/new/estimates.json";
+
 fn main() -> anyhow::Result<()> {
+    let target = std::env::args().nth(1).context("give cargo's target folder; `make bench-policy` does")?;
+    let estimates = Path::new(&target).join(ESTIMATES);
+    let estimates = std::fs::read_to_string(&estimates)
+        .with_context(|| format!("cannot read {}; run `make bench-policy`", estimates.display()))?;
+    let estimates: serde_json::Value = serde_json::from_str(&estimates)?;
+    let nanos = estimates.pointer("/median/point_estimate").and_then(serde_json::Value::as_f64);
+    let nanos = nanos.context("criterion's estimates have no median")?;
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
     let manifest = Manifest::from_yaml(&std::fs::read_to_string(deploy.join("examples/llama-70b.yaml"))?)?;
     let setting = Setting {
@@ -40,8 +50,9 @@ fn main() -> anyhow::Result<()> {
     let seconds = start.elapsed().as_secs_f64() / all.len() as f64;
     let (met, judged, worst) = summary();
     println!(
-        "{}",
+        "policy: {}",
         serde_json::json!({
+            "decide_64_replicas_microseconds": (nanos / 10.0).round() / 100.0,
             "simulated_requests": REQUESTS,
             "replicas": REPLICAS,
             "seconds": (seconds * 1000.0).round() / 1000.0,

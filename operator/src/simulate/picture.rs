@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::fleet::{Column, Outcome};
 
 const WIDTH: f64 = 1100.0;
-const LEFT: f64 = 150.0;
+const LEFT: f64 = 170.0;
 const HEIGHT: f64 = 90.0;
 const GAP: f64 = 26.0;
 /// Pressure at the top of a panel.
