@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use modelprofile_api::ModelProfileStatus;
 use modelprofile_api::worker::{WorkerPhase, WorkerState};
 use modelprofile_operator::local::admin::Admin;
 use modelprofile_operator::local::session::{Session, Sessions};
@@ -85,6 +86,14 @@ impl Local {
             }
         };
         tokio::time::timeout(limit, wait).await.with_context(|| format!("not ready within {} s", limit.as_secs()))?
+    }
+
+    /// The status that it wrote last.
+    ///
+    /// # Errors
+    /// There is none yet.
+    pub fn status(&self) -> anyhow::Result<ModelProfileStatus> {
+        Sessions::in_runtime_dir(self.folder.path()).status(&self.name)
     }
 
     /// Ends local mode as Ctrl-C does, and says whether it ended well.

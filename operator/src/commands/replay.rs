@@ -69,6 +69,9 @@ pub struct Args {
     /// Seconds that a request may take before it counts as failed.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
+    /// Seconds to read the server's metrics on after the last answer, so that the timeline shows what follows on a peak.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    linger: u64,
     /// Objective: most seconds to the first token.
     #[arg(long, value_name = "SECONDS", default_value_t = Slo::default().ttft, value_parser = positive)]
     slo_ttft: f64,
@@ -112,6 +115,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         slo: Slo { ttft: args.slo_ttft, itl: args.slo_itl },
         salt: SysRng.try_next_u64().context("the system has no randomness")?,
         progress: true,
+        linger: Duration::from_secs(args.linger),
         ..Options::new(args.url.as_str())
     };
     let outcome = super::runtime()?.block_on(replay::run(&options, &trace))?;
@@ -121,7 +125,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     write(&args.csv, &|| report::csv(&outcome))?;
     write(&args.json, &|| format!("{:#}\n", report::json(&outcome)))?;
-    write(&args.svg, &|| timeline::svg(&outcome, &format!("Replay against {}", args.url)))?;
+    write(&args.svg, &|| timeline::svg(&outcome, &format!("Replay against {}", args.url), None))?;
     print!("{}", report::table(&outcome.summary));
     println!("replay: {}", serde_json::to_string(&outcome.summary)?);
     Ok(ExitCode::SUCCESS)

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::traces::Trace;
@@ -55,6 +56,8 @@ pub struct Options {
     pub salt: u64,
     /// Show a line of progress on standard error.
     pub progress: bool,
+    /// How long the metrics are read on after the last answer, so that what follows on a peak is seen too.
+    pub linger: Duration,
 }
 
 impl Options {
@@ -71,6 +74,7 @@ impl Options {
             slo: Slo::default(),
             salt: 0,
             progress: false,
+            linger: Duration::ZERO,
         }
     }
 }
@@ -78,6 +82,8 @@ impl Options {
 /// What came of a replay. Times are seconds since its start.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
+    /// The clock at second 0.
+    pub started: Timestamp,
     /// A record of each request, in the order of the trace.
     pub records: Vec<Record>,
     /// The server's metrics; empty if it has none.
@@ -120,16 +126,20 @@ pub async fn run(options: &Options, trace: &Trace) -> anyhow::Result<Outcome> {
 
     let target = Arc::new(target);
     let cpu_before = cpu_seconds();
-    let start = Instant::now();
+    let (start, started) = (Instant::now(), Timestamp::now());
     let mut samples = Vec::new();
-    let records = tokio::select! {
-        records = send_all(&target, &trace, &prompts, start, options.progress) => records?,
+    let send = async {
+        let records = send_all(&target, &trace, &prompts, start, options.progress).await?;
+        let (wall, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu_before);
+        tokio::time::sleep(options.linger).await;
+        anyhow::Ok((records, wall, cpu))
+    };
+    let (records, wall, cpu) = tokio::select! {
+        sent = send => sent?,
         never = scrape::scrape(&target, start, &mut samples) => match never {},
     };
-    let wall = start.elapsed().as_secs_f64();
-    let cpu = cpu_seconds() - cpu_before;
     let summary = Summary::of(&records, &options.slo, wall, cpu, clipped);
-    Ok(Outcome { records, samples, pressure: Vec::new(), summary })
+    Ok(Outcome { started, records, samples, pressure: Vec::new(), summary })
 }
 
 /// Sends each request at its time, and gathers the records when all have ended.

@@ -165,7 +165,7 @@ async fn the_reports_hold_every_request() {
     let json = report::json(&outcome);
     assert_eq!(json["seconds"][0]["arrivals"], 4);
     assert_eq!(json["summary"]["succeeded"], 4);
-    let svg = timeline::svg(&outcome, "a < b");
+    let svg = timeline::svg(&outcome, "a < b", None);
     for part in ["a &lt; b", "arrivals / s", "KV cache, %", "pressure", "first token, s", "quality", "</svg>"] {
         assert!(svg.contains(part), "{part}");
     }

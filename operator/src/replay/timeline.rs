@@ -16,44 +16,81 @@ const TOP: f64 = 54.0;
 /// Colours that colour-blind readers can tell apart (Okabe and Ito's), for profiles in the order of their appearance.
 const COLOURS: [&str; 6] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"];
 
-/// Draws arrivals, KV use, pressure (where there is any), the profile as a band, and times to the first token.
-pub fn svg(outcome: &Outcome, title: &str) -> String {
+/// Of what is drawn beside for comparison.
+const GREY: &str = "#aaaaaa";
+
+/// Another replay of the same trace, drawn in grey beside the first for comparison.
+#[derive(Clone, Copy, Debug)]
+pub struct Beside<'a> {
+    /// What it is called in the key.
+    pub name: &'a str,
+    /// What came of it.
+    pub outcome: &'a Outcome,
+}
+
+/// Draws arrivals, KV use, requests that wait, pressure (where there is any), the profile as a band with a dashed line at
+/// each change, and times to the first token.
+pub fn svg(outcome: &Outcome, title: &str, beside: Option<Beside<'_>>) -> String {
     let seconds = seconds(outcome);
-    let sampled = outcome.samples.last().map_or(0.0, |sample| sample.at);
-    let mut picture = Picture { out: String::new(), y: TOP, end: sampled.max(seconds.len() as f64) };
-    picture.bands(outcome);
+    let end =
+        |outcome: &Outcome, seconds: usize| outcome.samples.last().map_or(0.0, |sample| sample.at).max(seconds as f64);
+    let other_end = beside.map_or(0.0, |beside| end(beside.outcome, 0));
+    let mut picture = Picture { out: String::new(), y: TOP, end: end(outcome, seconds.len()).max(other_end) };
+    let changes = picture.bands(outcome);
+    let top = picture.y;
 
     let arrivals: Vec<(f64, f64)> =
         seconds.iter().enumerate().map(|(at, second)| (at as f64 + 0.5, f64::from(second.arrivals))).collect();
-    let most = arrivals.iter().fold(1.0, |most: f64, (_, count)| most.max(*count));
-    picture.panel("arrivals / s", most, |panel| panel.line(&arrivals, "#333333"));
+    picture.panel("arrivals / s", highest(1.0, &arrivals), |panel| panel.line(&arrivals, "#333333"));
 
-    let samples = |value: fn(&super::Sample) -> Option<f64>| -> Vec<(f64, f64)> {
-        outcome.samples.iter().filter_map(|sample| Some((sample.at, value(sample)?))).collect()
-    };
-    let kv = samples(|sample| Some(sample.kv_usage? * 100.0));
+    let kv = series(outcome, |sample| Some(sample.kv_usage? * 100.0));
     if !kv.is_empty() {
         picture.panel("KV cache, %", 100.0, |panel| panel.line(&kv, "#0072b2"));
     }
-    let waiting = samples(|sample| sample.waiting);
+    let key = |name: &str| beside.map_or(name.to_owned(), |beside| format!("{name} (grey: {})", beside.name));
+    let waiting = series(outcome, |sample| sample.waiting);
     if !waiting.is_empty() {
-        let most = waiting.iter().fold(1.0, |most: f64, (_, count)| most.max(*count));
-        picture.panel("waiting", most, |panel| panel.line(&waiting, "#d55e00"));
+        let other = beside.map(|beside| series(beside.outcome, |sample| sample.waiting)).unwrap_or_default();
+        let most = highest(1.0, waiting.iter().chain(&other));
+        picture.panel(&key("waiting"), most, |panel| {
+            panel.line(&other, GREY);
+            panel.line(&waiting, "#d55e00");
+        });
     }
     if !outcome.pressure.is_empty() {
-        let most = outcome.pressure.iter().fold(1.0, |most: f64, (_, value)| most.max(*value));
-        picture.panel("pressure", most, |panel| panel.line(&outcome.pressure, "#cc79a7"));
+        let most = highest(1.0, &outcome.pressure);
+        picture.panel("pressure (1 is the target)", most, |panel| {
+            panel.line(&[(0.0, 1.0), (panel.picture.end, 1.0)], "#999999");
+            panel.line(&outcome.pressure, "#cc79a7");
+        });
     }
-    let ttft: Vec<(f64, f64)> =
-        outcome.records.iter().filter_map(|record| Some((record.due, record.ttft()?))).collect();
-    let most = ttft.iter().fold(0.001, |most: f64, (_, value)| most.max(*value));
+    let first_tokens = |outcome: &Outcome| -> Vec<(f64, f64)> {
+        outcome.records.iter().filter_map(|record| Some((record.due, record.ttft()?))).collect()
+    };
+    let ttft = first_tokens(outcome);
+    let other = beside.map(|beside| first_tokens(beside.outcome)).unwrap_or_default();
     let failures = outcome.records.iter().filter(|record| record.failure.is_some());
     let failures: Vec<f64> = failures.map(|record| record.due).collect();
-    picture.panel("first token, s", most, |panel| {
+    picture.panel(&key("first token, s"), highest(0.001, ttft.iter().chain(&other)), |panel| {
+        panel.dots(&other, GREY);
         panel.dots(&ttft, "#009e73");
         panel.crosses(&failures);
     });
-    picture.finish(title, &subtitle(outcome))
+    picture.changes(&changes, top);
+    let mut lines = subtitle(outcome);
+    if let Some(Beside { name, outcome }) = beside {
+        lines = format!("{lines}; {name}: {}", subtitle(outcome));
+    }
+    picture.finish(title, &lines)
+}
+
+fn series(outcome: &Outcome, value: fn(&super::Sample) -> Option<f64>) -> Vec<(f64, f64)> {
+    outcome.samples.iter().filter_map(|sample| Some((sample.at, value(sample)?))).collect()
+}
+
+/// The highest value, `least` at least: the top of an axis.
+fn highest<'a>(least: f64, points: impl IntoIterator<Item = &'a (f64, f64)>) -> f64 {
+    points.into_iter().fold(least, |most, (_, value)| most.max(*value))
 }
 
 fn subtitle(outcome: &Outcome) -> String {
@@ -82,8 +119,8 @@ impl Picture {
         let _ = writeln!(self.out, r#"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{text}</text>"#);
     }
 
-    /// The profile over time as a coloured band, with its key.
-    fn bands(&mut self, outcome: &Outcome) {
+    /// The profile over time as a coloured band, with its key. Returns the seconds of its changes.
+    fn bands(&mut self, outcome: &Outcome) -> Vec<f64> {
         let mut runs: Vec<(&str, f64, f64)> = Vec::new();
         for sample in &outcome.samples {
             let Some(profile) = sample.profile.as_deref() else { continue };
@@ -99,8 +136,9 @@ impl Picture {
             last.2 = self.end;
         }
         if runs.is_empty() {
-            return;
+            return Vec::new();
         }
+        let changes = runs.iter().skip(1).map(|run| run.1).collect();
         let mut names: Vec<&str> = Vec::new();
         for (name, from, to) in runs {
             let place = names.iter().position(|known| *known == name).unwrap_or_else(|| {
@@ -123,6 +161,18 @@ impl Picture {
             x += 30.0 + name.chars().count() as f64 * 8.0;
         }
         self.y += BAND + GAP;
+        changes
+    }
+
+    /// A dashed line through all panels at each change of the profile, from `top` down.
+    fn changes(&mut self, times: &[f64], top: f64) {
+        for at in times {
+            let (x, bottom) = (self.x(*at), self.y - GAP);
+            let _ = writeln!(
+                self.out,
+                r##"<line x1="{x:.1}" y1="{top:.1}" x2="{x:.1}" y2="{bottom:.1}" stroke="#555555" stroke-dasharray="4 3"/>"##
+            );
+        }
     }
 
     fn panel(&mut self, name: &str, most: f64, draw: impl FnOnce(&mut Panel<'_>)) {
@@ -179,6 +229,9 @@ impl Panel<'_> {
     }
 
     fn line(&mut self, points: &[(f64, f64)], colour: &str) {
+        if points.is_empty() {
+            return;
+        }
         let mut path = String::new();
         for point in points {
             let (x, y) = self.point(*point);
