@@ -6,6 +6,9 @@ SHELL := /usr/bin/env bash
 .NOTPARALLEL:
 # rustup's folder, for a shell that was opened before rustup was installed.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+# Real requests for the demo's peak, where they are; else it makes some up.
+TRACE := ../shared/traces/azure-llm-2023-conversation.csv
+PEAK := $(if $(wildcard $(TRACE)),--trace $(TRACE))
 step = @printf '\n==> %s\n' "$(1)"
 
 .PHONY: help
@@ -16,7 +19,7 @@ help: ## Say what each target does
 demo: tools model ## Serve a real model and change its precision under load
 	$(call step,building)
 	cargo build --workspace --bins
-	"$$(. tests/scripts/lib.sh; binaries)/demo"
+	"$$(. tests/scripts/lib.sh; binaries)/demo" $(PEAK)
 
 .PHONY: test
 test: tools fmt-check clippy doc test-rust test-openai test-demo ## Run everything the project tests
@@ -63,9 +66,9 @@ test-openai: model
 test-demo: model
 	$(call step,switching under load)
 	cargo build --workspace --bins
-	@# Exit code 2: nothing failed but a gap was too long, which can be the machine's, where a neighbour takes a core. Then a
-	@# second run must be clean.
-	demo() { "$$(. tests/scripts/lib.sh; binaries)/demo"; }; demo || { [ $$? = 2 ] && demo; }
+	@# Exit code 2: nothing failed but a gap was too long, or what was to be a peak was none, which can be the machine's, where
+	@# a neighbour takes a core. Then a second run must be clean.
+	demo() { "$$(. tests/scripts/lib.sh; binaries)/demo" $(PEAK); }; demo || { [ $$? = 2 ] && demo; }
 
 .PHONY: bench-peers
 bench-peers: ## Measure the worker beside llama.cpp and vLLM; options in BENCH, e.g. BENCH="--quick --without vllm"
@@ -79,6 +82,11 @@ bench-kernels: ## Operations per second of each kernel on one thread
 bench-policy: ## Time of a decision, speed of the simulator, and its errors against published throughput
 	cargo bench -p modelprofile-policy --bench decide
 	cargo run --release --quiet -p modelprofile-operator --example bench-policy -- "$(or $(CARGO_TARGET_DIR),target)"
+
+.PHONY: bench-peak
+bench-peak: model ## Time to the first token in a peak of real requests, switching beside pinned, in three pairs
+	cargo build --workspace --bins
+	"$$(. tests/scripts/lib.sh; binaries)/bench-peak" $(BENCH)
 
 .PHONY: crd
 crd: ## Write the CustomResourceDefinition from the Rust types

@@ -101,13 +101,14 @@ pub struct Figures {
     pub state: WorkerState,
 }
 
-/// How a run went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a run went, from good to bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// As it should.
     Good,
-    /// Nothing failed, but a stream paused for too long. It can be the machine's doing, where others use its cores.
-    GapTooLong,
+    /// Nothing failed, but a stream paused for too long, or what was to be a peak was none. It can be the machine's doing,
+    /// where others use its cores.
+    Unsteady,
     /// Something failed.
     Failed,
 }
@@ -166,7 +167,7 @@ impl Figures {
             && self.memory.total <= self.budget + BEYOND_BUDGET;
         match (sound, self.worst_over_limit() <= 1.0) {
             (true, true) => Verdict::Good,
-            (true, false) => Verdict::GapTooLong,
+            (true, false) => Verdict::Unsteady,
             (false, _) => Verdict::Failed,
         }
     }

@@ -11,6 +11,8 @@ const RIGHT: f64 = 20.0;
 const PANEL: f64 = 90.0;
 const GAP: f64 = 34.0;
 const BAND: f64 = 18.0;
+/// Height of the band's key.
+const KEY: f64 = 14.0;
 const TOP: f64 = 54.0;
 
 /// Colours that colour-blind readers can tell apart (Okabe and Ito's), for profiles in the order of their appearance.
@@ -132,9 +134,6 @@ impl Picture {
                 runs.push((profile, sample.at, sample.at));
             }
         }
-        if let Some(last) = runs.last_mut() {
-            last.2 = self.end;
-        }
         if runs.is_empty() {
             return Vec::new();
         }
@@ -160,7 +159,7 @@ impl Picture {
             self.text(x + 14.0, y + 9.0, "start", name);
             x += 30.0 + name.chars().count() as f64 * 8.0;
         }
-        self.y += BAND + GAP;
+        self.y += BAND + KEY + GAP;
         changes
     }
 

@@ -41,8 +41,7 @@ struct Args {
     out: PathBuf,
 }
 
-/// Of the peak, in seconds.
-const SHAPE: trace::Shape = trace::Shape { lead: 10.0, burst: 50.0, tail: 25.0 };
+const SHAPE: trace::Shape = trace::Shape { lead: 8.0, requests: 36, tail: 25.0 };
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 const QUESTIONS: [&str; 3] = [
@@ -55,7 +54,7 @@ const QUESTIONS: [&str; 3] = [
 async fn main() -> ExitCode {
     match run(&Args::parse()).await {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
-        Ok(Verdict::GapTooLong) => ExitCode::from(2),
+        Ok(Verdict::Unsteady) => ExitCode::from(2),
         Ok(Verdict::Failed) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -76,11 +75,10 @@ async fn run(args: &Args) -> anyhow::Result<Verdict> {
     let picture = args.out.join("timeline.svg");
     scenario.draw(&switching, &pinned, &picture)?;
     println!("\nthe peak as a picture: {}", picture.display());
-    let peaked = peak_went_well(&scenario, &switching);
+    let peak = peak_verdict(&scenario, &switching, &pinned);
     add_peak(&mut figures, &scenario, &switching, &pinned);
     println!("demo: {}", Value::Object(figures));
-    let failed = failed(&switching) + failed(&pinned);
-    Ok(if failed > 0 || !peaked { Verdict::Failed } else { by_hand.verdict() })
+    Ok(peak.max(by_hand.verdict()))
 }
 
 /// The questions, and the switches by hand.
@@ -106,14 +104,19 @@ async fn serve_and_switch(args: &Args, modelprofile: &Path) -> anyhow::Result<Fi
     Ok(figures)
 }
 
-/// Load took the model up in the peak, and back after it.
-fn peak_went_well(scenario: &Scenario, switching: &Run) -> bool {
-    if switching.switches.is_empty() {
-        println!("  the peak caused no switch");
+/// Load should have taken the model up in the peak, and back after it.
+fn peak_verdict(scenario: &Scenario, switching: &Run, pinned: &Run) -> Verdict {
+    if failed(switching) + failed(pinned) > 0 {
+        Verdict::Failed
+    } else if switching.switches.is_empty() {
+        println!("  the peak caused no switch: the machine was slower while its capacity was measured");
+        Verdict::Unsteady
     } else if scenario.returned_after(switching).is_none() {
         println!("  the model did not return to its first profile after the peak");
+        Verdict::Failed
+    } else {
+        Verdict::Good
     }
-    scenario.returned_after(switching).is_some()
 }
 
 fn add_peak(figures: &mut Map<String, Value>, scenario: &Scenario, switching: &Run, pinned: &Run) {

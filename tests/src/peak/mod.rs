@@ -26,14 +26,12 @@ use trace::{Shape, Source};
 
 /// Mean requests that fit into the first profile's cache.
 pub const REQUESTS_IN_CACHE: f64 = 4.0;
-/// Requests that the capacity is measured with.
-const PROBES: usize = 32;
 /// The burst's rate, as a multiple of what the first profile serves: enough that a queue grows in it.
-const OVERLOAD: f64 = 1.2;
+const OVERLOAD: f64 = 1.4;
 /// The rate before and after, as a multiple of the same.
-const QUIET: f64 = 0.12;
-/// Less than it takes to go back after a peak, so that the picture shows the return.
-const LINGER: Duration = Duration::from_secs(15);
+const QUIET: f64 = 0.1;
+/// With the quiet part more than the window that a return takes, so that the picture shows it.
+const LINGER: Duration = Duration::from_secs(35);
 
 /// The scenario on one machine: its budget and its trace.
 #[derive(Clone, Debug)]
@@ -44,7 +42,8 @@ pub struct Scenario {
     /// The first profile.
     quality: String,
     budget_mib: u64,
-    shape: Shape,
+    /// Second up to which the requests of the burst arrive.
+    burst_end: f64,
     /// The requests.
     pub trace: Trace,
     /// How many of them are longer than the context, and are clipped.
@@ -78,15 +77,15 @@ impl Scenario {
         println!("budget: {budget_mib} MiB, so that the cache holds {REQUESTS_IN_CACHE} of them in {quality}");
         let runner = Runner::new(modelprofile);
         let file = variant_of(manifest, folder, Mode::Pinned(&quality), budget_mib)?;
-        let capacity = runner.capacity(&file, &source.at_once(PROBES)).await?;
+        let capacity = runner.capacity(&file, &source.probes(&shape)).await?;
         println!("{quality} serves {capacity:.2} requests/s; the burst brings {:.2}", OVERLOAD * capacity);
-        let trace = source.peak(&shape, OVERLOAD * capacity, QUIET * capacity);
+        let trace::Peak { trace, burst_end } = source.peak(&shape, OVERLOAD * capacity, QUIET * capacity);
         let (trace, clipped) = trace.clip(context);
         println!(
             "trace: {} requests in {:.0} s of quiet, {:.0} s of burst, {:.0} s of quiet; {clipped} clipped to the context",
             trace.arrivals.len(),
             shape.lead,
-            shape.burst,
+            burst_end - shape.lead,
             shape.tail
         );
         Ok(Self {
@@ -95,7 +94,7 @@ impl Scenario {
             folder: folder.to_owned(),
             quality,
             budget_mib,
-            shape,
+            burst_end,
             trace,
             clipped,
             window_seconds,
@@ -130,7 +129,7 @@ impl Scenario {
     /// Seconds from the answer to the burst's last request until the first profile was asked for again; negative where
     /// the load had fallen before that. `None` if it was not.
     pub fn returned_after(&self, run: &Run) -> Option<f64> {
-        let burst = run.outcome.records.iter().filter(|record| record.due < self.shape.burst_end());
+        let burst = run.outcome.records.iter().filter(|record| record.due <= self.burst_end);
         let answered = burst.map(|record| record.ended).fold(0.0, f64::max);
         let back = run.switches.last().filter(|switch| switch.to == self.quality)?;
         Some(back.at - answered)

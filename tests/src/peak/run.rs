@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -58,7 +59,9 @@ impl Run {
             summary.requests, summary.failed, summary.tokens_per_second
         );
         for switch in &self.switches {
-            text += &format!("\n  at {:.1} s to {}: {}: {}", switch.at, switch.to, switch.reason, switch.message);
+            let AutoSwitch { at, to, reason, message, .. } = switch;
+            // Writing to a string does not fail.
+            let _ = write!(text, "\n  at {at:.1} s to {to}: {reason}: {message}");
         }
         text
     }

@@ -2,28 +2,30 @@
 
 use std::path::Path;
 
-use modelprofile_operator::traces::{SyntheticDay, Trace, synthetic_day};
+use modelprofile_operator::traces::{Arrival, SyntheticDay, Trace, synthetic_day};
 
 /// Seconds of the trace that are left out: the Azure trace begins with a few requests a second fewer than it goes on with.
 const SKIPPED: f64 = 600.0;
 const SEED: u64 = 4;
 
-/// Lengths of the parts, in seconds of the replay.
+/// What the parts are.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
-    /// Quiet before the burst.
+    /// Quiet before the burst, in seconds of the replay.
     pub lead: f64,
-    /// The burst.
-    pub burst: f64,
-    /// Quiet after it.
+    /// Requests of the burst; how long it takes depends on their rate.
+    pub requests: usize,
+    /// Quiet after it, in seconds of the replay.
     pub tail: f64,
 }
 
-impl Shape {
-    /// Second at which the last request of the burst may arrive.
-    pub fn burst_end(&self) -> f64 {
-        self.lead + self.burst
-    }
+/// The requests of a peak.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Peak {
+    /// All of them.
+    pub trace: Trace,
+    /// Second up to which those of the burst arrive.
+    pub burst_end: f64,
 }
 
 /// Where the requests come from.
@@ -65,43 +67,44 @@ impl Source {
         tokens.sum::<f64>() / trace.arrivals.len().max(1) as f64
     }
 
-    /// The first requests of those that peaks are made of, all at once.
-    pub fn at_once(&self, count: usize) -> Trace {
-        let mut trace = self.trace.window(SKIPPED, f64::INFINITY);
-        trace.arrivals.truncate(count);
-        for arrival in &mut trace.arrivals {
-            arrival.at = 0.0;
-        }
-        trace
+    /// The requests of the burst, thinned to about one a second of the recording; the thinning alone decides which.
+    fn burst(&self, requests: usize) -> Trace {
+        let recorded = self.trace.window(SKIPPED, f64::INFINITY);
+        let rate = recorded.arrivals.len() as f64 / recorded.duration().max(1.0);
+        let mut burst = recorded.thin(1.0 / rate.max(1.0), SEED);
+        burst.arrivals.truncate(requests);
+        burst
     }
 
-    /// The requests of a peak whose rates are given in requests a second, on average.
-    pub fn peak(&self, shape: &Shape, burst_rate: f64, quiet_rate: f64) -> Trace {
+    /// Every second request of the burst, all at once.
+    pub fn probes(&self, shape: &Shape) -> Trace {
+        let burst = self.burst(shape.requests);
+        let probes = burst.arrivals.into_iter().step_by(2).map(|arrival| Arrival { at: 0.0, ..arrival });
+        Trace { arrivals: probes.collect() }
+    }
+
+    /// A peak whose rates are given in requests a second, on average.
+    pub fn peak(&self, shape: &Shape, burst_rate: f64, quiet_rate: f64) -> Peak {
+        let burst = self.burst(shape.requests);
+        let seconds = burst.arrivals.len() as f64 / burst_rate;
+        let burst = burst.speed_up(burst.duration().max(1e-9) / seconds);
+        let burst_end = shape.lead + seconds;
         let parts = [
-            (0.0, shape.lead, quiet_rate),
-            (shape.lead, shape.burst, burst_rate),
-            (shape.burst_end(), shape.tail, quiet_rate),
+            (0.0, self.quiet(0.0, shape.lead, quiet_rate)),
+            (shape.lead, burst),
+            (burst_end, self.quiet(shape.lead, shape.tail, quiet_rate)),
         ];
-        let mut arrivals = Vec::new();
-        for (start, length, rate) in parts {
-            let part = self.at_rate(SKIPPED + start, length, rate);
-            arrivals.extend(part.arrivals.into_iter().map(|mut arrival| {
-                arrival.at += start;
-                arrival
-            }));
-        }
-        Trace { arrivals }
+        let moved = |(start, part): (f64, Trace)| {
+            part.arrivals.into_iter().map(move |arrival| Arrival { at: arrival.at + start, ..arrival })
+        };
+        Peak { trace: Trace { arrivals: parts.into_iter().flat_map(moved).collect() }, burst_end }
     }
 
-    /// `length` seconds from second `from` on, thinned to `rate`, or speeded up to it where the trace is slower.
-    fn at_rate(&self, from: f64, length: f64, rate: f64) -> Trace {
-        let recorded = self.trace.window(from, from + length).arrivals.len() as f64 / length;
-        let factor = rate / recorded.max(1e-9);
-        if factor <= 1.0 {
-            self.trace.window(from, from + length).thin(factor, SEED)
-        } else {
-            self.trace.window(from, from + length * factor).speed_up(factor)
-        }
+    /// `length` seconds of the recording from second `from` on, thinned to `rate`.
+    fn quiet(&self, from: f64, length: f64, rate: f64) -> Trace {
+        let part = self.trace.window(from, from + length);
+        let recorded = part.arrivals.len() as f64 / length;
+        part.thin(rate / recorded.max(rate), SEED)
     }
 }
 
@@ -109,23 +112,30 @@ impl Source {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape { lead: 100.0, burst: 200.0, tail: 100.0 };
-
-    fn rates(trace: &Trace) -> [f64; 3] {
-        let rate = |from: f64, to: f64| trace.window(from, to).arrivals.len() as f64 / (to - from);
-        [rate(0.0, 100.0), rate(100.0, 300.0), rate(300.0, 400.0)]
-    }
+    const SHAPE: Shape = Shape { lead: 100.0, requests: 400, tail: 200.0 };
 
     #[test]
     fn a_peak_is_quiet_busy_and_quiet_at_the_rates_asked_for() {
         let source = Source::open(None).unwrap();
-        for burst in [2.0, 11.0] {
-            let trace = source.peak(&SHAPE, burst, 0.5);
-            let [before, peak, after] = rates(&trace);
-            assert!((peak / burst - 1.0).abs() < 0.2, "{peak}");
-            assert!(before < 0.8 && after < 0.8 && before + after > 0.5, "{before} {after}");
+        for rate in [0.5, 2.0, 11.0] {
+            let Peak { trace, burst_end } = source.peak(&SHAPE, rate, 0.5);
+            assert!((burst_end - (100.0 + 400.0 / rate)).abs() < 1e-6, "{burst_end}");
+            let count = |from: f64, to: f64| trace.window(from, to).arrivals.len() as f64;
+            // The last one arrives at the very end.
+            assert_eq!(count(100.0, burst_end) + count(burst_end, burst_end + 1e-6), 400.0);
+            let (before, after) = (count(0.0, 100.0) / 100.0, count(burst_end + 1e-6, f64::INFINITY) / 200.0);
+            assert!((0.3..0.7).contains(&before) && (0.3..0.7).contains(&after), "{before} {after}");
             assert!(trace.arrivals.is_sorted_by(|a, b| a.at <= b.at));
         }
+    }
+
+    #[test]
+    fn the_probes_are_half_of_the_burst_at_once() {
+        let source = Source::open(None).unwrap();
+        let burst = source.peak(&Shape { lead: 0.0, ..SHAPE }, 1.0, 0.0).trace;
+        let probes = source.probes(&SHAPE);
+        assert_eq!(probes.arrivals.len(), 200);
+        assert_eq!(probes.arrivals[7], Arrival { at: 0.0, ..burst.arrivals[14] });
     }
 
     #[test]
