@@ -29,10 +29,6 @@ pub struct Args {
 /// No such model runs or ran.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let log = Sessions::new(&args.cache.map_or_else(default_cache, Ok)?).events(&args.name)?;
-    if args.output == Output::Text {
-        print!("{}", table(log.latest(LIMIT), Timestamp::now()));
-    } else {
-        args.output.print(&log)?;
-    }
+    args.output.print(&log, || Ok(table(log.latest(LIMIT), Timestamp::now())))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -15,15 +15,14 @@ pub enum Output {
 }
 
 impl Output {
-    /// Prints the object itself; YAML stands in for a text, which its command writes.
+    /// Prints the object; `text` makes its form for a person.
     ///
     /// # Errors
     /// It has no such form.
-    pub fn print(self, object: &impl Serialize) -> anyhow::Result<()> {
+    pub fn print(self, object: &impl Serialize, text: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<()> {
         match self {
-            Self::Text | Self::Yaml => {
-                print!("{}", serde_yaml::to_string(object).context("cannot write it as YAML")?);
-            }
+            Self::Text => print!("{}", text()?),
+            Self::Yaml => print!("{}", serde_yaml::to_string(object).context("cannot write it as YAML")?),
             Self::Json => println!("{}", serde_json::to_string_pretty(object).context("cannot write it as JSON")?),
         }
         Ok(())

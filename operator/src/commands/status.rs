@@ -35,12 +35,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sessions = Sessions::new(&args.cache.map_or_else(default_cache, Ok)?);
     sessions.find(&args.name)?;
     let status = sessions.status(&args.name)?;
-    if args.output == Output::Text {
-        let log = sessions.events(&args.name)?;
-        print!("{}\n{}", text(&args.name, &status), events::table(log.latest(EVENTS), Timestamp::now()));
-    } else {
-        args.output.print(&status)?;
-    }
+    args.output.print(&status, || {
+        let events = events::table(sessions.events(&args.name)?.latest(EVENTS), Timestamp::now());
+        Ok(format!("{}\n{events}", text(&args.name, &status)))
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -134,10 +134,13 @@ pub fn restart_planned(pause: Duration) -> Note {
     normal(reason::RESTART_PLANNED, format!("the worker is down; it starts again in {} s", pause.as_secs()))
 }
 
-/// The worker could not be started, and the next try comes after `pause`.
-pub fn start_failed(error: &anyhow::Error, pause: Duration) -> Note {
-    let pause = pause.as_secs();
-    warning(reason::START_FAILED, format!("the worker could not be started ({error:#}); the next try is in {pause} s"))
+/// The worker could not be started, and the next try comes after `pause`; `None`: there is no further one.
+pub fn start_failed(error: &anyhow::Error, pause: Option<Duration>) -> Note {
+    let next = match pause {
+        Some(pause) => format!("the next try is in {} s", pause.as_secs()),
+        None => "that was the last try".to_owned(),
+    };
+    warning(reason::START_FAILED, format!("the worker could not be started ({error:#}); {next}"))
 }
 
 /// The worker answered before and does not now.

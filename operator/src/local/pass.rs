@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use jiff::Timestamp;
 use modelprofile_api::worker::{SwitchReport, WorkerPhase, WorkerState};
 use modelprofile_api::{ModelProfileStatus, Validated};
@@ -156,10 +155,12 @@ impl<W: Workers> Local<W> {
         let profile = profile.unwrap_or_else(|| self.pilot.start(Timestamp::now()).to_owned());
         if let Err(error) = self.workers.start(&profile).await {
             // Its port may still be held by what the old one left; the next pause is longer.
-            let Some(pause) = self.restarts.ended(Instant::now()) else {
-                return Err(error).context("the worker could not be started");
-            };
-            self.journal.tell(&notes::start_failed(&error, pause));
+            let pause = self.restarts.ended(Instant::now());
+            let failed = notes::start_failed(&error, pause);
+            if pause.is_none() {
+                return Err(self.journal.fail(failed));
+            }
+            self.journal.tell(&failed);
             return Ok(());
         }
         self.journal.tell(&notes::worker_started(&profile));
