@@ -3,7 +3,8 @@
 
 It takes the command line of the real worker. Its profiles are quality and density; each look at its state prepares a bit
 more. A profile named in FAKE_REFUSES is refused. The file named by FAKE_DIES, once it exists, makes it die; while the file
-named by FAKE_HANGS exists, it does not answer.
+named by FAKE_HANGS exists, it does not answer. The file named by FAKE_LOAD holds the percentage of KV blocks in use, 10 without
+it; while it says "none", there are no metrics.
 """
 
 import argparse
@@ -47,6 +48,19 @@ def state():
     }
 
 
+def metrics():
+    path = os.environ.get("FAKE_LOAD", "")
+    used = open(path).read() if os.path.exists(path) else "10"
+    if used == "none":
+        return None
+    return f"""modelprofile_kv_blocks{{state="total"}} 100
+modelprofile_kv_blocks{{state="used"}} {used}
+modelprofile_kv_blocks{{state="waiting"}} 0
+modelprofile_oldest_waiting_seconds 0
+vllm:time_to_first_token_seconds_bucket{{le="+Inf"}} 0
+"""
+
+
 def report(profile, refusal):
     return {
         "from": active,
@@ -74,10 +88,10 @@ def switch(profile):
 
 
 class Admin(BaseHTTPRequestHandler):
-    def answer(self, status, body):
-        data = json.dumps(body).encode()
+    def answer(self, status, body, kind="application/json"):
+        data = (json.dumps(body) if kind == "application/json" else body).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -96,7 +110,10 @@ class Admin(BaseHTTPRequestHandler):
             print("loading layer 3", file=sys.stderr)
             print("out of cheese", file=sys.stderr, flush=True)
             os._exit(3)
-        if self.allowed():
+        if self.path == "/metrics":
+            text = metrics()
+            self.answer(503 if text is None else 200, text or "", "text/plain")
+        elif self.allowed():
             with lock:
                 self.answer(200, state())
 

@@ -1,7 +1,9 @@
 //! The command line: what a subcommand takes, and where it runs.
 
 pub mod crd;
+pub mod events;
 pub mod local;
+pub mod output;
 pub mod recommend;
 pub mod replay;
 pub mod simulate;
@@ -34,6 +36,8 @@ enum Command {
     Switch(switch::Args),
     /// Show what a model that `modelprofile local` serves does, and why.
     Status(status::Args),
+    /// List what happened to a model that `modelprofile local` serves, or served last.
+    Events(events::Args),
     /// Replay a trace of requests against a server and measure its answers.
     Replay(Box<replay::Args>),
     /// Check a manifest and print everything that is wrong with it.
@@ -55,6 +59,7 @@ impl Cli {
             Command::Simulate(args) => simulate::run(&args),
             Command::Switch(args) => switch::run(args),
             Command::Status(args) => status::run(args),
+            Command::Events(args) => events::run(args),
             Command::Replay(args) => replay::run(&args),
             Command::Validate(args) => validate::run(&args),
             Command::Crd => crd::run(),

@@ -3,11 +3,16 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use jiff::Timestamp;
 use modelprofile_api::{ConditionStatus, ModelProfileStatus};
 
+use super::output::Output;
+use crate::local::events;
 use crate::local::serve::default_cache;
 use crate::local::session::Sessions;
+
+/// How many events a person sees below the status: the newest. `modelprofile events` shows them all.
+const EVENTS: usize = 10;
 
 /// Arguments of `modelprofile status`.
 #[derive(Debug, clap::Args)]
@@ -22,17 +27,6 @@ pub struct Args {
     cache: Option<PathBuf>,
 }
 
-/// Form of the output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
-    /// For a person.
-    Text,
-    /// The status object as YAML.
-    Yaml,
-    /// The status object as JSON.
-    Json,
-}
-
 /// Prints the status that local mode wrote last.
 ///
 /// # Errors
@@ -41,13 +35,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sessions = Sessions::new(&args.cache.map_or_else(default_cache, Ok)?);
     sessions.find(&args.name)?;
     let status = sessions.status(&args.name)?;
-    match args.output {
-        Output::Text => print!("{}", text(&args.name, &status)),
-        Output::Yaml => print!("{}", serde_yaml::to_string(&status).context("cannot write the status as YAML")?),
-        Output::Json => {
-            println!("{}", serde_json::to_string_pretty(&status).context("cannot write the status as JSON")?);
-        }
-    }
+    args.output.print(&status, || {
+        let events = events::table(sessions.events(&args.name)?.latest(EVENTS), Timestamp::now());
+        Ok(format!("{}\n{events}", text(&args.name, &status)))
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,9 +7,9 @@ use anyhow::bail;
 use modelprofile_api::worker::SwitchOutcome;
 
 use crate::local::admin::Admin;
+use crate::local::notes::sentence;
 use crate::local::serve::default_cache;
 use crate::local::session::Sessions;
-use crate::local::view::sentence;
 
 /// Arguments of `modelprofile switch`.
 #[derive(Debug, clap::Args)]

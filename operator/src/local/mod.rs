@@ -12,7 +12,10 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`serve`] | the loop above, from the manifest to the exit code |
+//! | [`serve`] | from the command line to the loop: what is checked, taken and started |
+//! | `pass` | the loop above, to the exit code |
+//! | `follow` | what a pass does about a worker that answers, and about an edited manifest |
+//! | [`signals`] | the signals that end the loop |
 //! | [`pilot`] | which profile should be active: the policy's decision, from what the worker says |
 //! | [`workers`] | the seam: what observing and acting on workers means, whatever they are |
 //! | [`process`] | workers as one child process |
@@ -20,15 +23,24 @@
 //! | [`watch`] | the manifest file: when it changed, and what an edit means for a running worker |
 //! | [`restart`] | when a worker that ended starts again: pure |
 //! | [`session`] | the file by which `modelprofile switch` finds a running local mode |
+//! | [`notes`] | every reason and sentence that is told as an event: pure |
+//! | [`events`] | the event log: counted, bounded, and as a table: pure |
+//! | [`journal`] | says and records: the terminal, and the files beside the session |
 //! | [`status`] | the status object, as a cluster would show it: pure |
 //! | [`view`] | progress bars and the live table, or plain lines where stdout is not a terminal |
 
 pub mod admin;
+pub mod events;
+mod follow;
+pub mod journal;
+pub mod notes;
+mod pass;
 pub mod pilot;
 pub mod process;
 pub mod restart;
 pub mod serve;
 pub mod session;
+pub mod signals;
 pub mod status;
 pub mod view;
 pub mod watch;

@@ -1,7 +1,9 @@
 //! The session file: how `modelprofile switch NAME PROFILE` finds a local mode that runs.
 //!
 //! A session is `NAME.json` and `NAME.lock` in one folder. The lock is held for as long as local mode lives and falls with its
-//! process, however that ends; so a file whose lock can be taken is stale. A process number alone could not tell.
+//! process, however that ends; so a file whose lock can be taken is stale. A process number alone could not tell. Beside them
+//! lie `NAME.status.json` and `NAME.events.json`. The events stay when local mode ends, because they tell how it did; the next
+//! local mode of that name begins anew.
 
 use std::fs::{File, TryLockError};
 use std::io::Write;
@@ -11,6 +13,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use modelprofile_api::ModelProfileStatus;
 use serde::{Deserialize, Serialize};
+
+use super::events::EventLog;
 
 /// What a session file says. It holds the admin token, so only its owner can read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +44,10 @@ pub struct Sessions {
     folder: PathBuf,
 }
 
-/// A session that this process owns; dropping it removes the file and frees the name.
+/// Ends of names that would make one model's session another one's status or events.
+const RESERVED: [&str; 2] = [".status", ".events"];
+
+/// A session that this process owns; dropping it removes the session and its status, and frees the name.
 pub struct Held {
     file: PathBuf,
     _lock: File,
@@ -63,8 +70,11 @@ impl Sessions {
     /// Takes the name for this process.
     ///
     /// # Errors
-    /// Another process has it, or the folder cannot be written.
+    /// Another process has it, its end is that of another model's files, or the folder cannot be written.
     pub fn hold(&self, name: &str) -> anyhow::Result<Held> {
+        if let Some(end) = RESERVED.iter().find(|end| name.ends_with(*end)) {
+            bail!("local mode cannot serve a model whose name ends with {end}; change metadata.name");
+        }
         let folder = &self.folder;
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -88,14 +98,17 @@ impl Sessions {
                 return Err(error).with_context(|| format!("cannot lock {}", path.display()));
             }
         }
-        let file = self.path(name, "json")?;
-        // What an earlier process that was killed left behind.
-        match std::fs::remove_file(&file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove {}", file.display()))
+        let held = Held { file: self.path(name, "json")?, _lock: lock };
+        // What an earlier process that was killed left behind, and the events of any earlier one.
+        for file in [held.file.clone(), held.status_file(), held.events_file()] {
+            match std::fs::remove_file(&file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", file.display()));
+                }
+                _ => {}
             }
-            _ => Ok(Held { file, _lock: lock }),
         }
+        Ok(held)
     }
 
     /// The running session of that name.
@@ -145,12 +158,27 @@ impl Sessions {
             .with_context(|| format!("{} is not a status of this version; restart local mode", file.display()))
     }
 
+    /// The events of the session of that name that runs, or of the latest one that ended.
+    ///
+    /// # Errors
+    /// There was none, or they cannot be read.
+    pub fn events(&self, name: &str) -> anyhow::Result<EventLog> {
+        let file = self.path(name, "events.json")?;
+        match std::fs::read_to_string(&file) {
+            Ok(text) => serde_json::from_str(&text)
+                .with_context(|| format!("{} is no event log of this version; restart local mode", file.display())),
+            // A session that runs has none yet; a name that nobody served gets the list of those that run.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.find(name).map(|_| EventLog::default()),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
+        }
+    }
+
     fn running(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| {
-            Some(
-                entry.file_name().to_str()?.strip_suffix(".json").filter(|name| !name.ends_with(".status"))?.to_owned(),
-            )
+            let file = entry.file_name();
+            let name = file.to_str()?.strip_suffix(".json")?;
+            (!RESERVED.iter().any(|end| name.ends_with(end))).then(|| name.to_owned())
         });
         let mut running: Vec<String> = names.filter(|name| matches!(self.live(name), Ok(Some(_)))).collect();
         running.sort();
@@ -184,8 +212,20 @@ impl Held {
         replace(&self.status_file(), &serde_json::to_string_pretty(status).context("cannot write the status as JSON")?)
     }
 
+    /// Writes the events beside the session, as a whole.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn write_events(&self, log: &EventLog) -> anyhow::Result<()> {
+        replace(&self.events_file(), &serde_json::to_string_pretty(log).context("cannot write the events as JSON")?)
+    }
+
     fn status_file(&self) -> PathBuf {
         self.file.with_extension("status.json")
+    }
+
+    fn events_file(&self) -> PathBuf {
+        self.file.with_extension("events.json")
     }
 }
 
@@ -216,6 +256,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::local::notes;
 
     fn session(name: &str) -> Session {
         Session {
@@ -269,6 +310,32 @@ mod tests {
         let held = sessions.hold("demo").unwrap();
         held.write(&session("demo")).unwrap();
         assert_eq!(sessions.find("dem").unwrap_err().to_string(), "no local model is named dem; running: demo");
+    }
+
+    #[test]
+    fn events_stay_until_the_next_session_of_that_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let sessions = Sessions { folder: folder.path().to_owned() };
+        assert!(sessions.events("demo").unwrap_err().to_string().starts_with("no `modelprofile local` runs here"));
+        let held = sessions.hold("demo").unwrap();
+        held.write(&session("demo")).unwrap();
+        assert_eq!(sessions.events("demo").unwrap(), EventLog::default());
+        let mut log = EventLog::default();
+        log.record(&notes::worker_answers(), jiff::Timestamp::UNIX_EPOCH);
+        held.write_events(&log).unwrap();
+        assert_eq!(sessions.running(), ["demo"]);
+        drop(held);
+        assert_eq!(sessions.events("demo").unwrap(), log);
+        let _held = sessions.hold("demo").unwrap();
+        assert!(sessions.events("demo").is_err());
+    }
+
+    #[test]
+    fn a_name_that_would_be_another_models_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let sessions = Sessions { folder: folder.path().to_owned() };
+        assert!(sessions.hold("demo.events").err().unwrap().to_string().ends_with("change metadata.name"));
+        assert!(sessions.hold("demo.v2").is_ok());
     }
 
     #[test]

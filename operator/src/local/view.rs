@@ -4,7 +4,9 @@ use std::io::IsTerminal;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::tz::TimeZone;
-use modelprofile_api::worker::{SwitchOutcome, SwitchReport, WorkerPhase, WorkerState};
+use modelprofile_api::worker::{WorkerPhase, WorkerState};
+
+use super::notes::sentence;
 
 /// The screen of local mode. Dropping it leaves the last block where it is.
 pub struct View {
@@ -197,24 +199,6 @@ fn load(state: &WorkerState) -> String {
     )
 }
 
-/// A switch as a sentence for a person; its reason where it did not complete.
-pub fn sentence(switch: &SwitchReport) -> String {
-    let SwitchReport { from, to, duration_millis, pause_millis, preempted, outcome, message, .. } = switch;
-    match outcome {
-        SwitchOutcome::Completed if from == to => format!("{to} is active already"),
-        SwitchOutcome::Completed => {
-            let preempted = match preempted {
-                0 => String::new(),
-                1 => ", 1 request preempted and recomputed".to_owned(),
-                n => format!(", {n} requests preempted and recomputed"),
-            };
-            format!("switched from {from} to {to} in {duration_millis} ms (paused {pause_millis:.0} ms){preempted}")
-        }
-        SwitchOutcome::Refused => format!("the switch from {from} to {to} was refused: {message}"),
-        SwitchOutcome::Replaced => format!("the switch from {from} to {to} was replaced by a later one: {message}"),
-    }
-}
-
 /// Time of day in `zone`; the text itself if it is not a timestamp.
 fn clock(time: &str, zone: &TimeZone) -> String {
     time.parse::<jiff::Timestamp>()
@@ -236,22 +220,9 @@ fn grouped(number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use modelprofile_api::worker::{WorkerKv, WorkerProfile, WorkerRequests};
+    use modelprofile_api::worker::{SwitchOutcome, SwitchReport, WorkerKv, WorkerProfile, WorkerRequests};
 
     use super::*;
-
-    fn switch(outcome: SwitchOutcome) -> SwitchReport {
-        SwitchReport {
-            from: "quality".to_owned(),
-            to: "density".to_owned(),
-            start_time: "2026-03-01T12:00:05Z".to_owned(),
-            duration_millis: 83,
-            pause_millis: 11.6,
-            preempted: 0,
-            outcome,
-            message: "density's weights are damaged".to_owned(),
-        }
-    }
 
     fn serving() -> WorkerState {
         let rung = |name: &str, weight_bytes, kv_tokens| WorkerProfile {
@@ -272,7 +243,16 @@ mod tests {
                 tokens_per_second: 152.34,
                 ..WorkerRequests::default()
             },
-            last_switch: Some(switch(SwitchOutcome::Completed)),
+            last_switch: Some(SwitchReport {
+                from: "quality".to_owned(),
+                to: "density".to_owned(),
+                start_time: "2026-03-01T12:00:05Z".to_owned(),
+                duration_millis: 83,
+                pause_millis: 11.6,
+                preempted: 0,
+                outcome: SwitchOutcome::Completed,
+                message: String::new(),
+            }),
             ..WorkerState::default()
         }
     }
@@ -324,20 +304,6 @@ mod tests {
     fn the_table_fits_a_narrow_terminal() {
         let text = wrapped(&table(&serving(), &TimeZone::UTC), 60);
         assert!(text.lines().all(|line| line.chars().count() <= 60), "{text}");
-    }
-
-    #[test]
-    fn a_switch_to_the_active_profile_is_not_told_as_a_change() {
-        let report = SwitchReport { from: "density".to_owned(), ..switch(SwitchOutcome::Completed) };
-        assert_eq!(sentence(&report), "density is active already");
-    }
-
-    #[test]
-    fn a_refusal_gives_its_reason() {
-        assert_eq!(
-            sentence(&switch(SwitchOutcome::Refused)),
-            "the switch from quality to density was refused: density's weights are damaged"
-        );
     }
 
     #[test]
