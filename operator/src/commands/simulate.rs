@@ -169,7 +169,7 @@ mod tests {
         let code = command(dir.path(), &format!("{DEPLOY}/hardware/h100-80gb.yaml"), |text| text).unwrap();
         assert_eq!(code, ExitCode::SUCCESS);
         let picture = std::fs::read_to_string(dir.path().join("out.svg")).unwrap();
-        assert!(picture.contains("switch in place") && picture.contains("Surge"));
+        assert!(["switch in place", "Surge", "Recreate"].iter().all(|way| picture.contains(way)));
     }
 
     #[test]
