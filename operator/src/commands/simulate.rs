@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use jiff::Timestamp;
 use modelprofile_api::{Manifest, violations};
 
+use crate::locate::with_line;
 use crate::simulate::{Hardware, ModelShape, Setting, ladder, report, scenarios, simulate, svg, table};
 use crate::traces::Trace;
 
@@ -82,7 +83,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     // What this build can not serve can be simulated all the same.
     let manifest = Manifest::from_yaml(&text).with_context(|| format!("{} is not a manifest", file.display()))?;
-    let errors: Vec<_> = violations(&manifest).iter().map(|error| format!("{}: {error}", file.display())).collect();
+    let errors: Vec<_> =
+        violations(&manifest).iter().map(|error| format!("{}: {}", file.display(), with_line(error, &text))).collect();
     if !errors.is_empty() {
         bail!("{}", errors.join("\n"));
     }
@@ -180,6 +182,7 @@ mod tests {
         std::fs::write(&file, text.replace("3.35e12", "0")).unwrap();
         let error = format!("{:#}", command(dir.path(), file.to_str().unwrap(), |text| text).unwrap_err());
         assert!(error.contains("h.yaml: memoryBandwidth: 0 is not above zero"), "{error}");
+        assert!(error.ends_with("(line 4)"), "{error}");
         assert!(!dir.path().join("out.svg").exists(), "nothing is half-run");
     }
 
@@ -190,7 +193,11 @@ mod tests {
         let edit = |text: String| text.replace("  scaling:", window);
         let error =
             format!("{:#}", command(dir.path(), &format!("{DEPLOY}/hardware/h100-80gb.yaml"), edit).unwrap_err());
-        assert!(error.contains("m.yaml: spec.switching.schedule"), "{error}");
+        assert!(
+            error.contains("m.yaml: spec.switching.schedule.windows[1]: overlaps with `business-hours`"),
+            "{error}"
+        );
+        assert!(error.ends_with("(line 37)"), "{error}");
     }
 
     #[test]
