@@ -125,7 +125,7 @@ pub(super) fn rung(request: &Request, choice: Choice, format: WeightFormat) -> O
 }
 
 /// Input widths of the layers' matrices.
-fn widths(shape: &ModelShape) -> [u32; 3] {
+pub(super) fn widths(shape: &ModelShape) -> [u32; 3] {
     [shape.hidden, shape.intermediate, shape.heads.saturating_mul(shape.head_dim)]
 }
 
