@@ -1,12 +1,13 @@
 //! `modelprofile simulate -f FILE --trace FILE --hardware FILE --model FILE`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
-use modelprofile_api::{Manifest, violations};
+use modelprofile_api::{FieldError, Manifest, violations};
 
+use crate::locate::with_line;
 use crate::simulate::{Hardware, ModelShape, Setting, ladder, report, scenarios, simulate, svg, table};
 use crate::traces::Trace;
 
@@ -58,6 +59,12 @@ pub struct Args {
     svg: Option<PathBuf>,
 }
 
+/// Errors of a manifest by file, field and line, one a line.
+fn located(file: &Path, text: &str, errors: &[FieldError]) -> String {
+    let lines: Vec<_> = errors.iter().map(|error| format!("{}: {}", file.display(), with_line(error, text))).collect();
+    lines.join("\n")
+}
+
 fn above_zero(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
@@ -81,10 +88,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     // What this build can not serve can be simulated all the same.
-    let manifest = Manifest::from_yaml(&text).with_context(|| format!("{} is not a manifest", file.display()))?;
-    let errors: Vec<_> = violations(&manifest).iter().map(|error| format!("{}: {error}", file.display())).collect();
+    let manifest = match Manifest::from_yaml(&text) {
+        Ok(manifest) => manifest,
+        Err(errors) => bail!("{}", located(file, &text, &errors.0)),
+    };
+    let errors = violations(&manifest);
     if !errors.is_empty() {
-        bail!("{}", errors.join("\n"));
+        bail!("{}", located(file, &text, &errors));
     }
     let setting = Setting {
         hardware: Hardware::load(hardware)?,
@@ -128,8 +138,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use clap::Parser;
 
     use super::*;
@@ -169,7 +177,7 @@ mod tests {
         let code = command(dir.path(), &format!("{DEPLOY}/hardware/h100-80gb.yaml"), |text| text).unwrap();
         assert_eq!(code, ExitCode::SUCCESS);
         let picture = std::fs::read_to_string(dir.path().join("out.svg")).unwrap();
-        assert!(picture.contains("switch in place") && picture.contains("Surge"));
+        assert!(["switch in place", "Surge", "Recreate"].iter().all(|way| picture.contains(way)));
     }
 
     #[test]
@@ -180,6 +188,7 @@ mod tests {
         std::fs::write(&file, text.replace("3.35e12", "0")).unwrap();
         let error = format!("{:#}", command(dir.path(), file.to_str().unwrap(), |text| text).unwrap_err());
         assert!(error.contains("h.yaml: memoryBandwidth: 0 is not above zero"), "{error}");
+        assert!(error.ends_with("(line 4)"), "{error}");
         assert!(!dir.path().join("out.svg").exists(), "nothing is half-run");
     }
 
@@ -190,7 +199,38 @@ mod tests {
         let edit = |text: String| text.replace("  scaling:", window);
         let error =
             format!("{:#}", command(dir.path(), &format!("{DEPLOY}/hardware/h100-80gb.yaml"), edit).unwrap_err());
-        assert!(error.contains("m.yaml: spec.switching.schedule"), "{error}");
+        assert!(
+            error.contains("m.yaml: spec.switching.schedule.windows[1]: overlaps with `business-hours`"),
+            "{error}"
+        );
+        assert!(error.ends_with("(line 37)"), "{error}");
+    }
+
+    #[test]
+    fn a_field_of_the_wrong_type_is_refused_by_field_and_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let edit = |text: String| text.replace("minReplicas: 1", "minReplicas: one");
+        let error =
+            format!("{:#}", command(dir.path(), &format!("{DEPLOY}/hardware/h100-80gb.yaml"), edit).unwrap_err());
+        assert!(error.contains("m.yaml: spec.scaling.minReplicas: ") && error.ends_with("(line 39)"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_trace_is_refused_by_file_line_and_column_before_anything_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let trace = dir.path().join("wrong.csv");
+        std::fs::write(&trace, "arrival_seconds,prompt_tokens,output_tokens\n2,1,1\n1,1,1\n").unwrap();
+        let line = Line::parse_from([
+            "simulate".to_owned(),
+            format!("--file={DEPLOY}/examples/llama-70b.yaml"),
+            format!("--trace={}", trace.display()),
+            format!("--hardware={DEPLOY}/hardware/h100-80gb.yaml"),
+            format!("--model={DEPLOY}/models/llama-3.3-70b.yaml"),
+            format!("--svg={}", dir.path().join("out.svg").display()),
+        ]);
+        let error = format!("{:#}", run(&line.args).unwrap_err());
+        assert!(error.contains("wrong.csv is no trace: line 3, column arrival_seconds: 1 is before"), "{error}");
+        assert!(!dir.path().join("out.svg").exists(), "nothing is half-run");
     }
 
     #[test]

@@ -3,16 +3,22 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `tree` | [`recommend`]: the decision tree, pure |
+//! | `ladder` | the rungs that are considered, and what each holds |
+//! | `impossible` | what to say where nothing fits |
 //! | `manifest` | a [`Plan`] as a manifest with its reasons in comments |
 //! | `catalog` | the models and the hardware that are known by name |
 
 mod catalog;
+mod impossible;
+mod ladder;
 mod manifest;
 mod tree;
 
 pub use catalog::{hardware, model};
+pub use impossible::Impossible;
+pub use ladder::Rung;
 pub use manifest::{Labels, json, manifest, text, yaml};
-pub use tree::{Answer, Impossible, Plan, Rung, recommend};
+pub use tree::{Answer, Plan, recommend};
 
 use serde::Serialize;
 

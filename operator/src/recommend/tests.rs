@@ -1,4 +1,4 @@
-use modelprofile_api::{Manifest, violations};
+use modelprofile_api::{Manifest, Method, violations};
 use proptest::prelude::*;
 use rstest::rstest;
 
@@ -66,6 +66,28 @@ fn the_manifest_with_its_comments_is_valid_and_says_what_is_missing() {
     let text = yaml(&request, &recommend(&request).unwrap(), &labels()).unwrap();
     assert_eq!(violations(&Manifest::from_yaml(&text).unwrap()), []);
     assert!(text.contains("# because Are the contexts long?") && text.contains("# not in this version: "), "{text}");
+}
+
+#[test]
+fn the_reasons_say_why_awq_and_what_to_write_for_gptq() {
+    let request = request("llama-3.3-70b", "h100-80gb", 1, 16384, 8, Priority::Balanced);
+    let plan = recommend(&request).unwrap();
+    let asked: Vec<_> = plan.reasons.iter().filter(|reason| reason.question == "Which method rounds INT4?").collect();
+    assert_eq!(asked.len(), 1, "{}", text(&plan));
+    assert!(asked[0].numbers.contains("a matrix of 3.1 GiB for 28672 inputs"), "{}", asked[0].numbers);
+    assert!(asked[0].answer.ends_with("write method: GPTQ, zeroPoint: Symmetric"), "{}", asked[0].answer);
+    // What is told to be written is accepted.
+    let gptq = yaml(&request, &plan, &labels())
+        .unwrap()
+        .replace("      method: AWQ\n", "      method: GPTQ\n      zeroPoint: Symmetric\n");
+    let manifest = Manifest::from_yaml(&gptq).unwrap();
+    assert_eq!((manifest.spec.profiles[1].weights.method, violations(&manifest)), (Method::Gptq, vec![]));
+}
+
+#[test]
+fn without_int4_no_method_is_asked_for() {
+    let plan = recommend(&request("llama-3.1-8b", "h100-80gb", 1, 8192, 16, Priority::Balanced)).unwrap();
+    assert!(!text(&plan).contains("GPTQ"), "{}", text(&plan));
 }
 
 /// Compares with a file of `golden/`; `UPDATE_GOLDEN=1 cargo test -p modelprofile-operator --lib golden` writes it anew.

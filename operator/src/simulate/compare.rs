@@ -1,4 +1,4 @@
-//! One manifest, five ways to serve the same traffic.
+//! One manifest, six ways to serve the same traffic.
 
 use std::fmt::Write as _;
 
@@ -35,8 +35,11 @@ pub struct Setting {
     pub seed: u64,
 }
 
-/// The scenarios to compare: always quality, always density, scale only, switch in place, Surge. Those that the manifest
-/// makes impossible (one profile alone, or profiles whose cache differs) are left out.
+/// The scenarios to compare: always quality, always density, scale only, switch in place, Surge, Recreate. Those that the
+/// manifest makes impossible (one profile alone, or profiles whose cache differs) are left out.
+///
+/// Surge and Recreate are what an engine pays that can not switch in place: Surge twice the accelerators for as long as
+/// the new workers load, Recreate, without spare accelerators, that time without a worker.
 ///
 /// # Errors
 /// A profile does not fit into the memory; the budget is more than there is.
@@ -94,7 +97,8 @@ pub fn scenarios(manifest: &Manifest, setting: &Setting) -> anyhow::Result<Vec<S
         if spec.profiles.iter().all(same) {
             all.push(base.clone().variant("switch in place", None, Strategy::InPlace, scaled));
         }
-        all.push(base.variant("Surge", None, Strategy::Surge, scaled));
+        all.push(base.clone().variant("Surge", None, Strategy::Surge, scaled));
+        all.push(base.variant("Recreate", None, Strategy::Recreate, scaled));
     }
     Ok(all)
 }
@@ -199,13 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn five_ways_are_compared_and_the_impossible_ones_left_out() {
+    fn six_ways_are_compared_and_the_impossible_ones_left_out() {
         let mut manifest = manifest();
-        assert_eq!(names(&manifest), ["always quality", "always density", "scale only", "switch in place", "Surge"]);
+        let [quality, density, scale, in_place] = ["always quality", "always density", "scale only", "switch in place"];
+        assert_eq!(names(&manifest), [quality, density, scale, in_place, "Surge", "Recreate"]);
         manifest.spec.profiles[1].kv_cache.format = KvCacheFormat::Bf16;
-        assert_eq!(names(&manifest), ["always quality", "always density", "scale only", "Surge"]);
+        assert_eq!(names(&manifest), [quality, density, scale, "Surge", "Recreate"]);
         manifest.spec.profiles.truncate(1);
-        assert_eq!(names(&manifest), ["always quality", "scale only"]);
+        assert_eq!(names(&manifest), [quality, scale]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use modelprofile_api::FieldError;
 use serde::Deserialize;
 
 use super::fields::{self, Described, above_zero};
@@ -68,7 +69,7 @@ impl Hardware {
 }
 
 impl Described for Hardware {
-    fn faults(&self) -> Vec<String> {
+    fn faults(&self) -> Vec<FieldError> {
         let mut numbers = vec![
             ("memoryBytes", self.memory_bytes as f64),
             ("memoryBandwidth", self.memory_bandwidth),

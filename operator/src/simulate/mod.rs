@@ -7,7 +7,7 @@
 //! | `roofline` | [`Roofline`]: how long a step takes |
 //! | `replica` | [`Replica`]: one worker, its batch and its KV cache |
 //! | `fleet` | [`simulate`]: workers, traffic and the real decision |
-//! | `compare` | five ways to serve the same traffic, and the table |
+//! | `compare` | six ways to serve the same traffic, and the table |
 //! | `picture` | [`svg`]: the same as a picture |
 //! | `histogram` | [`Histogram`]: percentiles in constant memory |
 //! | `published` | the step time held against published throughput |

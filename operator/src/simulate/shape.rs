@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use modelprofile_api::{KvCacheFormat, WeightFormat};
+use modelprofile_api::{FieldError, KvCacheFormat, WeightFormat};
 use serde::Deserialize;
 
 use super::fields::{self, Described, above_zero};
@@ -144,7 +144,7 @@ fn is_gguf(format: WeightFormat) -> bool {
 }
 
 impl Described for ModelShape {
-    fn faults(&self) -> Vec<String> {
+    fn faults(&self) -> Vec<FieldError> {
         let mut faults = above_zero(&[
             ("layers", self.layers.into()),
             ("hidden", self.hidden.into()),
@@ -156,7 +156,8 @@ impl Described for ModelShape {
             ("maxContextTokens", self.max_context_tokens.into()),
         ]);
         if self.kv_heads > 0 && !self.heads.is_multiple_of(self.kv_heads) {
-            faults.push(format!("kvHeads: {} does not divide heads ({})", self.kv_heads, self.heads));
+            let message = format!("{} does not divide heads ({})", self.kv_heads, self.heads);
+            faults.push(FieldError::new("kvHeads", message));
         }
         faults
     }

@@ -68,6 +68,9 @@ impl Trace {
     }
 }
 
+/// Longest time from the first request to the last, in seconds: a year. More is a wrong unit or a wrong row.
+const LONGEST: f64 = 366.0 * 86_400.0;
+
 const EXPECTED: &str =
     "begin it with TIMESTAMP,ContextTokens,GeneratedTokens or arrival_seconds,prompt_tokens,output_tokens";
 
@@ -104,7 +107,11 @@ impl Times {
             bail!("{value} is before the row above; sort the file by time");
         }
         self.previous = Some(at);
-        Ok(at - *self.first.get_or_insert(at))
+        let since = at - *self.first.get_or_insert(at);
+        if since > LONGEST {
+            bail!("{value} is more than a year after the first row; correct or delete the row");
+        }
+        Ok(since)
     }
 }
 
@@ -162,6 +169,18 @@ mod tests {
     #[case::unsorted(
         "arrival_seconds,prompt_tokens,output_tokens\n2,1,1\n1,1,1",
         "line 3, column arrival_seconds: 1 is before"
+    )]
+    #[case::too_late(
+        "arrival_seconds,prompt_tokens,output_tokens\n1,1,1\n1e300,1,1",
+        "line 3, column arrival_seconds: 1e300 is more than a year after"
+    )]
+    #[case::negative_time(
+        "arrival_seconds,prompt_tokens,output_tokens\n-1,4,1",
+        "line 2, column arrival_seconds: `-1`"
+    )]
+    #[case::negative_output(
+        "arrival_seconds,prompt_tokens,output_tokens\n1,4,-1",
+        "line 2, column output_tokens: `-1`"
     )]
     #[case::negative("arrival_seconds,prompt_tokens,output_tokens\n1,-4,1", "line 2, column prompt_tokens: `-4`")]
     #[case::zero("arrival_seconds,prompt_tokens,output_tokens\n1,4,0", "line 2, column output_tokens: `0`")]

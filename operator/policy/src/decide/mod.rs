@@ -1,18 +1,23 @@
 //! The decision: an ordered list of rules, the first that applies wins.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `peak` | the way up: a denser profile, more workers, or why neither |
+//! | `relief` | the way down: fewer workers, a rung toward quality |
+
+mod peak;
+mod relief;
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use modelprofile_api::{Preference, ScalingMode, SwitchingMode};
+use modelprofile_api::{ScalingMode, SwitchingMode};
 
 use crate::decision::{Action, Decision, Reason};
 use crate::history::History;
 use crate::observation::Observation;
 use crate::pressure::{Freshness, Load, Pressure};
 use crate::rules::Rules;
-
-/// A denser rung must be predicted to lower the pressure by at least this share.
-const LEAST_HELP: f64 = 0.1;
 
 /// Decides which profile should be active and how many workers should exist.
 ///
@@ -163,156 +168,6 @@ impl Pass<'_> {
             return None;
         }
         Some(self.hold(active, Reason::WaitingForEffect, message))
-    }
-
-    fn peak(&self, active: usize, may_switch: bool) -> Decision {
-        let (rules, held) = (self.rules, self.since(self.history.over_since()));
-        let signal = self.load.describe(rules, self.pressure.signal);
-        if let Some(left) = remaining(held, rules.up_window) {
-            let message = format!(
-                "{signal}; something is done if the pressure stays at 100 % or more for {} s, in {} s",
-                rules.up_window.as_secs(),
-                seconds(left)
-            );
-            return self.wait(active, Reason::Stabilizing, message, left);
-        }
-        let climb = || may_switch.then(|| self.climb(active, &signal)).flatten();
-        let grow = || self.grow(active, &signal);
-        let action = match rules.prefer {
-            Preference::Switch => climb().or_else(grow),
-            Preference::Scale => grow().or_else(climb),
-        };
-        action.unwrap_or_else(|| self.stuck(active, may_switch, &signal))
-    }
-
-    /// The first denser rung that helps.
-    fn climb(&self, active: usize, signal: &str) -> Option<Decision> {
-        let helps = |rung: &usize| self.predicted(active, *rung) <= self.pressure.value * (1.0 - LEAST_HELP);
-        let rung = (active + 1..self.rules.names.len()).filter(|rung| self.usable(*rung)).find(helps)?;
-        let message = format!(
-            "{signal} for {} s; {} is predicted to bring the pressure from {} to {} %",
-            self.rules.up_window.as_secs(),
-            self.rules.name(rung),
-            percent(self.pressure.value),
-            percent(self.predicted(active, rung)),
-        );
-        Some(self.switch(rung, Reason::PressureHigh, message))
-    }
-
-    /// More workers, at most twice as many.
-    fn grow(&self, active: usize, signal: &str) -> Option<Decision> {
-        let (rules, seen) = (self.rules, self.observation);
-        let ready = seen.ready() as u32;
-        // Where workers can not be placed, more of them can not either.
-        if rules.scaling != ScalingMode::Auto || seen.unavailable() > 0 || seen.replicas >= rules.max_replicas {
-            return None;
-        }
-        let demand = self.load.kv_demand.unwrap_or_default() / rules.kv_target;
-        let needed = (f64::from(ready) * demand).ceil() as u32;
-        let wanted = needed.max(seen.replicas + 1).min(ready.max(1) * 2).max(seen.replicas + 1).min(rules.max_replicas);
-        let message = format!(
-            "{signal} for {} s; {wanted} workers instead of {} ({} at most)",
-            rules.up_window.as_secs(),
-            seen.replicas,
-            rules.max_replicas
-        );
-        Some(self.of(Action::Scale, active, wanted, Reason::PressureHigh, message))
-    }
-
-    fn stuck(&self, active: usize, may_switch: bool, signal: &str) -> Decision {
-        let denser = (active + 1..self.rules.names.len()).find(|rung| may_switch && self.usable(*rung));
-        let workers = if self.observation.unavailable() > 0 {
-            format!("{} workers can not be placed", self.observation.unavailable())
-        } else if self.rules.scaling == ScalingMode::External {
-            "the number of workers is somebody else's to change".to_owned()
-        } else {
-            format!("spec.scaling.maxReplicas is {}", self.rules.max_replicas)
-        };
-        let Some(rung) = denser else {
-            let profile = if may_switch { "no denser profile is left" } else { "the profile is pinned" };
-            return self.hold(active, Reason::AtLimit, format!("{signal}; {profile} and {workers}"));
-        };
-        let message = format!(
-            "{signal}; {} is predicted at {} % of the target instead of {} %, less than a tenth better, and {workers}",
-            self.rules.name(rung),
-            percent(self.predicted(active, rung)),
-            percent(self.pressure.value),
-        );
-        self.hold(active, Reason::DensityWouldNotHelp, message)
-    }
-
-    /// Undoes what a peak made, in the opposite order.
-    fn relief(&self, active: usize, preferred: usize, may_switch: bool) -> Decision {
-        let shrink = || self.shrink(active);
-        let descend = || may_switch.then(|| self.descend(active, preferred)).flatten();
-        let decision = match self.rules.prefer {
-            Preference::Switch => shrink().or_else(descend),
-            Preference::Scale => descend().or_else(shrink),
-        };
-        decision.unwrap_or_else(|| {
-            let signal = self.load.describe(self.rules, self.pressure.signal);
-            let name = self.rules.name(active);
-            let message = if self.freshness == Freshness::All {
-                format!("{signal}: pressure {} %, {name} stays", percent(self.pressure.value))
-            } else {
-                format!("{signal}; not every worker has fresh metrics, so nothing goes toward quality or fewer workers")
-            };
-            self.hold(active, Reason::WithinTargets, message)
-        })
-    }
-
-    /// One worker less. `None` if that is not in sight.
-    fn shrink(&self, active: usize) -> Option<Decision> {
-        let (rules, seen) = (self.rules, self.observation);
-        if rules.scaling != ScalingMode::Auto || seen.replicas <= rules.min_replicas {
-            return None;
-        }
-        if seen.unavailable() > 0 {
-            let message = format!("{} workers could not be placed and are not needed any more", seen.unavailable());
-            let wanted = seen.replicas.saturating_sub(seen.unavailable() as u32).max(rules.min_replicas);
-            return Some(self.of(Action::Scale, active, wanted, Reason::PressureLow, message));
-        }
-        let held = self.since(Some(self.history.fewer_since()?));
-        let wanted = seen.replicas - 1;
-        let ready = seen.ready();
-        let predicted = self.load.with_replicas(rules, ready, ready.saturating_sub(1).max(1)).value;
-        let what = format!("{wanted} workers are predicted at {} % of the target", percent(predicted));
-        if let Some(left) = remaining(held, rules.scale_down_window) {
-            let message =
-                format!("{what}; one goes if that stays below {} % for {} s more", percent(rules.low), seconds(left));
-            return Some(self.wait(active, Reason::Stabilizing, message, left));
-        }
-        let message = format!("{what}, below {} % for {} s", percent(rules.low), rules.scale_down_window.as_secs());
-        Some(self.of(Action::Scale, active, wanted, Reason::PressureLow, message))
-    }
-
-    /// One rung toward quality. `None` if that is not in sight.
-    fn descend(&self, active: usize, preferred: usize) -> Option<Decision> {
-        let (rules, history) = (self.rules, self.history);
-        let below = (preferred..active).rev().find(|rung| self.usable(*rung))?;
-        let held = self.since(Some(history.low_since(below)?));
-        let what =
-            format!("{} is predicted at {} % of the target", rules.name(below), percent(self.predicted(active, below)));
-        let low = percent(rules.low);
-        if let Some(left) = remaining(held, rules.down_window) {
-            let message = format!("{what}; it comes if that stays below {low} % for {} s more", seconds(left));
-            return Some(self.wait(active, Reason::Stabilizing, message, left));
-        }
-        if let Some(left) = remaining(self.since(history.active_since()), rules.min_dwell) {
-            let message = format!("{what}; the least time in {} ends in {} s", rules.name(active), seconds(left));
-            return Some(self.wait(active, Reason::Dwelling, message, left));
-        }
-        let (count, frees) = history.switches_within_hour(self.now);
-        if count >= rules.max_switches {
-            let left = frees.map_or(SignedDuration::ZERO, |at| at.duration_since(self.now));
-            let message = format!(
-                "{what}; {count} switches within an hour are the most toward quality, the next is free in {} s",
-                seconds(left)
-            );
-            return Some(self.wait(active, Reason::SwitchBudgetExhausted, message, left));
-        }
-        let message = format!("{what}, below {low} % for {} s", rules.down_window.as_secs());
-        Some(self.switch(below, Reason::PressureLow, message))
     }
 
     /// With the mode Recommend a switch is told, and only the number of workers can change.
