@@ -90,10 +90,11 @@ pub struct Rung {
 }
 
 impl Observation {
-    /// Samples of ready workers that are not older than `max_age_seconds`; and the number of ready workers.
+    /// Samples of ready workers that are not older than `max_age_seconds`. One from as far in the future is stale too: the
+    /// clock was set back since.
     pub(crate) fn fresh(&self, now: Timestamp, max_age_seconds: f64) -> impl Iterator<Item = &Sample> {
         self.workers.iter().filter_map(move |worker| match worker {
-            Replica::Ready(Some(sample)) if now.duration_since(sample.at).as_secs_f64() <= max_age_seconds => {
+            Replica::Ready(Some(sample)) if now.duration_since(sample.at).as_secs_f64().abs() <= max_age_seconds => {
                 Some(sample)
             }
             _ => None,

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use jiff::Timestamp;
 
-use crate::history::History;
+use crate::learned::Learned;
 use crate::observation::{Observation, Reading};
 use crate::rules::Rules;
 
@@ -15,6 +15,8 @@ pub struct Load {
     pub kv_demand: Option<f64>,
     /// The same of the worker that has most.
     pub kv_worst: f64,
+    /// Share of the KV cache that running requests hold, 0 to 1: the mean over the workers.
+    pub kv_used: Option<f64>,
     /// Age of the oldest waiting request of all workers, in seconds.
     pub oldest_waiting: Option<f64>,
     /// The worst worker's 95th percentile of the time to the first token, in seconds.
@@ -68,7 +70,7 @@ impl Load {
         let (mut load, mut fresh, mut whole) = (Self::default(), 0_usize, 0_usize);
         let (mut kv_sum, mut kv_count, mut steps, mut step_sum, mut token_sum, mut tokens) =
             (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
-        let (mut rate_sum, mut rates) = (0.0, 0.0);
+        let (mut rate_sum, mut rates, mut used_sum) = (0.0, 0.0, 0.0);
         let worst = |now: Option<f64>, reading: Reading| match reading {
             Reading::Value(value) => Some(now.map_or(value, |n| n.max(value))),
             Reading::Idle => Some(now.unwrap_or(0.0)),
@@ -84,6 +86,7 @@ impl Load {
             if let Some(kv) = sample.kv.filter(|kv| kv.total > 0.0) {
                 let demand = ((kv.used + kv.waiting) / kv.total).max(0.0);
                 kv_sum += demand;
+                used_sum += (kv.used / kv.total).clamp(0.0, 1.0);
                 kv_count += 1.0;
                 load.kv_worst = load.kv_worst.max(demand);
             }
@@ -104,6 +107,7 @@ impl Load {
             }
         }
         load.kv_demand = (kv_count > 0.0).then(|| kv_sum / kv_count);
+        load.kv_used = (kv_count > 0.0).then(|| used_sum / kv_count);
         load.running /= (fresh as f64).max(1.0);
         load.step_seconds = (steps > 0.0).then(|| step_sum / steps);
         load.rate = (rates > 0.0).then(|| rate_sum / rates);
@@ -131,23 +135,24 @@ impl Load {
 
     /// The worst signal over its target.
     pub fn pressure(&self, rules: &Rules) -> Pressure {
-        self.scaled(rules, 1.0, 1.0)
+        self.scaled(rules, 1.0, 1.0, 1.0)
     }
 
     /// The pressure predicted on another rung: KV demand scales with the capacity, times with the step time.
     ///
     /// Requests that wait because the KV cache is full wait the less the more it holds. Where compute is the bound they
     /// do not: then a bigger cache only moves them from one queue to another.
-    pub fn on_rung(
+    pub(crate) fn on_rung(
         &self,
         rules: &Rules,
         observation: &Observation,
-        history: &History,
+        learned: &Learned,
         from: usize,
         to: usize,
+        now: Timestamp,
     ) -> Pressure {
-        let capacity = history.capacity_ratio(observation, from, to);
-        let step = history.step_ratio(observation, self, from, to);
+        let capacity = learned.capacity_ratio(observation, from, to);
+        let step = learned.step_ratio(observation, self, from, to);
         let kv_bound = self.kv_demand.is_some_and(|demand| demand >= rules.kv_target);
         let mut time = step;
         if kv_bound && !self.compute_bound {
@@ -155,13 +160,17 @@ impl Load {
         }
         // Under compute-bound overload the requests that hold blocks are those that wait for compute.
         let kv = if self.compute_bound && capacity > 1.0 { step.max(1.0) } else { 1.0 / capacity };
-        let mut predicted = self.scaled(rules, kv, time);
+        // Where all of them fit, none waits for blocks.
+        let fits = self.kv_demand.is_some_and(|demand| demand * kv < rules.kv_target);
+        let queue = if kv_bound && !self.compute_bound && fits { 0.0 } else { time };
+        let mut predicted = self.scaled(rules, kv, queue, time);
         // Waiting times are not proportional to anything near saturation. Where the other rung was seen at its limit, the
         // rate that it had then is the measure.
-        if let Some(share) = history.saturation(to).zip(self.rate).map(|(limit, rate)| rate / limit)
-            && to < from
+        let used = self.kv_used.map(|used| used / capacity);
+        if let Some(rate) = self.rate.filter(|rate| *rate > 0.0 && to < from)
+            && let Some(limit) = learned.saturation(to, rate, used, now)
         {
-            predicted.value = predicted.value.max(share);
+            predicted.value = predicted.value.max(rate / limit);
         }
         predicted
     }
@@ -169,14 +178,14 @@ impl Load {
     /// The pressure predicted with another number of ready workers.
     pub fn with_replicas(&self, rules: &Rules, from: usize, to: usize) -> Pressure {
         let factor = from as f64 / (to as f64).max(1.0);
-        self.scaled(rules, factor, factor)
+        self.scaled(rules, factor, factor, factor)
     }
 
-    fn scaled(&self, rules: &Rules, kv: f64, time: f64) -> Pressure {
+    fn scaled(&self, rules: &Rules, kv: f64, queue: f64, time: f64) -> Pressure {
         let mut worst = Pressure { value: 0.0, signal: Signal::Kv };
         let signals = [
             (Signal::Kv, self.kv_demand.map(|demand| demand * kv / rules.kv_target)),
-            (Signal::Queue, self.oldest_waiting.map(|seconds| seconds * time / rules.queue_target)),
+            (Signal::Queue, self.oldest_waiting.map(|seconds| seconds * queue / rules.queue_target)),
             (Signal::Ttft, self.ttft.map(|seconds| seconds * time / rules.ttft_target)),
         ];
         for (signal, value) in signals {

@@ -24,12 +24,12 @@ use crate::rules::Rules;
 /// # Guarantees
 /// - The profile and the number of workers never change in the same decision.
 /// - The number of workers is within the limits, if it was before or is changed.
-/// - Without fresh metrics nothing changes but for a person (pin, limits, scale subresource) and a window that opens
-///   toward density.
+/// - Without fresh metrics nothing changes but for a person (pin, limits, scale subresource), a quality gate that failed,
+///   and a window that opens toward density.
 /// - Dwell and the hourly budget hold up moves toward quality only.
 pub fn decide(rules: &Rules, observation: &Observation, history: &History, now: Timestamp) -> Decision {
     let (latest, freshness) = Load::of(rules, observation, now);
-    let load = latest.over_window(observation, history.tokens_per_step());
+    let load = latest.over_window(observation, history.learned.tokens_per_step());
     let pass = Pass { rules, observation, history, now, pressure: load.pressure(rules), load, freshness };
     pass.decide()
 }
@@ -65,11 +65,15 @@ impl Pass<'_> {
             let message = format!("the switch to {} is under way", self.rules.name(target));
             return self.of(Action::Hold, target, self.observation.replicas, Reason::WaitingForEffect, message);
         }
-        let mut decision = self.automatic(active);
-        if self.rules.mode == SwitchingMode::Recommend && decision.action == Action::Switch {
-            decision = self.recommended(active, &decision);
+        let pin = self.rules.pinned;
+        let decision = self.automatic(active, pin.is_none());
+        match pin {
+            Some(pin) if !self.usable(pin) && decision.action == Action::Hold => {
+                self.blocked_pin(active, pin, &decision)
+            }
+            None if self.rules.mode == SwitchingMode::Recommend => self.recommended(active, decision),
+            _ => decision,
         }
-        decision
     }
 
     /// Limits of the number of workers, and what another autoscaler or a person asked for.
@@ -88,46 +92,43 @@ impl Pass<'_> {
         })
     }
 
-    /// A person's pin waits for nothing.
+    /// A person's pin waits for nothing. One that failed its gate is not followed.
     fn pin(&self, active: usize) -> Option<Decision> {
-        let pinned = self.rules.pinned?;
+        let pinned = self.rules.pinned.filter(|pinned| self.usable(*pinned))?;
         let name = self.rules.name(pinned);
-        if !self.usable(pinned) {
-            let message = format!(
-                "{name} is pinned but failed its quality gate, so {} stays; pin another profile, or set spec.quality.onFailure: Warn",
-                self.rules.name(active)
-            );
-            return Some(self.hold(active, Reason::QualityGateFailed, message));
-        }
         let leads_there = self.observation.target.unwrap_or(active) == pinned;
         (!leads_there).then(|| self.switch(pinned, Reason::Pinned, format!("spec.switching pins {name}")))
     }
 
-    /// A profile that failed its gate is not a rung.
+    /// The number of workers still follows the load; the profile stays as it is.
+    fn blocked_pin(&self, active: usize, pin: usize, decision: &Decision) -> Decision {
+        let message = format!(
+            "{} is pinned but failed its quality gate, so {} stays; pin another profile, or set spec.quality.onFailure: Warn",
+            self.rules.name(pin),
+            self.rules.name(active)
+        );
+        Decision { reason: Reason::QualityGateFailed, message, ..decision.clone() }
+    }
+
+    /// A profile that failed its gate is not a rung. A switch under way to one that is leads out of it already.
     fn gate(&self, active: usize) -> Option<Decision> {
-        if self.usable(active) {
+        let leaves = self.observation.target.is_some_and(|target| target != active && self.usable(target));
+        if self.usable(active) || leaves {
             return None;
         }
         let name = self.rules.name(active);
-        Some(match self.nearest_usable(active) {
-            Some(other) if self.observation.target != Some(other) => {
-                let message =
-                    format!("{name} failed its quality gate; {} is the nearest that did not", self.rules.name(other));
-                self.switch(other, Reason::QualityGateFailed, message)
-            }
-            Some(_) => return None,
-            None => {
-                let message = format!("every profile failed its quality gate, so {name} stays; see status.profiles");
-                self.hold(active, Reason::QualityGateFailed, message)
-            }
-        })
+        let Some(other) = self.nearest_usable(active) else {
+            let message = format!("every profile failed its quality gate, so {name} stays; see status.profiles");
+            return Some(self.hold(active, Reason::QualityGateFailed, message));
+        };
+        let message = format!("{name} failed its quality gate; {} is the nearest that did not", self.rules.name(other));
+        Some(self.switch(other, Reason::QualityGateFailed, message))
     }
 
-    /// Load and schedule.
-    fn automatic(&self, active: usize) -> Decision {
+    /// Load and schedule. Without `may_switch` the number of workers alone can change.
+    fn automatic(&self, active: usize, may_switch: bool) -> Decision {
         let (preferred, window) = self.preferred();
-        let pinned = self.rules.pinned.is_some();
-        if let Some(window) = window.filter(|_| !pinned && preferred > active) {
+        if let Some(window) = window.filter(|_| may_switch && preferred > active) {
             let message = format!("the window {window} prefers {}", self.rules.name(preferred));
             return self.switch(preferred, Reason::Scheduled, message);
         }
@@ -148,12 +149,13 @@ impl Pass<'_> {
             return decision;
         }
         if self.pressure.value >= 1.0 {
-            return self.peak(active, !pinned);
+            return self.peak(active, may_switch);
         }
-        self.relief(active, preferred, !pinned)
+        self.relief(active, preferred, may_switch)
     }
 
-    /// One action at a time: workers that were asked for are waited for, unless they can not come.
+    /// One action at a time: workers that were asked for are waited for, unless they can not come. One that went away and
+    /// comes back is no action of ours: a peak does not wait for it, and only relief does.
     fn waits_for_workers(&self, active: usize) -> Option<Decision> {
         let seen = self.observation;
         let coming = (seen.replicas as usize).saturating_sub(seen.ready() + seen.unavailable()).max(seen.starting());
@@ -163,22 +165,25 @@ impl Pass<'_> {
             (0, n) => format!("{n} workers are finishing their requests"),
             (n, _) => format!("{n} workers are starting; what they change is seen first"),
         };
-        // A worker that nobody can place blocks nothing.
-        if coming > 0 && seen.unavailable() > 0 && self.pressure.value >= 1.0 {
+        // Nor does a worker that nobody can place block anything.
+        let ours = self.history.expects_workers() && seen.unavailable() == 0;
+        if coming > 0 && !ours && self.pressure.value >= 1.0 {
             return None;
         }
         Some(self.hold(active, Reason::WaitingForEffect, message))
     }
 
-    /// With the mode Recommend a switch is told, and only the number of workers can change.
-    fn recommended(&self, active: usize, switch: &Decision) -> Decision {
-        let under_load = matches!(switch.reason, Reason::PressureHigh);
-        let scale =
-            if under_load { self.grow(active, &self.load.describe(self.rules, self.pressure.signal)) } else { None };
-        let mut decision = scale.unwrap_or_else(|| Decision { action: Action::Hold, rung: active, ..switch.clone() });
-        decision.message = format!("recommended, not done: {}. {}", self.rules.name(switch.rung), decision.message);
-        decision.recommended = Some(switch.rung);
-        decision
+    /// With the mode Recommend a switch is told, and the number of workers changes as if there were no other profile.
+    fn recommended(&self, active: usize, wish: Decision) -> Decision {
+        let done = self.automatic(active, false);
+        if wish.action != Action::Switch {
+            return if done.action == Action::Hold { wish } else { done };
+        }
+        // Of two reasons to hold, the wish is the one to read.
+        let (reason, message) =
+            if done.action == Action::Hold { (wish.reason, &wish.message) } else { (done.reason, &done.message) };
+        let message = format!("recommended, not done: {}. {message}", self.rules.name(wish.rung));
+        Decision { reason, message, recommended: Some(wish.rung), ..done }
     }
 
     /// The schedule's profile, else the first; and the window's name.
@@ -189,7 +194,7 @@ impl Pass<'_> {
     }
 
     fn resting(&self) -> usize {
-        self.rules.pinned.unwrap_or_else(|| self.preferred().0)
+        self.rules.pinned.filter(|pinned| self.usable(*pinned)).unwrap_or_else(|| self.preferred().0)
     }
 
     fn usable(&self, rung: usize) -> bool {
@@ -203,7 +208,7 @@ impl Pass<'_> {
     }
 
     fn predicted(&self, from: usize, to: usize) -> f64 {
-        self.load.on_rung(self.rules, self.observation, self.history, from, to).value
+        self.load.on_rung(self.rules, self.observation, &self.history.learned, from, to, self.now).value
     }
 
     fn since(&self, start: Option<Timestamp>) -> SignedDuration {

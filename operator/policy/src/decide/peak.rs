@@ -1,5 +1,6 @@
 //! The way up: what is done about too much load.
 
+use jiff::SignedDuration;
 use modelprofile_api::{Preference, ScalingMode};
 
 use super::{Pass, percent, remaining, seconds};
@@ -7,11 +8,20 @@ use crate::decision::{Action, Decision, Reason};
 
 /// A denser rung must be predicted to lower the pressure by at least this share.
 const LEAST_HELP: f64 = 0.1;
+/// After a worker could not be placed, or did not get ready in time, no other is asked for during this time.
+const PLACE_AGAIN: SignedDuration = SignedDuration::from_mins(10);
 
 impl Pass<'_> {
     pub(super) fn peak(&self, active: usize, may_switch: bool) -> Decision {
         let (rules, held) = (self.rules, self.since(self.history.over_since()));
         let signal = self.load.describe(rules, self.pressure.signal);
+        if let Some(patience) = self.history.works_off() {
+            let message = format!(
+                "{signal}, from requests that came while workers were away; something is done if it does not fall for {} s",
+                patience.as_secs()
+            );
+            return self.hold(active, Reason::Stabilizing, message);
+        }
         if let Some(left) = remaining(held, rules.up_window) {
             let message = format!(
                 "{signal}; something is done if the pressure stays at 100 % or more for {} s, in {} s",
@@ -29,10 +39,14 @@ impl Pass<'_> {
         action.unwrap_or_else(|| self.stuck(active, may_switch, &signal))
     }
 
-    /// The first denser rung that helps.
+    /// The first denser rung that is predicted to end the peak, else the one that helps most: one switch, not one for each
+    /// rung on the way.
     fn climb(&self, active: usize, signal: &str) -> Option<Decision> {
         let helps = |rung: &usize| self.predicted(active, *rung) <= self.pressure.value * (1.0 - LEAST_HELP);
-        let rung = (active + 1..self.rules.names.len()).filter(|rung| self.usable(*rung)).find(helps)?;
+        let denser = || (active + 1..self.rules.names.len()).filter(|rung| self.usable(*rung)).filter(helps);
+        let ends = denser().find(|rung| self.predicted(active, *rung) < 1.0);
+        let most = || denser().min_by(|a, b| self.predicted(active, *a).total_cmp(&self.predicted(active, *b)));
+        let rung = ends.or_else(most)?;
         let message = format!(
             "{signal} for {} s; {} is predicted to bring the pressure from {} to {} %",
             self.rules.up_window.as_secs(),
@@ -47,8 +61,8 @@ impl Pass<'_> {
     pub(super) fn grow(&self, active: usize, signal: &str) -> Option<Decision> {
         let (rules, seen) = (self.rules, self.observation);
         let ready = seen.ready() as u32;
-        // Where workers can not be placed, more of them can not either.
-        if rules.scaling != ScalingMode::Auto || seen.unavailable() > 0 || seen.replicas >= rules.max_replicas {
+        // Where one can not be placed, another one can not either, for now.
+        if rules.scaling != ScalingMode::Auto || self.place_again().is_some() || seen.replicas >= rules.max_replicas {
             return None;
         }
         let demand = self.load.kv_demand.unwrap_or_default() / rules.kv_target;
@@ -63,10 +77,15 @@ impl Pass<'_> {
         Some(self.of(Action::Scale, active, wanted, Reason::PressureHigh, message))
     }
 
+    /// Time until another worker is asked for after one that did not come.
+    fn place_again(&self) -> Option<SignedDuration> {
+        remaining(self.since(Some(self.history.placing_failed()?)), PLACE_AGAIN)
+    }
+
     fn stuck(&self, active: usize, may_switch: bool, signal: &str) -> Decision {
         let denser = (active + 1..self.rules.names.len()).find(|rung| may_switch && self.usable(*rung));
-        let workers = if self.observation.unavailable() > 0 {
-            format!("{} workers can not be placed", self.observation.unavailable())
+        let workers = if let Some(left) = self.place_again().filter(|_| self.rules.scaling == ScalingMode::Auto) {
+            format!("a worker could not be placed; another is tried in {} s", seconds(left))
         } else if self.rules.scaling == ScalingMode::External {
             "the number of workers is somebody else's to change".to_owned()
         } else {

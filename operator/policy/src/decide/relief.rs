@@ -1,6 +1,5 @@
 //! The way down: what a peak made is undone.
 
-use jiff::SignedDuration;
 use modelprofile_api::{Preference, ScalingMode};
 
 use super::{Pass, percent, remaining, seconds};
@@ -20,12 +19,26 @@ impl Pass<'_> {
             let signal = self.load.describe(self.rules, self.pressure.signal);
             let name = self.rules.name(active);
             let message = if self.freshness == Freshness::All {
-                format!("{signal}: pressure {} %, {name} stays", percent(self.pressure.value))
+                let pressure = percent(self.pressure.value);
+                let way_down = if may_switch { self.way_down(active, preferred) } else { String::new() };
+                format!("{signal}: pressure {pressure} %, {name} stays{way_down}")
             } else {
                 format!("{signal}; not every worker has fresh metrics, so nothing goes toward quality or fewer workers")
             };
             self.hold(active, Reason::WithinTargets, message)
         })
+    }
+
+    /// What keeps the profile below from coming back; empty where there is none.
+    fn way_down(&self, active: usize, preferred: usize) -> String {
+        let Some(below) = (preferred..active).rev().find(|rung| self.usable(*rung)) else { return String::new() };
+        format!(
+            "; {} is predicted at {} % of the target, it comes below {} % for {} s",
+            self.rules.name(below),
+            percent(self.predicted(active, below)),
+            percent(self.rules.low),
+            self.rules.down_window.as_secs()
+        )
     }
 
     /// One worker less. `None` if that is not in sight.
@@ -35,9 +48,16 @@ impl Pass<'_> {
             return None;
         }
         if seen.unavailable() > 0 {
-            let message = format!("{} workers could not be placed and are not needed any more", seen.unavailable());
-            let wanted = seen.replicas.saturating_sub(seen.unavailable() as u32).max(rules.min_replicas);
-            return Some(self.of(Action::Scale, active, wanted, Reason::PressureLow, message));
+            let window = rules.scale_down_window;
+            let left = remaining(self.since(Some(self.history.under_since()?)), window);
+            let what = format!("{} workers could not be placed", seen.unavailable());
+            if let Some(left) = left {
+                let message =
+                    format!("{what}; one is given up if the load stays below its target for {} s more", seconds(left));
+                return Some(self.wait(active, Reason::Stabilizing, message, left));
+            }
+            let message = format!("{what}, and the load was below its target for {} s without them", window.as_secs());
+            return Some(self.of(Action::Scale, active, seen.replicas - 1, Reason::PressureLow, message));
         }
         let held = self.since(Some(self.history.fewer_since()?));
         let wanted = seen.replicas - 1;
@@ -69,9 +89,9 @@ impl Pass<'_> {
             let message = format!("{what}; the least time in {} ends in {} s", rules.name(active), seconds(left));
             return Some(self.wait(active, Reason::Dwelling, message, left));
         }
-        let (count, frees) = history.switches_within_hour(self.now);
-        if count >= rules.max_switches {
-            let left = frees.map_or(SignedDuration::ZERO, |at| at.duration_since(self.now));
+        let (count, frees) = history.switches_within_hour(self.now, rules.max_switches);
+        if let Some(frees) = frees {
+            let left = frees.duration_since(self.now);
             let message = format!(
                 "{what}; {count} switches within an hour are the most toward quality, the next is free in {} s",
                 seconds(left)

@@ -35,6 +35,8 @@ pub struct Plant {
     pub rungs: Vec<Rung>,
     pub compute_bound_tokens: Option<f64>,
     pub tokens_per_step: Option<f64>,
+    /// Tokens computed per second for each block that running requests hold.
+    pub tokens_per_block: f64,
     pub active: usize,
     pub replicas: u32,
     /// Workers that were asked for and can not be placed.
@@ -56,6 +58,7 @@ impl Plant {
             rungs: capacity.iter().map(|c| Rung { kv_tokens: Some((c * 16.0) as u64), ..Rung::default() }).collect(),
             compute_bound_tokens: None,
             tokens_per_step: None,
+            tokens_per_block: 10.0,
             active: 0,
             replicas: 1,
             unplaceable: 0,
@@ -80,7 +83,7 @@ impl Plant {
             running: 8.0,
             step_seconds: Some(0.03 * self.step[self.active]),
             // What is computed is what is asked for, up to what the worker can hold.
-            tokens_per_second: Some(demand.min(total) * 10.0),
+            tokens_per_second: Some(demand.min(total) * self.tokens_per_block),
             tokens_per_step: self.tokens_per_step,
         };
         let workers = (0..self.replicas)
