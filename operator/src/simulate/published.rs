@@ -263,8 +263,8 @@ pub fn report() -> String {
          Six ways to serve the same traffic are compared. The first three do not switch; the others take the same decisions\n\
          and carry them out differently. Surge loads a second set of workers beside the first: twice the accelerators for as\n\
          long as that takes. Recreate stops every worker and starts it anew: what an engine pays that can not switch in place\n\
-         and has no accelerator to spare, since requests wait until the weights are loaded. What\n\
-         has waited is a peak of its own, so that it also switches more often.\n\n\
+         and has no accelerator to spare, since requests wait until the weights are loaded. A backlog that gets less is no\n\
+         peak, so what waited for a reload does not cause the next one.\n\n\
          The fleet simulation knows batches, paged cache, chunked prompts, preemption, load and switch times. It does not\n\
          know prefix caching, the time of HTTP and tokenizing, or failing workers; a load balancer sends each request to\n\
          the less busy of two workers chosen by chance.\n",
