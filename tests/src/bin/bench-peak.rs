@@ -120,8 +120,12 @@ fn report(scenario: &Scenario, pairs: &[Pair]) -> anyhow::Result<bool> {
     let median = f64::midpoint(ratios[(ratios.len() - 1) / 2], ratios[ratios.len() / 2]);
     let returned: Vec<Option<f64>> = pairs.iter().map(|pair| scenario.returned_after(&pair.switching)).collect();
     let failed: usize = pairs.iter().map(Pair::failed).sum();
-    let limit = f64::from(scenario.window_seconds) + REACTION;
+    let limit = scenario.window_seconds() + REACTION;
     let back = returned.iter().all(|after| after.is_some_and(|after| after <= limit));
+    let unexplained: Vec<String> = pairs.iter().flat_map(|pair| scenario.unexplained(&pair.switching)).collect();
+    for sentence in &unexplained {
+        println!("  {sentence}");
+    }
     let p95 = |run: &Run| run.p95_ttft_ms().map(|p95| rounded(p95, 1.0));
     let of = |value: &dyn Fn(&Pair) -> Value| pairs.iter().map(value).collect::<Vec<Value>>();
     println!(
@@ -135,9 +139,10 @@ fn report(scenario: &Scenario, pairs: &[Pair]) -> anyhow::Result<bool> {
             "median_ratio": rounded(median, 1000.0),
             "switches": of(&|pair| json!(pair.switching.switches.len())),
             "returned_after_s": returned.iter().map(|after| after.map(|after| rounded(after, 10.0))).collect::<Vec<_>>(),
-            "to_quality_window_s": scenario.window_seconds,
+            "to_quality_window_s": scenario.window_seconds(),
+            "unexplained_switches": unexplained.len(),
             "failed": failed,
         })
     );
-    Ok(median <= RATIO_LIMIT && back && failed == 0)
+    Ok(median <= RATIO_LIMIT && back && failed == 0 && unexplained.is_empty())
 }

@@ -6,7 +6,9 @@
 //! | [`manifest`] | the manifest of each run |
 //! | [`trace`] | the requests |
 //! | [`run`] | one run, and what was seen |
+//! | [`explain`] | whether the load explains each switch |
 
+pub mod explain;
 pub mod manifest;
 pub mod run;
 pub mod trace;
@@ -20,6 +22,7 @@ use modelprofile_api::worker::WorkerState;
 use modelprofile_operator::replay::timeline::{self, Beside};
 use modelprofile_operator::traces::Trace;
 
+use explain::Moves;
 use manifest::Mode;
 use run::{Run, Runner};
 use trace::{Shape, Source};
@@ -48,8 +51,7 @@ pub struct Scenario {
     pub trace: Trace,
     /// How many of them are longer than the context, and are clipped.
     pub clipped: usize,
-    /// `toQuality.stabilizationWindowSeconds` of the manifest.
-    pub window_seconds: u32,
+    moves: Moves,
 }
 
 impl Scenario {
@@ -68,7 +70,13 @@ impl Scenario {
     ) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
         let valid = Validated::from_yaml(&text)?;
-        let window_seconds = valid.spec().switching.to_quality.stabilization_window_seconds;
+        let switching = &valid.spec().switching;
+        let moves = Moves {
+            ladder: state.profiles.iter().map(|profile| profile.name.clone()).collect(),
+            up_seconds: f64::from(switching.to_density.stabilization_window_seconds),
+            down_seconds: f64::from(switching.to_quality.stabilization_window_seconds),
+            low: f64::from(switching.to_quality.pressure_below_percent) / 100.0,
+        };
         let quality = state.profiles.first().context("the worker has no profile")?.name.clone();
         let context = valid.spec().model.max_context_tokens.unwrap_or(2048);
         let mean = source.mean_tokens(context);
@@ -97,7 +105,7 @@ impl Scenario {
             burst_end,
             trace,
             clipped,
-            window_seconds,
+            moves,
         })
     }
 
@@ -133,6 +141,16 @@ impl Scenario {
         let answered = burst.map(|record| record.ended).fold(0.0, f64::max);
         let back = run.switches.last().filter(|switch| switch.to == self.quality)?;
         Some(back.at - answered)
+    }
+
+    /// `toQuality.stabilizationWindowSeconds` of the manifest.
+    pub fn window_seconds(&self) -> f64 {
+        self.moves.down_seconds
+    }
+
+    /// A sentence for each switch of a run that its load does not explain.
+    pub fn unexplained(&self, run: &Run) -> Vec<String> {
+        explain::unexplained(run, &self.moves)
     }
 
     /// Writes the picture of a run, with another one in grey.
