@@ -4,7 +4,8 @@
 It takes the command line of the real worker. Its profiles are quality and density; each look at its state prepares a bit
 more. A profile named in FAKE_REFUSES is refused. The file named by FAKE_DIES, once it exists, makes it die; while the file
 named by FAKE_HANGS exists, it does not answer. The file named by FAKE_LOAD holds the percentage of KV blocks in use, 10 without
-it; while it says "none", there are no metrics.
+it; while it says "none", there are no metrics. While the file named by FAKE_SWITCH exists, a switch gets no answer; if it says
+"die", the worker dies of it.
 """
 
 import argparse
@@ -120,6 +121,12 @@ class Admin(BaseHTTPRequestHandler):
     def do_PUT(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self.allowed():
+            return
+        path = os.environ.get("FAKE_SWITCH", "")
+        if os.path.exists(path):
+            if open(path).read() == "die":
+                os._exit(3)
+            self.close_connection = True
             return
         with lock:
             self.answer(*switch(body["profile"]))

@@ -119,9 +119,11 @@ pub fn switch_ended(report: &SwitchReport) -> Note {
     }
 }
 
-/// The worker gave no report of a switch to `profile`.
-pub fn switch_failed(profile: Option<&str>, why: &str) -> Note {
-    warning(reason::SWITCH_FAILED, format!("cannot switch to {}: {why}", profile.unwrap_or("the desired profile")))
+/// The worker gave no report of a switch to `profile`, which may be asked for again after `pause`.
+pub fn switch_failed(profile: &str, why: &str, pause: Duration) -> Note {
+    let seconds = pause.as_secs();
+    let message = format!("cannot switch to {profile}: {why}; if it is still wanted, it is tried again in {seconds} s");
+    warning(reason::SWITCH_FAILED, message)
 }
 
 /// The worker ended by itself; `how` says how and gives its last lines.

@@ -15,6 +15,7 @@ use super::journal::Journal;
 use super::notes;
 use super::pilot::{Pilot, pinned};
 use super::restart::Restarts;
+use super::retry::Retries;
 use super::session::Session;
 use super::signals::Signals;
 use super::status::{self, Seen};
@@ -61,8 +62,8 @@ pub(super) struct Local<W> {
     pub(super) served: Option<String>,
     /// Profile of a switch that this process asked for and that has no answer yet.
     pub(super) asked: Option<String>,
-    /// Profile that the worker refused: it is not asked again until the manifest changes.
-    pub(super) refused: Option<String>,
+    /// Switches that did not come about, and when they may be asked for again.
+    pub(super) retries: Retries,
 }
 
 impl<W: Workers> Local<W> {
@@ -144,7 +145,8 @@ impl<W: Workers> Local<W> {
             self.journal.tell(&notes::restart_planned(pause));
             self.ready = false;
             // A switch that it was asked for ended with it, and the next worker counts its own.
-            (self.asked, self.told) = (None, None);
+            self.retries.worker_ended(self.asked.take().as_deref());
+            self.told = None;
             return Ok(());
         }
         if !self.restarts.take_due(Instant::now()) {
@@ -194,7 +196,7 @@ impl<W: Workers> Local<W> {
     /// Brings the status up to date, and writes it when it changed.
     fn update_status(&mut self, state: Option<&WorkerState>) {
         let decision = self.pilot.decision().map(|decision| (decision, self.pilot.name(decision.rung)));
-        let seen = Seen { state, decision, refused: self.refused.as_deref() };
+        let seen = Seen { state, decision, refused: self.retries.refused() };
         let status = status::next(&self.status, seen, Timestamp::now());
         let ended = state.and_then(|state| state.last_switch.as_ref());
         let ended = ended.filter(|last| self.recorded.as_ref() != Some(last));

@@ -154,6 +154,8 @@ impl Workers for LocalWorkers {
         if let Ok(Some(status)) = running.child.try_wait() {
             let words = running.last_words().await;
             self.running = None;
+            // An answer that comes later is of a worker that is no more, and must not be taken for the next one's.
+            self.switch = None;
             return Observation { health: Health::Ended(format!("{status}{}{words}", hint(status))), answer };
         }
         let health = match self.admin.state().await {

@@ -17,6 +17,7 @@ use super::pass::Local;
 use super::pilot::{Pilot, pinned};
 use super::process::{Launch, LocalWorkers, find_worker};
 use super::restart::Restarts;
+use super::retry::Retries;
 use super::session::{Session, Sessions};
 use super::signals::Signals;
 use super::view::View;
@@ -124,7 +125,7 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
         ready: false,
         silent: None,
         asked: None,
-        refused: None,
+        retries: Retries::default(),
     };
     local.run(&mut signals).await
 }

@@ -5,6 +5,7 @@
 
 mod events;
 mod harness;
+mod switching;
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
