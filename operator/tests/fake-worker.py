@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """A worker without a model: it speaks the admin API, so that the tests of local mode see every state within a second.
 
-It takes the command line of the real worker. Its profiles are quality and density; each look at its state prepares a bit
-more. A profile named in FAKE_REFUSES is refused. The file named by FAKE_DIES, once it exists, makes it die; while the file
-named by FAKE_HANGS exists, it does not answer. The file named by FAKE_LOAD holds the percentage of KV blocks in use, 10 without
-it; while it says "none", there are no metrics. While the file named by FAKE_SWITCH exists, a switch gets no answer; if it says
-"die", the worker dies of it.
+It takes the command line of the real worker, and does not start with a manifest that does not name the profile. Its profiles are
+quality and density; each look at its state prepares a bit more. A profile named in FAKE_REFUSES is refused. The file named by
+FAKE_DIES, once it exists, makes it die; while the file named by FAKE_HANGS exists, it does not answer. The file named by
+FAKE_LOAD holds the percentage of KV blocks in use, 10 without it; while it says "none", there are no metrics. While the file
+named by FAKE_SWITCH exists, a switch gets no answer; if it says "die", the worker dies of it.
 """
 
 import argparse
@@ -24,6 +24,9 @@ for name in ("config", "profile", "port", "admin-port", "cache"):
 parser.add_argument("--exit-with-parent", action="store_true")
 parser.add_argument("--drain-seconds", type=int, required=True)
 args = parser.parse_args()
+with open(args.config) as file:
+    if args.profile not in file.read():
+        sys.exit(f"{args.config} has no profile {args.profile}")
 token = os.environ["MODELPROFILE_ADMIN_TOKEN"]
 
 lock = threading.Lock()

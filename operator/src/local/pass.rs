@@ -155,7 +155,7 @@ impl<W: Workers> Local<W> {
         let profile = pinned(&self.manifest).map(str::to_owned).or_else(|| self.served.clone());
         let profile = profile.filter(|name| self.manifest.profile(name).is_some());
         let profile = profile.unwrap_or_else(|| self.pilot.start(Timestamp::now()).to_owned());
-        if let Err(error) = self.workers.start(&profile).await {
+        if let Err(error) = self.workers.start(&self.manifest, &profile).await {
             // Its port may still be held by what the old one left; the next pause is longer.
             let pause = self.restarts.ended(Instant::now());
             let failed = notes::start_failed(&error, pause);

@@ -71,7 +71,7 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("cannot create {}; name a folder that can be written with --cache", logs.display()))?;
     let launch = Launch {
         worker: find_worker(options.worker.as_deref())?,
-        manifest: file.clone(),
+        manifest: logs.join(format!("{name}.manifest.json")),
         port: options.port,
         admin_port: options.admin_port,
         cache: options.cache,
@@ -94,7 +94,7 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     let mut workers = LocalWorkers::new(launch)?;
     let pilot = Pilot::new(&manifest, options.metrics_interval)?;
     let profile = pilot.start(Timestamp::now());
-    workers.start(profile).await?;
+    workers.start(&manifest, profile).await?;
     session.worker_pid = workers.pid().unwrap_or_default();
     held.write(&session)?;
 

@@ -230,7 +230,10 @@ impl Held {
 }
 
 /// Replaces a file that only its owner may read.
-fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
+///
+/// # Errors
+/// It cannot be written.
+pub(super) fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
     let new = file.with_extension("json.new");
     let written = File::options()
         .create(true)

@@ -5,6 +5,7 @@
 
 mod events;
 mod harness;
+mod restarts;
 mod switching;
 
 use std::net::TcpListener;
