@@ -5,7 +5,8 @@ It takes the command line of the real worker, and does not start with a manifest
 quality and density; each look at its state prepares a bit more. A profile named in FAKE_REFUSES is refused. The file named by
 FAKE_DIES, once it exists, makes it die; while the file named by FAKE_HANGS exists, it does not answer. The file named by
 FAKE_LOAD holds the percentage of KV blocks in use, 10 without it; while it says "none", there are no metrics. While the file
-named by FAKE_SWITCH exists, a switch gets no answer; if it says "die", the worker dies of it.
+named by FAKE_SWITCH says "cut", a switch gets no answer; while it says "die", the worker dies of it. The file named by FAKE_STALLED
+holds for how many seconds the engine has been stuck, 0 without it.
 """
 
 import argparse
@@ -48,13 +49,21 @@ def state():
             {"name": name, "kvTokens": tokens, "weightBytes": 1000000, "preparedPercent": prepared}
             for name, tokens in (("quality", 1000), ("density", 2000))
         ],
+        "requests": {"running": 1, "stalledSeconds": float(content("FAKE_STALLED") or 0)},
         "lastSwitch": last_switch,
     }
 
 
+def content(variable):
+    try:
+        with open(os.environ.get(variable, "")) as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
 def metrics():
-    path = os.environ.get("FAKE_LOAD", "")
-    used = open(path).read() if os.path.exists(path) else "10"
+    used = content("FAKE_LOAD") or "10"
     if used == "none":
         return None
     return f"""modelprofile_kv_blocks{{state="total"}} 100
@@ -125,10 +134,9 @@ class Admin(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self.allowed():
             return
-        path = os.environ.get("FAKE_SWITCH", "")
-        if os.path.exists(path):
-            if open(path).read() == "die":
-                os._exit(3)
+        if content("FAKE_SWITCH") == "die":
+            os._exit(3)
+        if content("FAKE_SWITCH") == "cut":
             self.close_connection = True
             return
         with lock:

@@ -9,7 +9,7 @@
 //! | `SwitchRefused`, [`reason::SWITCH_FAILED`] | Warning | the worker refused a switch; there was no answer to it |
 //! | [`reason::WORKER_ENDED`], [`reason::START_FAILED`] | Warning | a worker ended by itself; a new one could not be started |
 //! | [`reason::RESTART_PLANNED`] | Normal | a worker that ended starts again after a pause |
-//! | [`reason::WORKER_SILENT`], [`reason::WORKER_HUNG`] | Warning | a worker does not answer; it was ended for that |
+//! | [`reason::WORKER_SILENT`], [`reason::WORKER_HUNG`] | Warning | a worker does not answer; it was ended for that, or because it stopped computing |
 //! | [`reason::WORKER_ANSWERS`] | Normal | a silent worker answers again |
 //! | `MetricsUnavailable` | Warning | decisions lack metrics, and the profile is held |
 //! | `Fresh` | Normal | decisions have metrics again |
@@ -41,7 +41,7 @@ pub mod reason {
     pub const WORKER_SILENT: &str = "WorkerSilent";
     /// A silent worker answers again.
     pub const WORKER_ANSWERS: &str = "WorkerAnswers";
-    /// A worker did not answer for too long and was ended.
+    /// A worker did not answer, or did not compute, for too long and was ended.
     pub const WORKER_HUNG: &str = "WorkerHung";
     /// A switch of profile completed, whoever asked for it.
     pub const SWITCHED: &str = "Switched";
@@ -159,6 +159,15 @@ pub fn worker_answers() -> Note {
 pub fn worker_hung(limit: Duration) -> Note {
     let limit = limit.as_secs();
     warning(reason::WORKER_HUNG, format!("the worker has not answered for {limit} s, so it is ended"))
+}
+
+/// The worker was ended because its engine did nothing about its requests for `limit`.
+pub fn engine_hung(limit: Duration) -> Note {
+    let limit = limit.as_secs();
+    warning(
+        reason::WORKER_HUNG,
+        format!("the worker answers, but has computed nothing for its requests for {limit} s, so it is ended"),
+    )
 }
 
 /// Decisions lack metrics; `message` is the decision's sentence.

@@ -25,6 +25,9 @@ use super::workers::{Health, Stopped, Workers};
 /// Time between two passes: what a person sees as live, at a cost that no worker feels.
 const PASS: Duration = Duration::from_millis(400);
 
+/// Passes in a row that must find the engine stuck: after a pause of the whole machine the first one does, for a moment.
+const STUCK_PASSES: u32 = 3;
+
 /// Local mode while it runs.
 pub(super) struct Local<W> {
     pub(super) workers: W,
@@ -55,7 +58,9 @@ pub(super) struct Local<W> {
     pub(super) ready: bool,
     /// Since when the worker does not answer.
     pub(super) silent: Option<Instant>,
-    /// Time without an answer after which it counts as hung.
+    /// Passes in a row that found its engine stuck behind an admin API that answers.
+    pub(super) stuck: u32,
+    /// Time without an answer, or without progress of its requests, after which it counts as hung.
     pub(super) hang_limit: Duration,
     pub(super) restarts: Restarts,
     /// The profile that the worker served with last: one that ended starts in it again.
@@ -118,6 +123,9 @@ impl<W: Workers> Local<W> {
                 if self.silent.take().is_some() && self.ready {
                     self.journal.tell(&notes::worker_answers());
                 }
+                if self.is_stuck(&state) {
+                    return Ok(());
+                }
                 self.follow(&state)
             }
         }
@@ -133,10 +141,25 @@ impl<W: Workers> Local<W> {
         }
     }
 
+    /// Whether the engine has not got on for too long; then its worker is ended. The API is served by other threads, which
+    /// answer on, with the numbers of the last step for ever.
+    fn is_stuck(&mut self, state: &WorkerState) -> bool {
+        if state.requests.stalled_seconds < self.hang_limit.as_secs_f64() {
+            self.stuck = 0;
+            return false;
+        }
+        self.stuck += 1;
+        if self.stuck == STUCK_PASSES {
+            self.journal.tell(&notes::engine_hung(self.hang_limit));
+            self.workers.kill();
+        }
+        true
+    }
+
     /// Starts a worker that ended again, in the profile that it had, after a pause. One that never got ready is not started
     /// again: what is wrong with the model or the machine is still wrong then.
     async fn start_again(&mut self, how: &str) -> anyhow::Result<()> {
-        self.silent = None;
+        (self.silent, self.stuck) = (None, 0);
         if !self.restarts.planned() {
             let ended = notes::worker_ended(how);
             let pause = self.restarts.ended(Instant::now()).filter(|_| self.served.is_some());

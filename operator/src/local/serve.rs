@@ -43,7 +43,7 @@ pub struct Options {
     pub drain_limit: Duration,
     /// Time between two looks at the worker's metrics, each followed by a decision.
     pub metrics_interval: Duration,
-    /// Time without an answer after which a worker counts as hung.
+    /// Time without an answer, or without progress of its requests, after which a worker counts as hung.
     pub hang_limit: Duration,
 }
 
@@ -124,6 +124,7 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
         keyed,
         ready: false,
         silent: None,
+        stuck: 0,
         asked: None,
         retries: Retries::default(),
     };

@@ -42,6 +42,7 @@ impl Local {
             .env("FAKE_HANGS", folder.path().join("hang"))
             .env("FAKE_LOAD", folder.path().join("load"))
             .env("FAKE_SWITCH", folder.path().join("switch"))
+            .env("FAKE_STALLED", folder.path().join("stalled"))
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

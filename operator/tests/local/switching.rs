@@ -9,7 +9,7 @@ const EAGER: &str = "{toDensity: {stabilizationWindowSeconds: 0}}";
 fn a_switch_without_an_answer_is_asked_for_again() {
     let mut local = Local::start(EAGER, &[]);
     local.expect("demo is ready");
-    std::fs::write(local.path("switch"), "").unwrap();
+    std::fs::write(local.path("switch"), "cut").unwrap();
     std::fs::write(local.path("load"), "95").unwrap();
     local.expect("cannot switch to density: the worker at http://127.0.0.1:");
     assert!(local.seen.last().unwrap().ends_with("if it is still wanted, it is tried again in 1 s"));
