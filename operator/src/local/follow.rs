@@ -32,7 +32,12 @@ impl<W: Workers> Local<W> {
         }
         self.journal.show(state, reason.as_deref());
         let current = state.target_profile.as_deref().or(state.active_profile.as_deref());
-        let Some(wanted) = self.pilot.wanted().map(str::to_owned) else { return Ok(()) };
+        let wanted = self.pilot.wanted().map(str::to_owned);
+        // A switch without an answer may still be under way; once nobody wants it, it explains nothing any more.
+        if self.asked.is_none() && state.target_profile.is_none() {
+            self.cause.take_if(|(to, _)| Some(&*to) != wanted.as_ref());
+        }
+        let Some(wanted) = wanted else { return Ok(()) };
         let differs = current.is_some() && current != Some(&*wanted);
         let may_ask = self.asked.is_none() && self.retries.may_ask(&wanted, Instant::now());
         if state.phase == WorkerPhase::Ready && differs && may_ask {

@@ -38,7 +38,7 @@ pub(super) struct Local<W> {
     pub(super) recorded: Option<SwitchReport>,
     /// The latest switch that was told. It is seen in the worker's answer and in its state, in either order.
     pub(super) told: Option<SwitchReport>,
-    /// Profile and reason of the latest switch that a decision asked for; others are somebody's request.
+    /// Profile and reason of the switch that a decision asked for and that is not recorded yet; others are somebody's request.
     pub(super) cause: Option<(String, &'static str)>,
     /// Time between two looks at the metrics.
     pub(super) interval: Duration,
@@ -169,7 +169,7 @@ impl<W: Workers> Local<W> {
             self.ready = false;
             // A switch that it was asked for ended with it, and the next worker counts its own.
             self.retries.worker_ended(self.asked.take().as_deref());
-            self.told = None;
+            (self.told, self.cause) = (None, None);
             return Ok(());
         }
         if !self.restarts.take_due(Instant::now()) {
@@ -226,8 +226,9 @@ impl<W: Workers> Local<W> {
         if status != self.status || ended.is_some() {
             self.status = status;
             if let Some(last) = ended {
-                let reason =
-                    self.cause.as_ref().filter(|(to, _)| *to == last.to).map_or("Requested", |(_, reason)| reason);
+                // It explains one switch; the next one to that profile may be somebody's request.
+                let cause = self.cause.take_if(|(to, _)| *to == last.to);
+                let reason = cause.map_or("Requested", |(_, reason)| reason);
                 status::record(&mut self.status, last, reason);
                 self.recorded = Some(last.clone());
                 self.switch_ended(last);
