@@ -61,6 +61,9 @@ pub struct WorkerRequests {
     pub oldest_waiting_seconds: f64,
     /// Generated tokens per second over the last 5 seconds.
     pub tokens_per_second: f64,
+    /// Time since the engine got on with what it has, by a layer of a step; 0 while it has nothing to do, and from a worker
+    /// that does not tell. While it grows the engine is stuck, and all the other numbers are those of before.
+    pub stalled_seconds: f64,
 }
 
 /// Memory of the worker, all in bytes.

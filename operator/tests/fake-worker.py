@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """A worker without a model: it speaks the admin API, so that the tests of local mode see every state within a second.
 
-It takes the command line of the real worker. Its profiles are quality and density; each look at its state prepares a bit
-more. A profile named in FAKE_REFUSES is refused. The file named by FAKE_DIES, once it exists, makes it die; while the file
-named by FAKE_HANGS exists, it does not answer. The file named by FAKE_LOAD holds the percentage of KV blocks in use, 10 without
-it; while it says "none", there are no metrics.
+It takes the command line of the real worker, and does not start with a manifest that does not name the profile. Its profiles are
+quality and density; each look at its state prepares a bit more. A profile named in FAKE_REFUSES is refused. The file named by
+FAKE_DIES, once it exists, makes it die; while the file named by FAKE_HANGS exists, it does not answer. The file named by
+FAKE_LOAD holds the percentage of KV blocks in use, 10 without it; while it says "none", there are no metrics. While the file
+named by FAKE_SWITCH says "cut", a switch gets no answer; while it says "die", the worker dies of it. The file named by FAKE_STALLED
+holds for how many seconds the engine has been stuck, 0 without it.
 """
 
 import argparse
@@ -23,6 +25,9 @@ for name in ("config", "profile", "port", "admin-port", "cache"):
 parser.add_argument("--exit-with-parent", action="store_true")
 parser.add_argument("--drain-seconds", type=int, required=True)
 args = parser.parse_args()
+with open(args.config) as file:
+    if args.profile not in file.read():
+        sys.exit(f"{args.config} has no profile {args.profile}")
 token = os.environ["MODELPROFILE_ADMIN_TOKEN"]
 
 lock = threading.Lock()
@@ -44,13 +49,21 @@ def state():
             {"name": name, "kvTokens": tokens, "weightBytes": 1000000, "preparedPercent": prepared}
             for name, tokens in (("quality", 1000), ("density", 2000))
         ],
+        "requests": {"running": 1, "stalledSeconds": float(content("FAKE_STALLED") or 0)},
         "lastSwitch": last_switch,
     }
 
 
+def content(variable):
+    try:
+        with open(os.environ.get(variable, "")) as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
 def metrics():
-    path = os.environ.get("FAKE_LOAD", "")
-    used = open(path).read() if os.path.exists(path) else "10"
+    used = content("FAKE_LOAD") or "10"
     if used == "none":
         return None
     return f"""modelprofile_kv_blocks{{state="total"}} 100
@@ -120,6 +133,11 @@ class Admin(BaseHTTPRequestHandler):
     def do_PUT(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self.allowed():
+            return
+        if content("FAKE_SWITCH") == "die":
+            os._exit(3)
+        if content("FAKE_SWITCH") == "cut":
+            self.close_connection = True
             return
         with lock:
             self.answer(*switch(body["profile"]))

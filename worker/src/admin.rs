@@ -118,6 +118,7 @@ fn describe(app: &App, snapshot: &Snapshot) -> WorkerState {
             waiting: snapshot.waiting as u64,
             oldest_waiting_seconds: snapshot.oldest_waiting.map_or(0.0, |t| t.elapsed().as_secs_f64()),
             tokens_per_second: app.metrics.tokens_per_second(),
+            stalled_seconds: snapshot.last_progress.map_or(0.0, |t| t.elapsed().as_secs_f64()),
         },
         memory: WorkerMemory {
             budget_bytes: snapshot.memory.budget,

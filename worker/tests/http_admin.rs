@@ -6,6 +6,7 @@ mod support;
 use reqwest::{Method, header};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use support::{Server, Setup, answer, eventually, finished, token};
 
 async fn state(server: &Server) -> Value {
@@ -154,6 +155,23 @@ async fn the_state_and_the_metrics_are_the_engines() {
         assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
     }
     assert_eq!(server.get("/metrics").await.1, metrics, "both ports have the same metrics");
+}
+
+#[tokio::test]
+async fn an_engine_that_is_stuck_shows_by_the_time_since_it_got_on() {
+    let server = Server::start().await;
+    let stalled = async || {
+        let state = state(&server).await["requests"]["stalledSeconds"].as_f64().unwrap();
+        let (_, metrics) = answer(server.admin(Method::GET, "/metrics")).await;
+        let line =
+            metrics.lines().find_map(|l| l.strip_prefix("modelprofile_engine_stalled_seconds{model_name=\"m\"} "));
+        (state, line.unwrap().parse::<f64>().unwrap())
+    };
+    assert_eq!(stalled().await, (0.0, 0.0), "nothing to do is no standstill");
+    let ago = Duration::from_secs(90);
+    *server.engine.last_progress.lock().unwrap() = Instant::now().checked_sub(ago);
+    let (state, metric) = stalled().await;
+    assert!((90.0..120.0).contains(&state) && (90.0..120.0).contains(&metric), "{state} {metric}");
 }
 
 #[tokio::test]

@@ -35,7 +35,8 @@ pub struct Args {
     /// Seconds between two looks at the worker's metrics; after each one it is decided anew.
     #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
     metrics_interval: u64,
-    /// Seconds without an answer after which a worker counts as hung and is started anew.
+    /// Seconds without an answer, or without progress of its requests, after which a worker counts as hung and is started
+    /// anew.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     hang_seconds: u64,
 }

@@ -8,6 +8,7 @@ use modelprofile_api::{Errors, Validated};
 use super::notes;
 use super::pass::Local;
 use super::pilot::pinned;
+use super::retry::Failure;
 use super::session::Session;
 use super::watch::edit;
 use super::workers::{SwitchAnswer, Workers};
@@ -19,6 +20,7 @@ impl<W: Workers> Local<W> {
             return Err(self.journal.fail(notes::prepare_failed(&state.message)));
         }
         if state.phase == WorkerPhase::Ready && !std::mem::replace(&mut self.ready, true) {
+            self.retries.worker_ready(Instant::now());
             self.journal.record(&notes::worker_ready(&self.session.name, state.active_profile.as_deref()));
             self.journal.say_as_is(&self.greeting(state));
         }
@@ -30,10 +32,15 @@ impl<W: Workers> Local<W> {
         }
         self.journal.show(state, reason.as_deref());
         let current = state.target_profile.as_deref().or(state.active_profile.as_deref());
-        let Some(wanted) = self.pilot.wanted().map(str::to_owned) else { return Ok(()) };
+        let wanted = self.pilot.wanted().map(str::to_owned);
+        // A switch without an answer may still be under way; once nobody wants it, it explains nothing any more.
+        if self.asked.is_none() && state.target_profile.is_none() {
+            self.cause.take_if(|(to, _)| Some(&*to) != wanted.as_ref());
+        }
+        let Some(wanted) = wanted else { return Ok(()) };
         let differs = current.is_some() && current != Some(&*wanted);
-        let asking = self.asked.is_some() || self.refused.as_deref() == Some(&*wanted);
-        if state.phase == WorkerPhase::Ready && differs && !asking {
+        let may_ask = self.asked.is_none() && self.retries.may_ask(&wanted, Instant::now());
+        if state.phase == WorkerPhase::Ready && differs && may_ask {
             if let Some(decision) = self.pilot.decision() {
                 self.journal.tell(&notes::switching(&wanted, decision));
                 self.cause = Some((wanted.clone(), decision.reason.as_str()));
@@ -51,13 +58,15 @@ impl<W: Workers> Local<W> {
             // A switch that was replaced is compared anew in this very pass.
             Ok(report) => {
                 self.switch_ended(&report);
-                if report.outcome == SwitchOutcome::Refused {
-                    self.refused = asked;
+                if let Some(asked) = asked.filter(|_| report.outcome == SwitchOutcome::Refused) {
+                    self.retries.failed(&asked, Failure::Refused, Instant::now());
                 }
             }
+            // Without a report nothing is known: the worker may be about to end, or never have heard of the switch.
             Err(why) => {
-                self.journal.tell(&notes::switch_failed(asked.as_deref(), &why));
-                self.refused = asked;
+                let Some(asked) = asked else { return };
+                let pause = self.retries.failed(&asked, Failure::NoReport, Instant::now());
+                self.journal.tell(&notes::switch_failed(&asked, &why, pause));
             }
         }
     }
@@ -71,6 +80,9 @@ impl<W: Workers> Local<W> {
         if !self.told.as_ref().is_some_and(same) {
             self.journal.tell(&notes::switch_ended(report));
             self.told = Some(report.clone());
+            if report.outcome == SwitchOutcome::Completed {
+                self.retries.clear();
+            }
         }
     }
 
@@ -84,7 +96,7 @@ impl<W: Workers> Local<W> {
             }
         };
         let edit = edit(&self.manifest, &new);
-        self.refused = None;
+        self.retries.clear();
         if let Some(live) = edit.live {
             let changes = live != self.manifest;
             let before = pinned(&self.manifest).map(str::to_owned);

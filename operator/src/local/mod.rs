@@ -22,6 +22,7 @@
 //! | [`admin`] | client of a worker's admin API |
 //! | [`watch`] | the manifest file: when it changed, and what an edit means for a running worker |
 //! | [`restart`] | when a worker that ended starts again: pure |
+//! | [`retry`] | when a switch that did not come about is asked for again: pure |
 //! | [`session`] | the file by which `modelprofile switch` finds a running local mode |
 //! | [`notes`] | every reason and sentence that is told as an event: pure |
 //! | [`events`] | the event log: counted, bounded, and as a table: pure |
@@ -38,6 +39,7 @@ mod pass;
 pub mod pilot;
 pub mod process;
 pub mod restart;
+pub mod retry;
 pub mod serve;
 pub mod session;
 pub mod signals;

@@ -9,7 +9,7 @@
 //! | `SwitchRefused`, [`reason::SWITCH_FAILED`] | Warning | the worker refused a switch; there was no answer to it |
 //! | [`reason::WORKER_ENDED`], [`reason::START_FAILED`] | Warning | a worker ended by itself; a new one could not be started |
 //! | [`reason::RESTART_PLANNED`] | Normal | a worker that ended starts again after a pause |
-//! | [`reason::WORKER_SILENT`], [`reason::WORKER_HUNG`] | Warning | a worker does not answer; it was ended for that |
+//! | [`reason::WORKER_SILENT`], [`reason::WORKER_HUNG`] | Warning | a worker does not answer; it was ended for that, or because it stopped computing |
 //! | [`reason::WORKER_ANSWERS`] | Normal | a silent worker answers again |
 //! | `MetricsUnavailable` | Warning | decisions lack metrics, and the profile is held |
 //! | `Fresh` | Normal | decisions have metrics again |
@@ -41,7 +41,7 @@ pub mod reason {
     pub const WORKER_SILENT: &str = "WorkerSilent";
     /// A silent worker answers again.
     pub const WORKER_ANSWERS: &str = "WorkerAnswers";
-    /// A worker did not answer for too long and was ended.
+    /// A worker did not answer, or did not compute, for too long and was ended.
     pub const WORKER_HUNG: &str = "WorkerHung";
     /// A switch of profile completed, whoever asked for it.
     pub const SWITCHED: &str = "Switched";
@@ -119,9 +119,11 @@ pub fn switch_ended(report: &SwitchReport) -> Note {
     }
 }
 
-/// The worker gave no report of a switch to `profile`.
-pub fn switch_failed(profile: Option<&str>, why: &str) -> Note {
-    warning(reason::SWITCH_FAILED, format!("cannot switch to {}: {why}", profile.unwrap_or("the desired profile")))
+/// The worker gave no report of a switch to `profile`, which may be asked for again after `pause`.
+pub fn switch_failed(profile: &str, why: &str, pause: Duration) -> Note {
+    let seconds = pause.as_secs();
+    let message = format!("cannot switch to {profile}: {why}; if it is still wanted, it is tried again in {seconds} s");
+    warning(reason::SWITCH_FAILED, message)
 }
 
 /// The worker ended by itself; `how` says how and gives its last lines.
@@ -157,6 +159,15 @@ pub fn worker_answers() -> Note {
 pub fn worker_hung(limit: Duration) -> Note {
     let limit = limit.as_secs();
     warning(reason::WORKER_HUNG, format!("the worker has not answered for {limit} s, so it is ended"))
+}
+
+/// The worker was ended because its engine did nothing about its requests for `limit`.
+pub fn engine_hung(limit: Duration) -> Note {
+    let limit = limit.as_secs();
+    warning(
+        reason::WORKER_HUNG,
+        format!("the worker answers, but has computed nothing for its requests for {limit} s, so it is ended"),
+    )
 }
 
 /// Decisions lack metrics; `message` is the decision's sentence.

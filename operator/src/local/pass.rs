@@ -15,6 +15,7 @@ use super::journal::Journal;
 use super::notes;
 use super::pilot::{Pilot, pinned};
 use super::restart::Restarts;
+use super::retry::Retries;
 use super::session::Session;
 use super::signals::Signals;
 use super::status::{self, Seen};
@@ -23,6 +24,9 @@ use super::workers::{Health, Stopped, Workers};
 
 /// Time between two passes: what a person sees as live, at a cost that no worker feels.
 const PASS: Duration = Duration::from_millis(400);
+
+/// Passes in a row that must find the engine stuck: after a pause of the whole machine the first one does, for a moment.
+const STUCK_PASSES: u32 = 3;
 
 /// Local mode while it runs.
 pub(super) struct Local<W> {
@@ -34,7 +38,7 @@ pub(super) struct Local<W> {
     pub(super) recorded: Option<SwitchReport>,
     /// The latest switch that was told. It is seen in the worker's answer and in its state, in either order.
     pub(super) told: Option<SwitchReport>,
-    /// Profile and reason of the latest switch that a decision asked for; others are somebody's request.
+    /// Profile and reason of the switch that a decision asked for and that is not recorded yet; others are somebody's request.
     pub(super) cause: Option<(String, &'static str)>,
     /// Time between two looks at the metrics.
     pub(super) interval: Duration,
@@ -54,15 +58,17 @@ pub(super) struct Local<W> {
     pub(super) ready: bool,
     /// Since when the worker does not answer.
     pub(super) silent: Option<Instant>,
-    /// Time without an answer after which it counts as hung.
+    /// Passes in a row that found its engine stuck behind an admin API that answers.
+    pub(super) stuck: u32,
+    /// Time without an answer, or without progress of its requests, after which it counts as hung.
     pub(super) hang_limit: Duration,
     pub(super) restarts: Restarts,
     /// The profile that the worker served with last: one that ended starts in it again.
     pub(super) served: Option<String>,
     /// Profile of a switch that this process asked for and that has no answer yet.
     pub(super) asked: Option<String>,
-    /// Profile that the worker refused: it is not asked again until the manifest changes.
-    pub(super) refused: Option<String>,
+    /// Switches that did not come about, and when they may be asked for again.
+    pub(super) retries: Retries,
 }
 
 impl<W: Workers> Local<W> {
@@ -117,6 +123,9 @@ impl<W: Workers> Local<W> {
                 if self.silent.take().is_some() && self.ready {
                     self.journal.tell(&notes::worker_answers());
                 }
+                if self.is_stuck(&state) {
+                    return Ok(());
+                }
                 self.follow(&state)
             }
         }
@@ -132,10 +141,25 @@ impl<W: Workers> Local<W> {
         }
     }
 
+    /// Whether the engine has not got on for too long; then its worker is ended. The API is served by other threads, which
+    /// answer on, with the numbers of the last step for ever.
+    fn is_stuck(&mut self, state: &WorkerState) -> bool {
+        if state.requests.stalled_seconds < self.hang_limit.as_secs_f64() {
+            self.stuck = 0;
+            return false;
+        }
+        self.stuck += 1;
+        if self.stuck == STUCK_PASSES {
+            self.journal.tell(&notes::engine_hung(self.hang_limit));
+            self.workers.kill();
+        }
+        true
+    }
+
     /// Starts a worker that ended again, in the profile that it had, after a pause. One that never got ready is not started
     /// again: what is wrong with the model or the machine is still wrong then.
     async fn start_again(&mut self, how: &str) -> anyhow::Result<()> {
-        self.silent = None;
+        (self.silent, self.stuck) = (None, 0);
         if !self.restarts.planned() {
             let ended = notes::worker_ended(how);
             let pause = self.restarts.ended(Instant::now()).filter(|_| self.served.is_some());
@@ -144,7 +168,8 @@ impl<W: Workers> Local<W> {
             self.journal.tell(&notes::restart_planned(pause));
             self.ready = false;
             // A switch that it was asked for ended with it, and the next worker counts its own.
-            (self.asked, self.told) = (None, None);
+            self.retries.worker_ended(self.asked.take().as_deref());
+            (self.told, self.cause) = (None, None);
             return Ok(());
         }
         if !self.restarts.take_due(Instant::now()) {
@@ -153,7 +178,7 @@ impl<W: Workers> Local<W> {
         let profile = pinned(&self.manifest).map(str::to_owned).or_else(|| self.served.clone());
         let profile = profile.filter(|name| self.manifest.profile(name).is_some());
         let profile = profile.unwrap_or_else(|| self.pilot.start(Timestamp::now()).to_owned());
-        if let Err(error) = self.workers.start(&profile).await {
+        if let Err(error) = self.workers.start(&self.manifest, &profile).await {
             // Its port may still be held by what the old one left; the next pause is longer.
             let pause = self.restarts.ended(Instant::now());
             let failed = notes::start_failed(&error, pause);
@@ -194,15 +219,16 @@ impl<W: Workers> Local<W> {
     /// Brings the status up to date, and writes it when it changed.
     fn update_status(&mut self, state: Option<&WorkerState>) {
         let decision = self.pilot.decision().map(|decision| (decision, self.pilot.name(decision.rung)));
-        let seen = Seen { state, decision, refused: self.refused.as_deref() };
+        let seen = Seen { state, decision, refused: self.retries.refused() };
         let status = status::next(&self.status, seen, Timestamp::now());
         let ended = state.and_then(|state| state.last_switch.as_ref());
         let ended = ended.filter(|last| self.recorded.as_ref() != Some(last));
         if status != self.status || ended.is_some() {
             self.status = status;
             if let Some(last) = ended {
-                let reason =
-                    self.cause.as_ref().filter(|(to, _)| *to == last.to).map_or("Requested", |(_, reason)| reason);
+                // It explains one switch; the next one to that profile may be somebody's request.
+                let cause = self.cause.take_if(|(to, _)| *to == last.to);
+                let reason = cause.map_or("Requested", |(_, reason)| reason);
                 status::record(&mut self.status, last, reason);
                 self.recorded = Some(last.clone());
                 self.switch_ended(last);

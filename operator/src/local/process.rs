@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use modelprofile_api::Validated;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
@@ -17,6 +18,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::admin::Admin;
+use super::session::replace;
 use super::workers::{Health, Observation, Stopped, SwitchAnswer, Workers};
 
 /// Name of the worker's executable.
@@ -33,7 +35,12 @@ const LAST_LINES_LIMIT: Duration = Duration::from_secs(1);
 pub struct Launch {
     /// The worker's executable.
     pub worker: PathBuf,
-    /// The manifest, which the worker reads itself.
+    /// File that takes the manifest, which the worker reads itself.
+    ///
+    /// It is not the user's file. That one may hold an edit that is invalid or waits for the next local mode, and a worker
+    /// that starts again after a crash must be the one that the decisions are about: same model, same profiles. So each
+    /// start writes what is followed at that moment, and the worker reads that. Where the file lies does not matter to the
+    /// worker: relative paths in a manifest start at the current directory.
     pub manifest: PathBuf,
     /// Port of the OpenAI API.
     pub port: u16,
@@ -120,9 +127,11 @@ impl LocalWorkers {
 }
 
 impl Workers for LocalWorkers {
-    async fn start(&mut self, profile: &str) -> anyhow::Result<()> {
+    async fn start(&mut self, manifest: &Validated, profile: &str) -> anyhow::Result<()> {
         port_is_free(self.launch.port, "--port")?;
         port_is_free(self.launch.admin_port, "--admin-port")?;
+        let text = serde_json::to_string_pretty(manifest.manifest()).context("cannot write the manifest as JSON")?;
+        replace(&self.launch.manifest, &text)?;
         let path = &self.launch.log;
         // A worker that starts again adds to the log of the one that ended: its end is what people look for.
         let again = std::mem::replace(&mut self.started, true);
@@ -154,6 +163,8 @@ impl Workers for LocalWorkers {
         if let Ok(Some(status)) = running.child.try_wait() {
             let words = running.last_words().await;
             self.running = None;
+            // An answer that comes later is of a worker that is no more, and must not be taken for the next one's.
+            self.switch = None;
             return Observation { health: Health::Ended(format!("{status}{}{words}", hint(status))), answer };
         }
         let health = match self.admin.state().await {
@@ -292,6 +303,20 @@ mod tests {
                 "port {port} is taken by another program; stop that program or choose another port with --admin-port"
             )
         );
+    }
+
+    #[test]
+    fn a_manifest_that_was_written_for_a_worker_is_read_as_the_same() {
+        let examples = [
+            include_str!("../../../deploy/examples/llama-70b.yaml"),
+            include_str!("../../../deploy/examples/smollm2.yaml"),
+        ];
+        for text in examples {
+            // Not every example can be carried out by this build, but each can be read.
+            let manifest = modelprofile_api::Manifest::from_yaml(text).unwrap();
+            let written = serde_json::to_string_pretty(&manifest).unwrap();
+            assert_eq!(modelprofile_api::Manifest::from_yaml(&written).unwrap(), manifest);
+        }
     }
 
     #[test]

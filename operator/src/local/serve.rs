@@ -17,6 +17,7 @@ use super::pass::Local;
 use super::pilot::{Pilot, pinned};
 use super::process::{Launch, LocalWorkers, find_worker};
 use super::restart::Restarts;
+use super::retry::Retries;
 use super::session::{Session, Sessions};
 use super::signals::Signals;
 use super::view::View;
@@ -42,7 +43,7 @@ pub struct Options {
     pub drain_limit: Duration,
     /// Time between two looks at the worker's metrics, each followed by a decision.
     pub metrics_interval: Duration,
-    /// Time without an answer after which a worker counts as hung.
+    /// Time without an answer, or without progress of its requests, after which a worker counts as hung.
     pub hang_limit: Duration,
 }
 
@@ -70,7 +71,7 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("cannot create {}; name a folder that can be written with --cache", logs.display()))?;
     let launch = Launch {
         worker: find_worker(options.worker.as_deref())?,
-        manifest: file.clone(),
+        manifest: logs.join(format!("{name}.manifest.json")),
         port: options.port,
         admin_port: options.admin_port,
         cache: options.cache,
@@ -93,7 +94,7 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     let mut workers = LocalWorkers::new(launch)?;
     let pilot = Pilot::new(&manifest, options.metrics_interval)?;
     let profile = pilot.start(Timestamp::now());
-    workers.start(profile).await?;
+    workers.start(&manifest, profile).await?;
     session.worker_pid = workers.pid().unwrap_or_default();
     held.write(&session)?;
 
@@ -123,8 +124,9 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
         keyed,
         ready: false,
         silent: None,
+        stuck: 0,
         asked: None,
-        refused: None,
+        retries: Retries::default(),
     };
     local.run(&mut signals).await
 }

@@ -9,6 +9,7 @@ use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use modelprofile_api::ModelProfileStatus;
@@ -46,6 +47,11 @@ pub struct Sessions {
 
 /// Ends of names that would make one model's session another one's status or events.
 const RESERVED: [&str; 2] = [".status", ".events"];
+
+/// Time in which a command that looks for a session has long let go of its lock.
+const LOOK: Duration = Duration::from_millis(20);
+/// How often a lock is tried: commands that look for the session may follow each other.
+const LOOKS: usize = 10;
 
 /// A session that this process owns; dropping it removes the session and its status, and frees the name.
 pub struct Held {
@@ -89,14 +95,10 @@ impl Sessions {
             .mode(0o600)
             .open(&path)
             .with_context(|| format!("cannot write {}", path.display()))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail!(
+        if !take(&lock, || std::thread::sleep(LOOK)).with_context(|| format!("cannot lock {}", path.display()))? {
+            bail!(
                 "{name} is served already by another `modelprofile local`; stop that one, or change metadata.name to serve both"
-            ),
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
-            }
+            );
         }
         let held = Held { file: self.path(name, "json")?, _lock: lock };
         // What an earlier process that was killed left behind, and the events of any earlier one.
@@ -130,7 +132,8 @@ impl Sessions {
     fn live(&self, name: &str) -> anyhow::Result<Option<Session>> {
         let (file, lock) = (self.path(name, "json")?, self.path(name, "lock")?);
         let Ok(lock) = File::options().write(true).open(&lock) else { return Ok(None) };
-        if lock.try_lock().is_ok() {
+        // Shared, so that those who look are not taken for a session by each other.
+        if lock.try_lock_shared().is_ok() {
             // Nobody holds it. It stays locked until the end of this block, so no new session can appear in between.
             let _ = std::fs::remove_file(&file);
             return Ok(None);
@@ -229,8 +232,24 @@ impl Held {
     }
 }
 
+/// Takes the lock for this process alone; false if a session has it. Who looks for a session has it too, but only for a moment
+/// that `wait` outlasts.
+fn take(lock: &File, mut wait: impl FnMut()) -> std::io::Result<bool> {
+    for _ in 0..LOOKS {
+        match lock.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) => wait(),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
 /// Replaces a file that only its owner may read.
-fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
+///
+/// # Errors
+/// It cannot be written.
+pub(super) fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
     let new = file.with_extension("json.new");
     let written = File::options()
         .create(true)
@@ -301,6 +320,33 @@ mod tests {
         std::fs::write(&file, serde_json::to_string(&session("demo")).unwrap()).unwrap();
         assert!(sessions.find("demo").is_err());
         assert!(!file.exists());
+    }
+
+    #[test]
+    fn a_command_that_looks_for_a_session_does_not_keep_it_from_being_held() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = || File::options().create(true).append(true).open(folder.path().join("demo.lock")).unwrap();
+        let (mine, theirs) = (file(), file());
+        theirs.try_lock_shared().unwrap();
+        let mut waits = 0;
+        let taken = take(&mine, || {
+            waits += 1;
+            theirs.unlock().unwrap();
+        });
+        assert_eq!((taken.unwrap(), waits), (true, 1));
+        assert!(!take(&theirs, || waits += 1).unwrap());
+        assert_eq!(waits, 1 + LOOKS);
+    }
+
+    #[test]
+    fn commands_that_look_at_once_do_not_take_each_other_for_a_session() {
+        let folder = tempfile::tempdir().unwrap();
+        let sessions = Sessions { folder: folder.path().to_owned() };
+        drop(sessions.hold("demo").unwrap());
+        std::fs::write(folder.path().join("demo.json"), serde_json::to_string(&session("demo")).unwrap()).unwrap();
+        let other = File::open(folder.path().join("demo.lock")).unwrap();
+        other.try_lock_shared().unwrap();
+        assert!(sessions.find("demo").is_err());
     }
 
     #[test]

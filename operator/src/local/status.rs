@@ -16,7 +16,7 @@ pub struct Seen<'a> {
     pub state: Option<&'a WorkerState>,
     /// The latest decision, and the name of the profile that it wants.
     pub decision: Option<(&'a Decision, &'a str)>,
-    /// The worker refused the profile that is wanted.
+    /// The profile that the worker refused last, if no switch came about since.
     pub refused: Option<&'a str>,
 }
 
@@ -119,9 +119,13 @@ fn conditions(before: &[Condition], seen: Seen<'_>, ready: bool, now: Timestamp)
         None => (False, reason::STABLE, String::new()),
     };
     let degraded = match seen.refused {
-        Some(profile) => {
-            (True, reason::SWITCH_REFUSED, format!("the worker refused {profile}; it is asked again after an edit"))
-        }
+        Some(profile) => (
+            True,
+            reason::SWITCH_REFUSED,
+            format!(
+                "the worker refused {profile}; while that is wanted it is asked again, each time after a longer pause, and at once after an edit of the manifest"
+            ),
+        ),
         None if !ready && state.is_none() => (True, reason::REPLICAS_MISSING, "the worker does not answer".to_owned()),
         None if prepared.1 == reason::PREPARE_FAILED => (True, reason::PREPARE_FAILED, prepared.2.clone()),
         None => (False, reason::AS_EXPECTED, String::new()),

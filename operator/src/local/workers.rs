@@ -1,6 +1,7 @@
 //! The seam between deciding and doing: a decision is made on what [`Workers::observe`] returns and carried out by the other
 //! methods. Here workers are a child process; nothing on the deciding side may know that.
 
+use modelprofile_api::Validated;
 use modelprofile_api::worker::{SwitchReport, WorkerState};
 
 /// How the worker is, as far as was seen in this pass.
@@ -41,11 +42,12 @@ pub enum Stopped {
 
 /// Observing and acting on the workers of one model.
 pub trait Workers {
-    /// Starts a worker that serves `profile` first. It prepares in the background: [`Workers::observe`] tells how far it is.
+    /// Starts a worker of `manifest` that serves `profile` first. It prepares in the background: [`Workers::observe`] tells
+    /// how far it is.
     ///
     /// # Errors
     /// It could not be started at all.
-    fn start(&mut self, profile: &str) -> impl Future<Output = anyhow::Result<()>>;
+    fn start(&mut self, manifest: &Validated, profile: &str) -> impl Future<Output = anyhow::Result<()>>;
 
     /// Process id of the worker, where it is a process of this machine and runs.
     fn pid(&self) -> Option<u32>;

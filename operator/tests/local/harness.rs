@@ -41,6 +41,8 @@ impl Local {
             .env("FAKE_DIES", folder.path().join("die"))
             .env("FAKE_HANGS", folder.path().join("hang"))
             .env("FAKE_LOAD", folder.path().join("load"))
+            .env("FAKE_SWITCH", folder.path().join("switch"))
+            .env("FAKE_STALLED", folder.path().join("stalled"))
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -116,6 +118,15 @@ impl Local {
                 return events.iter().map(row).collect();
             }
             assert!(Instant::now() < end, "the newest event is not {reason}: {events:#?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until what it leaves behind is as expected.
+    pub(crate) fn wait_for(&self, mut expected: impl FnMut(&Self) -> bool) {
+        let end = Instant::now() + LIMIT;
+        while !expected(self) {
+            assert!(Instant::now() < end, "{:#?}", self.seen);
             std::thread::sleep(Duration::from_millis(50));
         }
     }

@@ -5,6 +5,8 @@
 
 mod events;
 mod harness;
+mod restarts;
+mod switching;
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -147,6 +149,24 @@ fn a_worker_that_hangs_is_ended_and_started_anew() {
     std::fs::remove_file(local.path("hang")).unwrap();
     local.expect("it starts again in 1 s");
     local.expect("demo is ready");
+}
+
+#[test]
+fn a_worker_whose_engine_is_stuck_is_ended_and_started_anew_though_it_answers() {
+    let mut local = Local::start("{mode: Auto}", &[]);
+    local.expect("demo is ready");
+    // A step that takes long is no hang.
+    std::fs::write(local.path("stalled"), "0.9").unwrap();
+    assert!(local.switch("density").status.success());
+    local.expect("serving: profile density");
+    std::fs::write(local.path("stalled"), "1.5").unwrap();
+    local.expect("has computed nothing for its requests for 1 s, so it is ended");
+    std::fs::remove_file(local.path("stalled")).unwrap();
+    local.expect("the worker ended: signal: 9");
+    local.expect("demo is ready");
+    local.expect("serving: profile density");
+    let hung = local.events_to("WorkerReady").into_iter().filter(|event| event.1 == "WorkerHung");
+    assert_eq!(hung.map(|event| event.2).collect::<Vec<_>>(), [1]);
 }
 
 #[test]

@@ -61,6 +61,7 @@ impl Metrics {
         series.waiting.set(snapshot.waiting as f64);
         series.kv_usage.set(snapshot.blocks_used as f64 / snapshot.blocks_total.max(1) as f64);
         series.oldest_waiting.set(snapshot.oldest_waiting.map_or(0.0, |t| t.elapsed().as_secs_f64()));
+        series.stalled.set(snapshot.last_progress.map_or(0.0, |t| t.elapsed().as_secs_f64()));
         let memory = snapshot.memory;
         for (kind, bytes) in
             [("budget", memory.budget), ("weights", memory.weights), ("kv", memory.kv), ("workspace", memory.workspace)]

@@ -24,6 +24,7 @@ pub(super) struct Series {
     pub(super) running: Gauge,
     pub(super) waiting: Gauge,
     pub(super) oldest_waiting: Gauge,
+    pub(super) stalled: Gauge,
     pub(super) kv_usage: Gauge,
     pub(super) kv_blocks: GaugeVec,
     pub(super) cache_config: GaugeVec,
@@ -57,6 +58,11 @@ impl Series {
                 r,
                 "modelprofile_oldest_waiting_seconds",
                 "Age of the oldest waiting request, 0 if none waits.",
+            ),
+            stalled: gauge(
+                r,
+                "modelprofile_engine_stalled_seconds",
+                "Time since the engine got on with its requests, 0 if it has none; growing: it is stuck.",
             ),
             kv_usage: gauge(
                 r,

@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use modelprofile_engine::{
@@ -55,6 +55,8 @@ pub(crate) struct Fake {
     pub(crate) busy: AtomicBool,
     /// The engine's thread is no more.
     pub(crate) ended: AtomicBool,
+    /// When it got on last.
+    pub(crate) last_progress: Mutex<Option<Instant>>,
 }
 
 impl Fake {
@@ -156,6 +158,7 @@ impl Engine for Fake {
             memory: MemorySnapshot { budget: 4000, weights: 1000, kv: 2000, workspace: 500 },
             generated_tokens: 0,
             last_switch: None,
+            last_progress: *self.last_progress.lock().unwrap(),
             draining: self.draining.load(Ordering::Acquire),
         }
     }

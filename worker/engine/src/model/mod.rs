@@ -101,11 +101,11 @@ impl<B: Backend> Model<B> {
     }
 
     /// Like [`Self::step`]; `rotated` also sees each layer's `[rows, (heads + 2 kv_heads) head_dim]` queries, keys and
-    /// values as they go into the cache (calibration of its scales).
+    /// values as they go into the cache (calibration of its scales), which is a sign of life in a long step too.
     #[allow(
         clippy::too_many_arguments,
         clippy::type_complexity,
-        reason = "a step has this many parts; only calibration uses the last"
+        reason = "a step has this many parts; few use the last"
     )]
     pub fn step_observed(
         &mut self,

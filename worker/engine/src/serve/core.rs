@@ -130,8 +130,10 @@ impl<B: Backend> Core<B> {
         if !self.state.requests.is_empty() || self.pending.is_some() || !self.state.drained.is_empty() {
             return true;
         }
+        self.shared.heartbeat.rest();
         match self.commands.recv() {
             Ok(command) => {
+                self.shared.heartbeat.beat();
                 self.command(command);
                 true
             }
@@ -273,7 +275,14 @@ impl<B: Backend> Core<B> {
         let leaving: Vec<_> =
             leaving.iter().filter(|i| **i != self.active).map(|index| &self.rungs[*index].weights).collect();
         let began = Instant::now();
-        let computed = self.model.step(&mut self.backend, weights, &leaving, &mut self.kv, &plan, &mut take);
+        let heartbeat = &self.shared.heartbeat;
+        let mut layer = |_: usize, _: &B, _: &B::Buffer| {
+            heartbeat.beat();
+            Ok(())
+        };
+        let (backend, kv) = (&mut self.backend, &mut self.kv);
+        let computed = self.model.step_observed(backend, weights, &leaving, kv, &plan, &mut take, &mut layer);
+        heartbeat.beat();
         if let Err(error) = computed {
             tracing::error!(%error, "a step failed; its requests are ended");
             let ids: Vec<u64> = scheduled.items().iter().map(|item| item.id).collect();
@@ -404,6 +413,7 @@ impl<B: Backend> Core<B> {
             },
             generated_tokens: self.state.generated_tokens,
             last_switch: self.last_switch.clone(),
+            last_progress: self.shared.heartbeat.last(),
             draining: self.shared.draining.load(Ordering::Acquire),
         };
         *self.shared.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;

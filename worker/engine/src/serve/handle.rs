@@ -12,7 +12,7 @@ use std::{
 
 use tokio::sync::{mpsc as events, oneshot};
 
-use super::{Engine, Snapshot, SubmitError, SwitchEnd, SwitchResult, TokenStream};
+use super::{Engine, Snapshot, SubmitError, SwitchEnd, SwitchResult, TokenStream, heartbeat::Heartbeat};
 use crate::{GenerateRequest, TokenEvent};
 
 /// A request on its way to the engine thread.
@@ -42,6 +42,7 @@ pub(super) struct Shared {
     /// Requests submitted and not yet running: bounds the channel.
     pub(super) queued: AtomicUsize,
     pub(super) draining: AtomicBool,
+    pub(super) heartbeat: Heartbeat,
     /// The engine thread is no more.
     pub(super) ended: AtomicBool,
 }
@@ -135,7 +136,8 @@ impl Engine for EngineHandle {
     }
 
     fn snapshot(&self) -> Snapshot {
-        self.shared.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let snapshot = self.shared.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Snapshot { last_progress: self.shared.heartbeat.last(), ..snapshot }
     }
 
     fn drain(&self) -> oneshot::Receiver<()> {

@@ -8,10 +8,12 @@
 //! | `core` | the loop: take commands, schedule, compute, sample, deliver |
 //! | `switch` | the in-place switch between two steps |
 //! | `pace` | how many rows a step may have while streams run |
+//! | `heartbeat` | the sign of life of the engine thread |
 //! | [`memory`] | the budget: blocks of each profile |
 
 mod core;
 mod handle;
+mod heartbeat;
 pub mod memory;
 mod pace;
 mod start;
@@ -153,6 +155,9 @@ pub struct Snapshot {
     pub generated_tokens: u64,
     /// The latest switch.
     pub last_switch: Option<SwitchResult>,
+    /// When the engine got on last, by a layer of a step; `None` while it has nothing to do. Unlike all else here it is as of
+    /// the call, not of the last step: it is how one that is stuck is told from one that is calm.
+    pub last_progress: Option<Instant>,
     /// True once a drain was asked for.
     pub draining: bool,
 }

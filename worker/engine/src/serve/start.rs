@@ -16,6 +16,7 @@ use super::{
     MemorySnapshot, Observer, Snapshot,
     core::{Core, Rung, State},
     handle::{EndOfThread, EngineHandle, EngineLimits, Shared},
+    heartbeat::Heartbeat,
     memory::MemoryPlan,
     pace::Pace,
 };
@@ -123,6 +124,7 @@ pub fn start<B: Backend>(
         snapshot: Mutex::new(empty_snapshot()),
         queued: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
+        heartbeat: Heartbeat::new(),
         ended: AtomicBool::new(false),
     });
     let (sender, commands) = mpsc::channel();
@@ -174,6 +176,7 @@ fn empty_snapshot() -> Snapshot {
         memory: MemorySnapshot::default(),
         generated_tokens: 0,
         last_switch: None,
+        last_progress: None,
         draining: false,
     }
 }
