@@ -1,89 +1,39 @@
 //! Metrics of a worker, from Prometheus' text format to the signals that a decision needs.
 //!
-//! Counters and histograms only rise, so a signal "over the latest interval" is the difference of two looks: [`Scraper`]
-//! keeps the earlier one.
+//! Counters and histograms only rise, so a signal over a time is the difference of two looks: [`Scraper`] keeps the latest
+//! one for what is told of each interval, and snapshots of the time to the first token for its window.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `text` | Prometheus' text format |
+//! | `window` | quantiles of a histogram over a window of time, from bounded snapshots |
+
+mod text;
+mod window;
 
 use jiff::Timestamp;
 use modelprofile_policy::signals::Signals;
-use modelprofile_policy::{Kv, Reading, Sample};
+use modelprofile_policy::{Kv, Reading, Rules, Sample};
 
-/// One look at a worker's `/metrics`: lines of `name{labels} value`.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics {
-    series: Vec<(String, f64)>,
-}
+pub use text::Metrics;
+use window::Window;
 
-impl Metrics {
-    /// Reads the text format; what is no sample is skipped.
-    pub fn parse(text: &str) -> Self {
-        let sample = |line: &str| {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                return None;
-            }
-            // Labels may hold spaces; the value comes after the last brace, and a timestamp may follow it.
-            let split = line.rfind('}').map_or_else(|| line.find(' '), |brace| Some(brace + 1))?;
-            let (name, rest) = line.split_at(split);
-            Some((name.trim().to_owned(), rest.split_whitespace().next()?.parse().ok()?))
-        };
-        Self { series: text.lines().filter_map(sample).collect() }
-    }
-
-    fn of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, f64)> {
-        self.series.iter().filter_map(move |(series, value)| {
-            let labels = series.strip_prefix(name)?;
-            (labels.is_empty() || labels.starts_with('{')).then_some((labels, *value))
-        })
-    }
-
-    /// Sum of a metric over all its labels; `None` if it is absent.
-    pub fn sum(&self, name: &str) -> Option<f64> {
-        self.of(name).map(|(_, value)| value).reduce(|a, b| a + b)
-    }
-
-    /// The highest value of a metric over all its labels; `None` if it is absent.
-    pub fn highest(&self, name: &str) -> Option<f64> {
-        self.of(name).map(|(_, value)| value).reduce(f64::max)
-    }
-
-    /// The label `key` of the first series of a metric whose value is above 0.
-    pub fn label_where_positive(&self, name: &str, key: &str) -> Option<String> {
-        let (labels, _) = self.of(name).find(|(_, value)| *value > 0.0)?;
-        Some(labels.split_once(&format!("{key}=\""))?.1.split_once('"')?.0.to_owned())
-    }
-
-    /// Sum over the series with the label `key="value"`.
-    pub fn labelled(&self, name: &str, key: &str, value: &str) -> Option<f64> {
-        let wanted = format!("{key}=\"{value}\"");
-        self.of(name).filter(|(labels, _)| labels.contains(&wanted)).map(|(_, value)| value).reduce(|a, b| a + b)
-    }
-
-    /// Cumulated counts of a histogram by upper bound, in rising order.
-    fn buckets(&self, name: &str) -> Vec<(f64, f64)> {
-        let mut buckets: Vec<(f64, f64)> = Vec::new();
-        let name = format!("{name}_bucket");
-        for (labels, count) in self.of(&name) {
-            let bound = labels.split("le=\"").nth(1).and_then(|rest| rest.split('"').next()?.parse::<f64>().ok());
-            let Some(bound) = bound else { continue };
-            match buckets.iter_mut().find(|(other, _)| other.total_cmp(&bound).is_eq()) {
-                Some((_, sum)) => *sum += count,
-                None => buckets.push((bound, count)),
-            }
-        }
-        buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
-        buckets
-    }
-}
+/// Fewest intervals that the window of the time to the first token covers: one request says little about a percentile.
+const FEWEST_INTERVALS: i32 = 3;
 
 /// Makes a [`Sample`] of each look, with what changed since the one before.
 #[derive(Clone, Debug, Default)]
 pub struct Scraper {
     earlier: Option<(Timestamp, Metrics)>,
+    first_tokens: Window,
 }
 
 impl Scraper {
-    /// The signals at `now`.
-    pub fn sample(&mut self, now: Timestamp, metrics: Metrics, signals: &Signals) -> Sample {
+    /// The signals at `now`. Times to the first token are those of the window toward density, so that a peak in which few
+    /// requests get that far is seen without a gap.
+    pub fn sample(&mut self, now: Timestamp, metrics: Metrics, rules: &Rules) -> Sample {
+        let signals = &rules.signals;
+        let time_to_first_token = self.time_to_first_token(now, &metrics, rules);
         let earlier = self.earlier.take();
         let rise = |name: &str| {
             let (_, before) = earlier.as_ref()?;
@@ -93,14 +43,6 @@ impl Scraper {
         let seconds = earlier.as_ref().map(|(at, _)| now.duration_since(*at).as_secs_f64()).filter(|span| *span > 0.0);
         let gauge = |name: Option<&str>| {
             name.map_or(Reading::Missing, |name| metrics.sum(name).map_or(Reading::Missing, Reading::Value))
-        };
-        let ttft = |name: &str| {
-            let now = metrics.buckets(name);
-            if now.is_empty() {
-                return Reading::Missing;
-            }
-            let before = earlier.as_ref().map(|(_, before)| before.buckets(name)).unwrap_or_default();
-            quantile(0.95, &now, &before).map_or(Reading::Idle, Reading::Value)
         };
         let tokens = rise("vllm:prompt_tokens_total").zip(rise("vllm:generation_tokens_total")).map(|(a, b)| a + b);
         let itl = "vllm:inter_token_latency_seconds";
@@ -114,7 +56,7 @@ impl Scraper {
             at: now,
             kv: kv(&metrics, signals, running),
             oldest_waiting: gauge(signals.oldest_waiting),
-            time_to_first_token: signals.time_to_first_token.map_or(Reading::Missing, ttft),
+            time_to_first_token,
             running,
             step_seconds,
             tokens_per_second,
@@ -122,6 +64,18 @@ impl Scraper {
         };
         self.earlier = Some((now, metrics));
         sample
+    }
+
+    /// Its 95th percentile over the window.
+    fn time_to_first_token(&mut self, now: Timestamp, metrics: &Metrics, rules: &Rules) -> Reading {
+        let Some(buckets) = rules.signals.time_to_first_token.map(|name| metrics.buckets(name)) else {
+            return Reading::Missing;
+        };
+        if buckets.is_empty() {
+            return Reading::Missing;
+        }
+        let span = rules.up_window.max(rules.interval.saturating_mul(FEWEST_INTERVALS));
+        self.first_tokens.quantile(0.95, now, buckets, span).map_or(Reading::Idle, Reading::Value)
     }
 }
 
@@ -137,35 +91,42 @@ fn kv(metrics: &Metrics, signals: &Signals, running: f64) -> Option<Kv> {
     Some(Kv { total: 1.0, used, waiting: if running > 0.0 { waiting * used / running } else { 0.0 } })
 }
 
-/// A quantile of what a histogram counted between two looks, linear within its bucket; `None` if it counted nothing.
-fn quantile(q: f64, now: &[(f64, f64)], before: &[(f64, f64)]) -> Option<f64> {
-    let earlier =
-        |bound: f64| before.iter().find(|(other, _)| other.total_cmp(&bound).is_eq()).map_or(0.0, |(_, count)| *count);
-    let rises: Vec<(f64, f64)> =
-        now.iter().map(|(bound, count)| (*bound, (count - earlier(*bound)).max(0.0))).collect();
-    let total = rises.last().map(|(_, count)| *count).filter(|total| *total > 0.0)?;
-    let rank = q * total;
-    let (mut low, mut below) = (0.0, 0.0);
-    for (bound, count) in rises {
-        if count >= rank {
-            // Beyond the last finite bound nothing more is known.
-            return Some(if bound.is_infinite() {
-                low
-            } else {
-                low + (bound - low) * (rank - below) / (count - below).max(1e-9)
-            });
-        }
-        (low, below) = (bound, count);
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use jiff::SignedDuration;
     use modelprofile_api::EngineType;
 
     use super::*;
+    use crate::local::watch::fixture;
+
+    fn rules(engine: EngineType, up_window: i64) -> Rules {
+        let rules = Rules::new(fixture::valid("{}").spec(), SignedDuration::from_secs(1)).unwrap();
+        let up_window = SignedDuration::from_secs(up_window);
+        Rules { signals: Signals::of(engine), up_window, ..rules }
+    }
+
+    /// vLLM's words on `slow` first tokens, each after 4 to 8 seconds.
+    fn vllm(slow: u32) -> Metrics {
+        Metrics::parse(&format!(
+            "vllm:time_to_first_token_seconds_bucket{{le=\"4\"}} 0
+vllm:time_to_first_token_seconds_bucket{{le=\"8\"}} {slow}
+vllm:time_to_first_token_seconds_bucket{{le=\"+Inf\"}} {slow}
+"
+        ))
+    }
+
+    /// Times to the first token in looks a second apart, to the microsecond.
+    fn first_tokens(up_window: i64, looks: impl IntoIterator<Item = Metrics>) -> Vec<Reading> {
+        let (mut scraper, rules) = (Scraper::default(), rules(EngineType::Vllm, up_window));
+        let reading = |(second, metrics)| {
+            let sample = scraper.sample(Timestamp::from_second(second).unwrap(), metrics, &rules);
+            match sample.time_to_first_token {
+                Reading::Value(seconds) => Reading::Value((seconds * 1e6).round() / 1e6),
+                other => other,
+            }
+        };
+        (0..).zip(looks).map(reading).collect()
+    }
 
     fn text(used: u32, fast: u32, slow: u32, generated: u32) -> Metrics {
         Metrics::parse(&format!(
@@ -191,18 +152,41 @@ vllm:generation_tokens_total{{model_name=\"a b\"}} {generated}
     }
 
     #[test]
+    fn an_overload_with_a_first_token_in_every_third_second_is_seen_without_a_gap() {
+        let readings = first_tokens(15, (0..20).map(|second| vllm(second / 3)));
+        let value = Reading::Value(7.8);
+        assert_eq!(readings, [vec![Reading::Idle; 3], vec![value; 17]].concat());
+    }
+
+    #[test]
+    fn one_slow_request_alone_does_not_last_for_the_window() {
+        let readings = first_tokens(15, (0..20).map(|second| vllm(u32::from(second > 0))));
+        let lasts = readings.iter().filter(|reading| **reading == Reading::Value(7.8)).count();
+        assert_eq!((readings[0], readings[1], lasts), (Reading::Idle, Reading::Value(7.8), 15));
+        // What lasts from second 1 to second 15 lasts for 14 seconds.
+        assert_eq!(readings[16], Reading::Idle);
+    }
+
+    #[test]
+    fn a_short_window_covers_a_few_intervals() {
+        let readings = first_tokens(0, (0..6).map(|second| vllm(u32::from(second > 0))));
+        let value = Reading::Value(7.8);
+        assert_eq!(readings, [Reading::Idle, value, value, value, Reading::Idle, Reading::Idle]);
+    }
+
+    #[test]
     fn a_sample_says_what_happened_since_the_look_before() {
-        let signals = Signals::of(EngineType::Native);
+        let rules = rules(EngineType::Native, 0);
         let start: Timestamp = "2026-03-01T12:00:00Z".parse().unwrap();
         let mut scraper = Scraper::default();
-        scraper.sample(start, text(40, 100, 0, 10), &signals);
-        let sample = scraper.sample(start + SignedDuration::from_secs(2), text(60, 100, 10, 50), &signals);
+        scraper.sample(start, text(40, 100, 0, 10), &rules);
+        let sample = scraper.sample(start + SignedDuration::from_secs(2), text(60, 100, 10, 50), &rules);
         assert_eq!(sample.kv, Some(Kv { total: 100.0, used: 60.0, waiting: 7.0 }));
         assert_eq!(sample.oldest_waiting, Reading::Value(1.5));
         assert_eq!(sample.time_to_first_token, Reading::Value(1.95));
         assert_eq!(sample.tokens_per_second, Some(20.0));
         assert!((sample.tokens_per_step.unwrap() - 2.0).abs() < 1e-9);
-        let idle = scraper.sample(start + SignedDuration::from_secs(4), text(60, 100, 10, 50), &signals);
+        let idle = scraper.sample(start + SignedDuration::from_secs(4), text(60, 100, 10, 50), &rules);
         assert_eq!((idle.time_to_first_token, idle.step_seconds), (Reading::Idle, None));
     }
 
@@ -219,7 +203,7 @@ vllm:generation_tokens_total{{model_name=\"a b\"}} {generated}
         let sample = Scraper::default().sample(
             Timestamp::UNIX_EPOCH,
             Metrics::parse("# nothing\n"),
-            &Signals::of(EngineType::Native),
+            &rules(EngineType::Native, 0),
         );
         assert_eq!(
             (sample.kv, sample.oldest_waiting, sample.time_to_first_token),
