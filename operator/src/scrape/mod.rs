@@ -26,6 +26,8 @@ const FEWEST_INTERVALS: i32 = 3;
 pub struct Scraper {
     earlier: Option<(Timestamp, Metrics)>,
     first_tokens: Window,
+    /// Share of the KV cache that a running request had when some ran last.
+    share_of_one: Option<f64>,
 }
 
 impl Scraper {
@@ -41,9 +43,6 @@ impl Scraper {
             Some((metrics.sum(name)? - before.sum(name)?).max(0.0))
         };
         let seconds = earlier.as_ref().map(|(at, _)| now.duration_since(*at).as_secs_f64()).filter(|span| *span > 0.0);
-        let gauge = |name: Option<&str>| {
-            name.map_or(Reading::Missing, |name| metrics.sum(name).map_or(Reading::Missing, Reading::Value))
-        };
         let tokens = rise("vllm:prompt_tokens_total").zip(rise("vllm:generation_tokens_total")).map(|(a, b)| a + b);
         let itl = "vllm:inter_token_latency_seconds";
         let step_seconds = rise(&format!("{itl}_sum"))
@@ -54,8 +53,12 @@ impl Scraper {
         let running = signals.running.and_then(|name| metrics.sum(name)).unwrap_or(0.0);
         let sample = Sample {
             at: now,
-            kv: kv(&metrics, signals, running),
-            oldest_waiting: gauge(signals.oldest_waiting),
+            kv: self.kv(&metrics, signals, running),
+            // Each engine of a server tells its own; the oldest is the oldest of all.
+            oldest_waiting: signals
+                .oldest_waiting
+                .and_then(|name| metrics.highest(name))
+                .map_or(Reading::Missing, Reading::Value),
             time_to_first_token,
             running,
             step_seconds,
@@ -77,18 +80,27 @@ impl Scraper {
         let span = rules.up_window.max(rules.interval.saturating_mul(FEWEST_INTERVALS));
         self.first_tokens.quantile(0.95, now, buckets, span).map_or(Reading::Idle, Reading::Value)
     }
-}
 
-/// Blocks: as our worker counts them, else from the share that other engines tell, where a waiting request is taken to need
-/// as much as a running one has.
-fn kv(metrics: &Metrics, signals: &Signals, running: f64) -> Option<Kv> {
-    let blocks = |state| metrics.labelled("modelprofile_kv_blocks", "state", state);
-    if let (Some(total), Some(used), Some(waiting)) = (blocks("total"), blocks("used"), blocks("waiting")) {
-        return Some(Kv { total, used, waiting });
+    /// Blocks: as our worker counts them, else from the share that other engines tell, where a waiting request is taken to
+    /// need as much as a running one has. The engines of one server are filled evenly, so their mean is its share.
+    fn kv(&mut self, metrics: &Metrics, signals: &Signals, running: f64) -> Option<Kv> {
+        let blocks = |state| metrics.labelled("modelprofile_kv_blocks", "state", state);
+        if let (Some(total), Some(used), Some(waiting)) = (blocks("total"), blocks("used"), blocks("waiting")) {
+            return Some(Kv { total, used, waiting });
+        }
+        let used = metrics.mean(signals.kv_usage?)?;
+        let waiting = signals.waiting.and_then(|name| metrics.sum(name)).unwrap_or(0.0);
+        if running > 0.0 && used > 0.0 {
+            self.share_of_one = Some(used / running);
+        }
+        let needed = match self.share_of_one {
+            Some(share) => waiting * share,
+            // Nothing runs although something waits: it has no room, and that is all that is known.
+            None if waiting > 0.0 && running <= 0.0 => (1.0 - used).max(0.0),
+            None => 0.0,
+        };
+        Some(Kv { total: 1.0, used, waiting: needed })
     }
-    let used = metrics.sum(signals.kv_usage?)?;
-    let waiting = signals.waiting.and_then(|name| metrics.sum(name)).unwrap_or(0.0);
-    Some(Kv { total: 1.0, used, waiting: if running > 0.0 { waiting * used / running } else { 0.0 } })
 }
 
 #[cfg(test)]
@@ -195,7 +207,36 @@ vllm:generation_tokens_total{{model_name=\"a b\"}} {generated}
         let signals = Signals::of(EngineType::Vllm);
         let metrics =
             Metrics::parse("vllm:kv_cache_usage_perc 0.5\nvllm:num_requests_running 4\nvllm:num_requests_waiting 2\n");
-        assert_eq!(kv(&metrics, &signals, 4.0), Some(Kv { total: 1.0, used: 0.5, waiting: 0.25 }));
+        let kv = Scraper::default().kv(&metrics, &signals, 4.0);
+        assert_eq!(kv, Some(Kv { total: 1.0, used: 0.5, waiting: 0.25 }));
+    }
+
+    #[test]
+    fn two_engines_of_one_server_are_one_worker_with_the_mean_of_their_shares() {
+        let metrics = Metrics::parse(
+            "vllm:kv_cache_usage_perc{engine=\"0\"} 0.5\nvllm:kv_cache_usage_perc{engine=\"1\"} 0.75
+vllm:num_requests_running{engine=\"0\"} 4\nvllm:num_requests_running{engine=\"1\"} 6
+vllm:num_requests_waiting{engine=\"0\"} 0\nvllm:num_requests_waiting{engine=\"1\"} 2
+modelprofile_oldest_waiting_seconds{engine=\"0\"} 1\nmodelprofile_oldest_waiting_seconds{engine=\"1\"} 1.5\n",
+        );
+        let rules = rules(EngineType::Native, 0);
+        let sample = Scraper::default().sample(Timestamp::UNIX_EPOCH, metrics, &rules);
+        assert_eq!(sample.kv, Some(Kv { total: 1.0, used: 0.625, waiting: 0.125 }));
+        assert_eq!((sample.running, sample.oldest_waiting), (10.0, Reading::Value(1.5)));
+    }
+
+    #[test]
+    fn requests_that_wait_while_none_runs_are_demand() {
+        let signals = Signals::of(EngineType::Vllm);
+        let look = |used: f64, waiting: u32| {
+            Metrics::parse(&format!("vllm:kv_cache_usage_perc {used}\nvllm:num_requests_waiting {waiting}\n"))
+        };
+        let kv = |used, waiting| Some(Kv { total: 1.0, used, waiting });
+        let mut scraper = Scraper::default();
+        assert_eq!(scraper.kv(&look(0.0, 0), &signals, 0.0), kv(0.0, 0.0));
+        assert_eq!(scraper.kv(&look(0.0, 3), &signals, 0.0), kv(0.0, 1.0));
+        assert_eq!(scraper.kv(&look(0.5, 0), &signals, 2.0), kv(0.5, 0.0));
+        assert_eq!(scraper.kv(&look(0.0, 3), &signals, 0.0), kv(0.0, 0.75));
     }
 
     #[test]

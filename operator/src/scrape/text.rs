@@ -34,6 +34,12 @@ impl Metrics {
         self.of(name).map(|(_, value)| value).reduce(|a, b| a + b)
     }
 
+    /// The mean of a metric over all its labels; `None` if it is absent.
+    pub fn mean(&self, name: &str) -> Option<f64> {
+        let count = self.of(name).count();
+        self.sum(name).map(|sum| sum / count as f64)
+    }
+
     /// The highest value of a metric over all its labels; `None` if it is absent.
     pub fn highest(&self, name: &str) -> Option<f64> {
         self.of(name).map(|(_, value)| value).reduce(f64::max)
