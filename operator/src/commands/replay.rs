@@ -5,9 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use jiff::SignedDuration;
+use modelprofile_policy::Rules;
 use rand::TryRng;
 use rand::rngs::SysRng;
 
+use super::simulate;
 use crate::replay::stats::Slo;
 use crate::replay::{self, Options, report, timeline};
 use crate::traces::{SyntheticDay, Trace, synthetic_day};
@@ -69,6 +72,9 @@ pub struct Args {
     /// Seconds that a request may take before it counts as failed.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
+    /// Manifest whose targets and engine the pressure of the timeline is measured by [default: the default targets].
+    #[arg(short = 'f', long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
     /// Seconds to read the server's metrics on after the last answer, so that the timeline shows what follows on a peak.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     linger: u64,
@@ -101,6 +107,7 @@ fn positive(text: &str) -> Result<f64, String> {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let trace = trace(args)?;
     let text = args.text.as_deref().map(read_text).transpose()?;
+    let rules = args.manifest.as_deref().map(rules).transpose()?;
     // A folder that is not there is better known before the replay than after it.
     for file in [&args.csv, &args.json, &args.svg].into_iter().flatten() {
         std::fs::File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
@@ -116,6 +123,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         salt: SysRng.try_next_u64().context("the system has no randomness")?,
         progress: true,
         linger: Duration::from_secs(args.linger),
+        rules,
         ..Options::new(args.url.as_str())
     };
     let outcome = super::runtime()?.block_on(replay::run(&options, &trace))?;
@@ -126,9 +134,20 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     write(&args.csv, &|| report::csv(&outcome))?;
     write(&args.json, &|| format!("{:#}\n", report::json(&outcome)))?;
     write(&args.svg, &|| timeline::svg(&outcome, &format!("Replay against {}", args.url), None))?;
+    let drawn = args.json.is_some() || args.svg.is_some();
+    if drawn && args.manifest.is_none() && !outcome.pressure.is_empty() {
+        eprintln!("the pressure is measured by the default targets; give a manifest with -f for its own");
+    }
     print!("{}", report::table(&outcome.summary));
     println!("replay: {}", serde_json::to_string(&outcome.summary)?);
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the pressure is measured by.
+fn rules(file: &Path) -> anyhow::Result<Rules> {
+    // The replay looks in an interval of its own.
+    let rules = Rules::new(&simulate::read_manifest(file)?.spec, SignedDuration::ZERO);
+    rules.with_context(|| format!("{} cannot be decided on", file.display()))
 }
 
 fn read_text(file: &Path) -> anyhow::Result<String> {
