@@ -13,7 +13,10 @@ use rand::rngs::SysRng;
 use super::simulate;
 use crate::replay::stats::Slo;
 use crate::replay::{self, Options, report, timeline};
-use crate::traces::{SyntheticDay, Trace, synthetic_day};
+use crate::traces::{LONGEST, SyntheticDay, Trace, synthetic_day};
+
+/// Most requests of a synthetic day: more than any machine sends, and few enough for its memory.
+const MOST: f64 = 1e7;
 
 /// Arguments of `modelprofile replay`.
 #[derive(Debug, clap::Args)]
@@ -156,8 +159,17 @@ fn read_text(file: &Path) -> anyhow::Result<String> {
 
 /// The trace as it is to be replayed.
 fn trace(args: &Args) -> anyhow::Result<Trace> {
+    if args.thin > 1.0 {
+        bail!("--thin {} keeps more than there is; give a share up to 1", args.thin);
+    }
     let trace = match (&args.trace, args.synthetic) {
         (Some(file), _) => Trace::read(file)?,
+        (None, Some(duration)) if duration > LONGEST => {
+            bail!("--synthetic {duration:e} is more than a year; give less")
+        }
+        (None, Some(duration)) if duration * args.base_rate.max(args.peak_rate) > MOST => {
+            bail!("the synthetic day would have millions of requests; lower --base-rate, --peak-rate or --synthetic")
+        }
         (None, Some(duration)) => synthetic_day(&SyntheticDay {
             duration,
             base_rate: args.base_rate,
@@ -170,8 +182,44 @@ fn trace(args: &Args) -> anyhow::Result<Trace> {
         }),
         (None, None) => bail!("give a trace with --trace, or --synthetic"),
     };
-    if args.thin > 1.0 {
-        bail!("--thin {} keeps more than there is; give a share up to 1", args.thin);
+    let trace = trace.window(args.from, args.to).thin(args.thin, args.seed).speed_up(args.speed);
+    // Before reports of an earlier replay are overwritten.
+    replay::check(&trace)?;
+    Ok(trace)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use rstest::rstest;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
     }
-    Ok(trace.window(args.from, args.to).thin(args.thin, args.seed).speed_up(args.speed))
+
+    fn replayed(line: &[&str]) -> String {
+        let line = ["replay", "--url", "http://127.0.0.1:9"].iter().chain(line);
+        format!("{:#}", run(&Line::try_parse_from(line).unwrap().args).unwrap_err())
+    }
+
+    #[rstest]
+    #[case::slower_than_anyone_waits(&["--synthetic", "10", "--speed", "1e-300"], "raise --speed")]
+    #[case::longer_than_a_year(&["--synthetic", "1e300"], "--synthetic 1e300 is more than a year")]
+    #[case::more_than_memory_holds(&["--synthetic", "10", "--peak-rate", "1e300"], "millions of requests")]
+    #[case::nothing_left(&["--synthetic", "10", "--from", "20"], "has no request")]
+    fn what_cannot_be_replayed_is_refused_before_a_report_is_overwritten(
+        #[case] line: &[&str],
+        #[case] expected: &str,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let report = folder.path().join("report.csv");
+        std::fs::write(&report, "of an earlier replay").unwrap();
+        let error = replayed(&[line, &["--csv", report.to_str().unwrap()]].concat());
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(std::fs::read_to_string(&report).unwrap(), "of an earlier replay");
+    }
 }

@@ -30,7 +30,7 @@ use jiff::Timestamp;
 use modelprofile_policy::Rules;
 use serde_json::Value;
 
-use crate::traces::Trace;
+use crate::traces::{LONGEST, Trace};
 use client::{Record, Target};
 use pressure::Meter;
 use prompts::Prompts;
@@ -102,15 +102,27 @@ pub struct Outcome {
     pub summary: Summary,
 }
 
-/// Replays `trace` and waits for every answer.
+/// Refuses a trace that cannot be replayed. [`run`] asks it first; a caller that prepares something asks it before.
 ///
 /// # Errors
-/// The trace is empty, or the server did not answer before the first request. Requests that fail are no errors: they
-/// are counted.
-pub async fn run(options: &Options, trace: &Trace) -> anyhow::Result<Outcome> {
+/// It is empty, or a request is not due within a year.
+pub fn check(trace: &Trace) -> anyhow::Result<()> {
     if trace.arrivals.is_empty() {
         bail!("the trace has no request: thin it less, or widen the window");
     }
+    if !trace.arrivals.iter().all(|arrival| (0.0..=LONGEST).contains(&arrival.at)) {
+        bail!("a request of the trace would be sent more than a year from now; raise --speed, or narrow the window");
+    }
+    Ok(())
+}
+
+/// Replays `trace` and waits for every answer.
+///
+/// # Errors
+/// The trace cannot be replayed, or the server did not answer before the first request. Requests that fail are no errors: they
+/// are counted.
+pub async fn run(options: &Options, trace: &Trace) -> anyhow::Result<Outcome> {
+    check(trace)?;
     let mut meter = Meter::new(options.rules.as_ref(), scrape::PERIOD)?;
     // What is measured is the server: a proxy from the environment would be measured too.
     let http = reqwest::Client::builder().no_proxy().build().context("cannot build an HTTP client")?;

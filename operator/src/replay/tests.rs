@@ -174,6 +174,15 @@ async fn nothing_is_sent_without_a_server_or_without_requests() {
 }
 
 #[tokio::test]
+async fn a_time_that_never_comes_is_refused_before_anything_is_sent() {
+    for speed in [1e-300, f64::MIN_POSITIVE] {
+        let error =
+            run(&Options::new("http://127.0.0.1:9"), &trace(3, 1.0).speed_up(speed)).await.unwrap_err().to_string();
+        assert!(error.contains("raise --speed"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn the_reports_hold_every_request() {
     let url = serve(Manner::After(Duration::ZERO)).await;
     let mut outcome = run(&Options::new(url), &trace(4, 0.01)).await.unwrap();

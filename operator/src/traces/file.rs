@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, anyhow, bail};
 use jiff::civil::DateTime;
 
-use super::{Arrival, Trace};
+use super::{Arrival, LONGEST, Trace};
 
 /// How a file writes its times.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -67,9 +67,6 @@ impl Trace {
         Ok(Self { arrivals })
     }
 }
-
-/// Longest time from the first request to the last, in seconds: a year. More is a wrong unit or a wrong row.
-const LONGEST: f64 = 366.0 * 86_400.0;
 
 const EXPECTED: &str =
     "begin it with TIMESTAMP,ContextTokens,GeneratedTokens or arrival_seconds,prompt_tokens,output_tokens";

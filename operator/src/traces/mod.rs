@@ -13,6 +13,9 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 pub use synthetic::{SyntheticDay, synthetic_day};
 
+/// Longest time from the first request to the last, in seconds: a year. More is a wrong unit or a wrong row.
+pub const LONGEST: f64 = 366.0 * 86_400.0;
+
 /// One request of a trace.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Arrival {
