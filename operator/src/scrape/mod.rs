@@ -18,6 +18,11 @@ use modelprofile_policy::{Kv, Reading, Rules, Sample};
 pub use text::Metrics;
 use window::Window;
 
+const PROMPT_TOKENS: &str = "vllm:prompt_tokens_total";
+const OUTPUT_TOKENS: &str = "vllm:generation_tokens_total";
+const STEP_SECONDS: &str = "vllm:inter_token_latency_seconds_sum";
+const STEPS: &str = "vllm:inter_token_latency_seconds_count";
+
 /// Fewest intervals that the window of the time to the first token covers: one request says little about a percentile.
 const FEWEST_INTERVALS: i32 = 3;
 
@@ -30,25 +35,33 @@ pub struct Scraper {
     share_of_one: Option<f64>,
 }
 
+impl Metrics {
+    /// A counter fell since `before`: the worker started anew, and all that it has counted is new.
+    fn counts_anew(&self, before: &Self, signals: &Signals) -> bool {
+        let first_tokens = signals.time_to_first_token.map(|name| format!("{name}_count"));
+        let counters = [PROMPT_TOKENS, OUTPUT_TOKENS, STEPS].into_iter().chain(first_tokens.as_deref());
+        counters.filter_map(|name| self.sum(name).zip(before.sum(name))).any(|(now, before)| now < before)
+    }
+}
+
 impl Scraper {
     /// The signals at `now`. Times to the first token are those of the window toward density, so that a peak in which few
     /// requests get that far is seen without a gap.
     pub fn sample(&mut self, now: Timestamp, metrics: Metrics, rules: &Rules) -> Sample {
         let signals = &rules.signals;
-        let time_to_first_token = self.time_to_first_token(now, &metrics, rules);
         let earlier = self.earlier.take();
+        let anew = earlier.as_ref().filter(|(_, before)| metrics.counts_anew(before, signals)).map(|(at, _)| *at);
+        if let Some(at) = anew {
+            self.first_tokens.start_anew(at);
+        }
         let rise = |name: &str| {
             let (_, before) = earlier.as_ref()?;
-            // A worker that started anew counts from zero.
-            Some((metrics.sum(name)? - before.sum(name)?).max(0.0))
+            Some(metrics.sum(name)? - if anew.is_some() { 0.0 } else { before.sum(name)? })
         };
         let seconds = earlier.as_ref().map(|(at, _)| now.duration_since(*at).as_secs_f64()).filter(|span| *span > 0.0);
-        let tokens = rise("vllm:prompt_tokens_total").zip(rise("vllm:generation_tokens_total")).map(|(a, b)| a + b);
-        let itl = "vllm:inter_token_latency_seconds";
-        let step_seconds = rise(&format!("{itl}_sum"))
-            .zip(rise(&format!("{itl}_count")))
-            .filter(|(_, count)| *count > 0.0)
-            .map(|(sum, count)| sum / count);
+        let tokens = rise(PROMPT_TOKENS).zip(rise(OUTPUT_TOKENS)).map(|(a, b)| a + b);
+        let step_seconds =
+            rise(STEP_SECONDS).zip(rise(STEPS)).filter(|(_, count)| *count > 0.0).map(|(sum, count)| sum / count);
         let tokens_per_second = tokens.zip(seconds).map(|(tokens, seconds)| tokens / seconds);
         let running = signals.running.and_then(|name| metrics.sum(name)).unwrap_or(0.0);
         let sample = Sample {
@@ -59,7 +72,7 @@ impl Scraper {
                 .oldest_waiting
                 .and_then(|name| metrics.highest(name))
                 .map_or(Reading::Missing, Reading::Value),
-            time_to_first_token,
+            time_to_first_token: self.time_to_first_token(now, &metrics, rules),
             running,
             step_seconds,
             tokens_per_second,
@@ -69,7 +82,7 @@ impl Scraper {
         sample
     }
 
-    /// Its 95th percentile over the window.
+    /// The 95th percentile over the window.
     fn time_to_first_token(&mut self, now: Timestamp, metrics: &Metrics, rules: &Rules) -> Reading {
         let Some(buckets) = rules.signals.time_to_first_token.map(|name| metrics.buckets(name)) else {
             return Reading::Missing;
@@ -123,6 +136,7 @@ mod tests {
             "vllm:time_to_first_token_seconds_bucket{{le=\"4\"}} 0
 vllm:time_to_first_token_seconds_bucket{{le=\"8\"}} {slow}
 vllm:time_to_first_token_seconds_bucket{{le=\"+Inf\"}} {slow}
+vllm:time_to_first_token_seconds_count {slow}
 "
         ))
     }
@@ -200,6 +214,23 @@ vllm:generation_tokens_total{{model_name=\"a b\"}} {generated}
         assert!((sample.tokens_per_step.unwrap() - 2.0).abs() < 1e-9);
         let idle = scraper.sample(start + SignedDuration::from_secs(4), text(60, 100, 10, 50), &rules);
         assert_eq!((idle.time_to_first_token, idle.step_seconds), (Reading::Idle, None));
+    }
+
+    #[test]
+    fn all_that_a_worker_counted_since_it_started_anew_is_new() {
+        let rules = rules(EngineType::Native, 0);
+        let mut scraper = Scraper::default();
+        scraper.sample(Timestamp::UNIX_EPOCH, text(40, 100, 0, 1_000), &rules);
+        let sample = scraper.sample(Timestamp::from_second(2).unwrap(), text(60, 5, 5, 50), &rules);
+        assert_eq!((sample.time_to_first_token, sample.tokens_per_second), (Reading::Value(1.9), Some(25.0)));
+        assert!((sample.step_seconds.unwrap() - 0.1).abs() < 1e-9, "{sample:?}");
+        let next = scraper.sample(Timestamp::from_second(3).unwrap(), text(60, 5, 5, 60), &rules);
+        assert_eq!((next.time_to_first_token, next.tokens_per_second), (Reading::Value(1.9), Some(10.0)));
+    }
+
+    #[test]
+    fn a_worker_that_started_anew_and_is_idle_has_no_time_to_the_first_token() {
+        assert_eq!(first_tokens(15, [vllm(4), vllm(5), vllm(0)])[1..], [Reading::Value(7.8), Reading::Idle]);
     }
 
     #[test]

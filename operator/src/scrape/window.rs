@@ -39,14 +39,19 @@ impl Window {
         }
         found
     }
+
+    /// The histogram counts from zero since `at`.
+    pub(super) fn start_anew(&mut self, at: Timestamp) {
+        self.snapshots.clear();
+        self.snapshots.push_back((at, Buckets::new()));
+    }
 }
 
 /// A quantile of what a histogram counted between two looks, linear within its bucket; `None` if it counted nothing.
 fn quantile(q: f64, now: &[(f64, f64)], before: &[(f64, f64)]) -> Option<f64> {
     let earlier =
         |bound: f64| before.iter().find(|(other, _)| other.total_cmp(&bound).is_eq()).map_or(0.0, |(_, count)| *count);
-    let rises: Vec<(f64, f64)> =
-        now.iter().map(|(bound, count)| (*bound, (count - earlier(*bound)).max(0.0))).collect();
+    let rises: Vec<(f64, f64)> = now.iter().map(|(bound, count)| (*bound, count - earlier(*bound))).collect();
     let total = rises.last().map(|(_, count)| *count).filter(|total| *total > 0.0)?;
     let rank = q * total;
     let (mut low, mut below) = (0.0, 0.0);
