@@ -2,9 +2,11 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `file` | reading CSV, and what is wrong with it |
+//! | `csv` | rows of a CSV text, with quotes |
+//! | `file` | reading a trace from CSV, and what is wrong with it |
 //! | `synthetic` | a made-up day with a peak |
 
+mod csv;
 mod file;
 mod synthetic;
 
