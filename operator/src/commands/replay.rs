@@ -5,12 +5,18 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use jiff::SignedDuration;
+use modelprofile_policy::Rules;
 use rand::TryRng;
 use rand::rngs::SysRng;
 
+use super::simulate;
 use crate::replay::stats::Slo;
 use crate::replay::{self, Options, report, timeline};
-use crate::traces::{SyntheticDay, Trace, synthetic_day};
+use crate::traces::{LONGEST, SyntheticDay, Trace, synthetic_day};
+
+/// Most requests of a synthetic day: more than any machine sends, and few enough for its memory.
+const MOST: f64 = 1e7;
 
 /// Arguments of `modelprofile replay`.
 #[derive(Debug, clap::Args)]
@@ -69,6 +75,9 @@ pub struct Args {
     /// Seconds that a request may take before it counts as failed.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
+    /// Manifest whose targets and engine the pressure of the timeline is measured by [default: the default targets].
+    #[arg(short = 'f', long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
     /// Seconds to read the server's metrics on after the last answer, so that the timeline shows what follows on a peak.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     linger: u64,
@@ -101,6 +110,7 @@ fn positive(text: &str) -> Result<f64, String> {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let trace = trace(args)?;
     let text = args.text.as_deref().map(read_text).transpose()?;
+    let rules = args.manifest.as_deref().map(rules).transpose()?;
     // A folder that is not there is better known before the replay than after it.
     for file in [&args.csv, &args.json, &args.svg].into_iter().flatten() {
         std::fs::File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
@@ -116,6 +126,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         salt: SysRng.try_next_u64().context("the system has no randomness")?,
         progress: true,
         linger: Duration::from_secs(args.linger),
+        rules,
         ..Options::new(args.url.as_str())
     };
     let outcome = super::runtime()?.block_on(replay::run(&options, &trace))?;
@@ -126,9 +137,20 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     write(&args.csv, &|| report::csv(&outcome))?;
     write(&args.json, &|| format!("{:#}\n", report::json(&outcome)))?;
     write(&args.svg, &|| timeline::svg(&outcome, &format!("Replay against {}", args.url), None))?;
+    let drawn = args.json.is_some() || args.svg.is_some();
+    if drawn && args.manifest.is_none() && !outcome.pressure.is_empty() {
+        eprintln!("the pressure is measured by the default targets; give a manifest with -f for its own");
+    }
     print!("{}", report::table(&outcome.summary));
     println!("replay: {}", serde_json::to_string(&outcome.summary)?);
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the pressure is measured by.
+fn rules(file: &Path) -> anyhow::Result<Rules> {
+    // The replay looks in an interval of its own.
+    let rules = Rules::new(&simulate::read_manifest(file)?.spec, SignedDuration::ZERO);
+    rules.with_context(|| format!("{} cannot be decided on", file.display()))
 }
 
 fn read_text(file: &Path) -> anyhow::Result<String> {
@@ -137,8 +159,17 @@ fn read_text(file: &Path) -> anyhow::Result<String> {
 
 /// The trace as it is to be replayed.
 fn trace(args: &Args) -> anyhow::Result<Trace> {
+    if args.thin > 1.0 {
+        bail!("--thin {} keeps more than there is; give a share up to 1", args.thin);
+    }
     let trace = match (&args.trace, args.synthetic) {
         (Some(file), _) => Trace::read(file)?,
+        (None, Some(duration)) if duration > LONGEST => {
+            bail!("--synthetic {duration:e} is more than a year; give less")
+        }
+        (None, Some(duration)) if duration * args.base_rate.max(args.peak_rate) > MOST => {
+            bail!("the synthetic day would have millions of requests; lower --base-rate, --peak-rate or --synthetic")
+        }
         (None, Some(duration)) => synthetic_day(&SyntheticDay {
             duration,
             base_rate: args.base_rate,
@@ -151,8 +182,44 @@ fn trace(args: &Args) -> anyhow::Result<Trace> {
         }),
         (None, None) => bail!("give a trace with --trace, or --synthetic"),
     };
-    if args.thin > 1.0 {
-        bail!("--thin {} keeps more than there is; give a share up to 1", args.thin);
+    let trace = trace.window(args.from, args.to).thin(args.thin, args.seed).speed_up(args.speed);
+    // Before reports of an earlier replay are overwritten.
+    replay::check(&trace)?;
+    Ok(trace)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use rstest::rstest;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
     }
-    Ok(trace.window(args.from, args.to).thin(args.thin, args.seed).speed_up(args.speed))
+
+    fn replayed(line: &[&str]) -> String {
+        let line = ["replay", "--url", "http://127.0.0.1:9"].iter().chain(line);
+        format!("{:#}", run(&Line::try_parse_from(line).unwrap().args).unwrap_err())
+    }
+
+    #[rstest]
+    #[case::slower_than_anyone_waits(&["--synthetic", "10", "--speed", "1e-300"], "raise --speed")]
+    #[case::longer_than_a_year(&["--synthetic", "1e300"], "--synthetic 1e300 is more than a year")]
+    #[case::more_than_memory_holds(&["--synthetic", "10", "--peak-rate", "1e300"], "millions of requests")]
+    #[case::nothing_left(&["--synthetic", "10", "--from", "20"], "has no request")]
+    fn what_cannot_be_replayed_is_refused_before_a_report_is_overwritten(
+        #[case] line: &[&str],
+        #[case] expected: &str,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let report = folder.path().join("report.csv");
+        std::fs::write(&report, "of an earlier replay").unwrap();
+        let error = replayed(&[line, &["--csv", report.to_str().unwrap()]].concat());
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(std::fs::read_to_string(&report).unwrap(), "of an earlier replay");
+    }
 }

@@ -65,6 +65,20 @@ fn located(file: &Path, text: &str, errors: &[FieldError]) -> String {
     lines.join("\n")
 }
 
+/// A manifest that this build need not be able to serve.
+pub(super) fn read_manifest(file: &Path) -> anyhow::Result<Manifest> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let manifest = match Manifest::from_yaml(&text) {
+        Ok(manifest) => manifest,
+        Err(errors) => bail!("{}", located(file, &text, &errors.0)),
+    };
+    let errors = violations(&manifest);
+    if !errors.is_empty() {
+        bail!("{}", located(file, &text, &errors));
+    }
+    Ok(manifest)
+}
+
 fn above_zero(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
@@ -86,16 +100,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     else {
         bail!("give -f, --trace, --hardware and --model");
     };
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    // What this build can not serve can be simulated all the same.
-    let manifest = match Manifest::from_yaml(&text) {
-        Ok(manifest) => manifest,
-        Err(errors) => bail!("{}", located(file, &text, &errors.0)),
-    };
-    let errors = violations(&manifest);
-    if !errors.is_empty() {
-        bail!("{}", located(file, &text, &errors));
-    }
+    let manifest = read_manifest(file)?;
     let setting = Setting {
         hardware: Hardware::load(hardware)?,
         shape: ModelShape::load(model)?,

@@ -7,12 +7,14 @@
 //! |---|---|
 //! | [`client`] | one request: sent, streamed, timed |
 //! | [`prompts`] | prompts of a given length, no two with a common beginning |
+//! | `pressure` | load over target, as a decision would see it |
 //! | [`scrape`] | the server's metrics over time |
 //! | [`stats`] | percentiles and the summary |
 //! | [`report`] | table, CSV and JSON |
 //! | [`timeline`] | the picture |
 
 pub mod client;
+mod pressure;
 pub mod prompts;
 pub mod report;
 pub mod scrape;
@@ -25,12 +27,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
+use modelprofile_policy::Rules;
 use serde_json::Value;
 
-use crate::traces::Trace;
+use crate::traces::{LONGEST, Trace};
 use client::{Record, Target};
+use pressure::Meter;
 use prompts::Prompts;
-use scrape::Sample;
+use scrape::{Sample, Seen};
 use stats::{Slo, Summary};
 
 /// What to send where.
@@ -58,6 +62,9 @@ pub struct Options {
     pub progress: bool,
     /// How long the metrics are read on after the last answer, so that what follows on a peak is seen too.
     pub linger: Duration,
+    /// A manifest's targets and signals, which the pressure is measured by; `None` takes the default targets, and the
+    /// signals of the engine whose metrics come.
+    pub rules: Option<Rules>,
 }
 
 impl Options {
@@ -75,6 +82,7 @@ impl Options {
             salt: 0,
             progress: false,
             linger: Duration::ZERO,
+            rules: None,
         }
     }
 }
@@ -88,21 +96,34 @@ pub struct Outcome {
     pub records: Vec<Record>,
     /// The server's metrics; empty if it has none.
     pub samples: Vec<Sample>,
-    /// Pressure over time, which only a caller that decides knows; the picture shows it if there is any.
+    /// Load over target (1 is the target) at seconds since the start; empty if the server's metrics do not tell.
     pub pressure: Vec<(f64, f64)>,
     /// The figures.
     pub summary: Summary,
 }
 
-/// Replays `trace` and waits for every answer.
+/// Refuses a trace that cannot be replayed. [`run`] asks it first; a caller that prepares something asks it before.
 ///
 /// # Errors
-/// The trace is empty, or the server did not answer before the first request. Requests that fail are no errors: they
-/// are counted.
-pub async fn run(options: &Options, trace: &Trace) -> anyhow::Result<Outcome> {
+/// It is empty, or a request is not due within a year.
+pub fn check(trace: &Trace) -> anyhow::Result<()> {
     if trace.arrivals.is_empty() {
         bail!("the trace has no request: thin it less, or widen the window");
     }
+    if !trace.arrivals.iter().all(|arrival| (0.0..=LONGEST).contains(&arrival.at)) {
+        bail!("a request of the trace would be sent more than a year from now; raise --speed, or narrow the window");
+    }
+    Ok(())
+}
+
+/// Replays `trace` and waits for every answer.
+///
+/// # Errors
+/// The trace cannot be replayed, or the server did not answer before the first request. Requests that fail are no errors: they
+/// are counted.
+pub async fn run(options: &Options, trace: &Trace) -> anyhow::Result<Outcome> {
+    check(trace)?;
+    let mut meter = Meter::new(options.rules.as_ref(), scrape::PERIOD)?;
     // What is measured is the server: a proxy from the environment would be measured too.
     let http = reqwest::Client::builder().no_proxy().build().context("cannot build an HTTP client")?;
     let base = base_url(&options.url)?;
@@ -127,7 +148,7 @@ pub async fn run(options: &Options, trace: &Trace) -> anyhow::Result<Outcome> {
     let target = Arc::new(target);
     let cpu_before = cpu_seconds();
     let (start, started) = (Instant::now(), Timestamp::now());
-    let mut samples = Vec::new();
+    let mut seen = Seen::default();
     let send = async {
         let records = send_all(&target, &trace, &prompts, start, options.progress).await?;
         let (wall, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu_before);
@@ -136,10 +157,11 @@ pub async fn run(options: &Options, trace: &Trace) -> anyhow::Result<Outcome> {
     };
     let (records, wall, cpu) = tokio::select! {
         sent = send => sent?,
-        never = scrape::scrape(&target, start, &mut samples) => match never {},
+        never = scrape::scrape(&target, start, &mut meter, &mut seen) => match never {},
     };
     let summary = Summary::of(&records, &options.slo, wall, cpu, clipped);
-    Ok(Outcome { started, records, samples, pressure: Vec::new(), summary })
+    let Seen { samples, pressure } = seen;
+    Ok(Outcome { started, records, samples, pressure, summary })
 }
 
 /// Sends each request at its time, and gathers the records when all have ended.
@@ -184,6 +206,11 @@ fn progress_bar(total: usize) -> indicatif::ProgressBar {
 
 fn base_url(url: &str) -> anyhow::Result<String> {
     let base = url.trim_end_matches('/').trim_end_matches("/v1");
+    if base.starts_with("https://") {
+        bail!(
+            "{url}: this version does not speak https; give the http:// address behind it, as of `kubectl port-forward`"
+        );
+    }
     if !base.starts_with("http://") {
         bail!("{url} does not begin with http://; give the server's address, such as http://127.0.0.1:8000");
     }

@@ -3,11 +3,14 @@
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
 use super::client::Target;
+use super::pressure::Meter;
 use crate::scrape::Metrics;
 
 /// Often enough to show a switch, seldom enough not to be load.
-const PERIOD: Duration = Duration::from_millis(500);
+pub(super) const PERIOD: Duration = Duration::from_millis(500);
 
 /// One look at `/metrics`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,9 +28,8 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Reads the Prometheus text format; `None` if it has nothing of interest.
-    fn parse(at: f64, text: &str) -> Option<Self> {
-        let metrics = Metrics::parse(text);
+    /// Of one look; `None` if it has nothing of interest.
+    fn of(at: f64, metrics: &Metrics) -> Option<Self> {
         let sample = Self {
             at,
             kv_usage: metrics.highest("vllm:kv_cache_usage_perc"),
@@ -39,15 +41,25 @@ impl Sample {
     }
 }
 
+/// What was seen over time.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub(super) samples: Vec<Sample>,
+    /// Seconds since the replay's start, and load over target.
+    pub(super) pressure: Vec<(f64, f64)>,
+}
+
 /// Looks until it is dropped. A look that fails leaves a gap.
-pub(super) async fn scrape(target: &Target, start: Instant, samples: &mut Vec<Sample>) -> Infallible {
+pub(super) async fn scrape(target: &Target, start: Instant, meter: &mut Meter, seen: &mut Seen) -> Infallible {
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
         let at = start.elapsed().as_secs_f64();
         if let Some(text) = target.metrics().await {
-            samples.extend(Sample::parse(at, &text));
+            let metrics = Metrics::parse(&text);
+            seen.samples.extend(Sample::of(at, &metrics));
+            seen.pressure.extend(meter.read(Timestamp::now(), metrics).map(|pressure| (at, pressure)));
         }
     }
 }
@@ -68,11 +80,11 @@ mod tests {
             waiting: Some(1.0),
             profile: Some("density".into()),
         };
-        assert_eq!(Sample::parse(1.5, text), Some(sample));
+        assert_eq!(Sample::of(1.5, &Metrics::parse(text)), Some(sample));
     }
 
     #[test]
     fn other_metrics_are_no_sample() {
-        assert_eq!(Sample::parse(0.0, "up 1\nnot a metric\n"), None);
+        assert_eq!(Sample::of(0.0, &Metrics::parse("up 1\nnot a metric\n")), None);
     }
 }

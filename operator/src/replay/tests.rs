@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::local::watch::fixture;
 use crate::traces::Arrival;
 
 /// How the server answers completions.
@@ -112,6 +113,22 @@ async fn answers_are_timed_and_counted_by_profile() {
     assert!(summary.ttft.unwrap().p50 >= 0.05 && summary.itl.unwrap().max >= 0.015, "{summary:?}");
     let sample = &outcome.samples[0];
     assert_eq!((sample.kv_usage, sample.profile.as_deref()), (Some(0.5), Some("quality")));
+    assert_eq!(outcome.pressure[0], (sample.at, 0.5 / 0.85));
+}
+
+#[tokio::test]
+async fn the_pressure_is_measured_by_the_targets_of_a_manifest() {
+    let manifest = fixture::valid("{targets: {kvCacheUtilizationPercent: 25}}");
+    let rules = Some(Rules::new(manifest.spec(), jiff::SignedDuration::from_secs(1)).unwrap());
+    let options = Options { rules, ..Options::new(serve(Manner::After(Duration::from_millis(50))).await) };
+    let outcome = run(&options, &trace(1, 0.0)).await.unwrap();
+    assert_eq!(outcome.pressure[0], (outcome.samples[0].at, 2.0));
+}
+
+#[tokio::test]
+async fn an_https_address_is_refused_with_what_to_give_instead() {
+    let error = run(&Options::new("https://example.org"), &trace(1, 0.0)).await.unwrap_err().to_string();
+    assert!(error.contains("does not speak https; give the http:// address"), "{error}");
 }
 
 #[tokio::test]
@@ -154,6 +171,15 @@ async fn nothing_is_sent_without_a_server_or_without_requests() {
     assert!(error.contains("is it running?"), "{error}");
     let error = run(&Options::new("http://127.0.0.1:9"), &Trace::default()).await.unwrap_err().to_string();
     assert!(error.contains("no request"), "{error}");
+}
+
+#[tokio::test]
+async fn a_time_that_never_comes_is_refused_before_anything_is_sent() {
+    for speed in [1e-300, f64::MIN_POSITIVE] {
+        let error =
+            run(&Options::new("http://127.0.0.1:9"), &trace(3, 1.0).speed_up(speed)).await.unwrap_err().to_string();
+        assert!(error.contains("raise --speed"), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::{Context, anyhow, bail};
 use jiff::civil::DateTime;
 
-use super::{Arrival, Trace};
+use super::csv::{Row, Rows};
+use super::{Arrival, LONGEST, Trace};
 
 /// How a file writes its times.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,19 +40,19 @@ impl Trace {
     /// # Errors
     /// A line is wrong: line and column are named.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
-        let mut lines = (1..).zip(text.trim_start_matches('\u{feff}').lines());
-        let (_, header) = lines.next().ok_or_else(|| anyhow!("line 1: the file is empty; {EXPECTED}"))?;
-        let (clock, columns) = columns(header)?;
+        let mut rows = Rows::new(text);
+        let header = rows.next().ok_or_else(|| anyhow!("line 1: the file is empty; {EXPECTED}"))??;
+        let (clock, columns) = columns(&header)?;
         let mut reader = Times { clock, first: None, previous: None };
         let mut arrivals = Vec::new();
-        for (line, row) in lines.filter(|(_, row)| !row.trim().is_empty()) {
-            let fields: Vec<&str> = row.split(',').map(str::trim).collect();
+        for row in rows {
+            let (line, fields) = row?;
             let field = |column: usize| -> anyhow::Result<(&str, &str)> {
                 let (name, index) = columns[column];
                 let value = fields.get(index);
                 let value =
                     value.ok_or_else(|| anyhow!("line {line}: the column {name} is missing; complete the row"))?;
-                Ok((name, *value))
+                Ok((name, value.as_str()))
             };
             let (name, value) = field(0)?;
             let at = reader.read(value).with_context(|| format!("line {line}, column {name}"))?;
@@ -62,28 +63,24 @@ impl Trace {
             arrivals.push(Arrival { at, prompt_tokens: length(1)?, output_tokens: length(2)? });
         }
         if arrivals.is_empty() {
-            bail!("line 2: there is no request; add a row for each");
+            bail!("line {}: there is no request; add a row for each", header.0 + 1);
         }
         Ok(Self { arrivals })
     }
 }
 
-/// Longest time from the first request to the last, in seconds: a year. More is a wrong unit or a wrong row.
-const LONGEST: f64 = 366.0 * 86_400.0;
-
 const EXPECTED: &str =
     "begin it with TIMESTAMP,ContextTokens,GeneratedTokens or arrival_seconds,prompt_tokens,output_tokens";
 
 /// The kind of the file, and its three columns by name and index.
-fn columns(header: &str) -> anyhow::Result<(Clock, [(&'static str, usize); 3])> {
-    let header: Vec<&str> = header.split(',').map(|name| name.trim().trim_matches('"')).collect();
+fn columns((line, header): &Row) -> anyhow::Result<(Clock, [(&'static str, usize); 3])> {
     let find = |name: &str| header.iter().position(|column| column.eq_ignore_ascii_case(name));
     // A file is of the kind that it has a column of, so that the message names the one that lacks.
     let kind = KINDS.iter().find(|(_, names)| names.iter().any(|name| find(name).is_some()));
-    let (clock, names) = kind.ok_or_else(|| anyhow!("line 1: no column of a trace; {EXPECTED}"))?;
+    let (clock, names) = kind.ok_or_else(|| anyhow!("line {line}: no column of a trace; {EXPECTED}"))?;
     let mut columns = [("", 0); 3];
     for (column, name) in columns.iter_mut().zip(names) {
-        let index = find(name).ok_or_else(|| anyhow!("line 1: the column {name} is missing; {EXPECTED}"))?;
+        let index = find(name).ok_or_else(|| anyhow!("line {line}: the column {name} is missing; {EXPECTED}"))?;
         *column = (name, index);
     }
     Ok((*clock, columns))
@@ -98,7 +95,6 @@ struct Times {
 
 impl Times {
     fn read(&mut self, value: &str) -> anyhow::Result<f64> {
-        let value = value.trim_matches('"');
         let at = match self.clock {
             Clock::Civil => civil_seconds(value)?,
             Clock::Seconds => seconds(value)?,
@@ -129,7 +125,7 @@ fn seconds(value: &str) -> anyhow::Result<f64> {
 }
 
 fn length(value: &str) -> anyhow::Result<u32> {
-    let tokens = value.trim_matches('"').parse::<u32>().ok().filter(|tokens| *tokens > 0);
+    let tokens = value.parse::<u32>().ok().filter(|tokens| *tokens > 0);
     tokens.ok_or_else(|| anyhow!("`{value}` is not a number of tokens, 1 or more; correct or delete the row"))
 }
 
@@ -161,6 +157,18 @@ mod tests {
         assert_eq!(trace.unwrap(), Trace { arrivals });
     }
 
+    #[test]
+    fn a_column_of_text_may_hold_commas_and_line_ends_in_quotes() {
+        let trace = Trace::parse(
+            "\"arrival_seconds\",text,prompt_tokens,output_tokens\n1,\"well, say \"\"yes\"\"\nor no\",2,3\n\"2\",x,4,5\n",
+        );
+        let arrivals = vec![
+            Arrival { at: 0.0, prompt_tokens: 2, output_tokens: 3 },
+            Arrival { at: 1.0, prompt_tokens: 4, output_tokens: 5 },
+        ];
+        assert_eq!(trace.unwrap(), Trace { arrivals });
+    }
+
     #[rstest]
     #[case::empty_file("", "line 1: the file is empty")]
     #[case::other_file("a,b,c\n1,2,3", "line 1: no column of a trace")]
@@ -174,6 +182,11 @@ mod tests {
         "arrival_seconds,prompt_tokens,output_tokens\n1,1,1\n1e300,1,1",
         "line 3, column arrival_seconds: 1e300 is more than a year after"
     )]
+    #[case::after_a_row_of_two_lines(
+        "arrival_seconds,prompt_tokens,output_tokens,text\n1,4,1,\"two\nlines\"\n2,0,1,x",
+        "line 4, column prompt_tokens: `0`"
+    )]
+    #[case::open_quote("arrival_seconds,prompt_tokens,output_tokens\n1,4,\"1", "line 2: a quote is opened")]
     #[case::negative_time(
         "arrival_seconds,prompt_tokens,output_tokens\n-1,4,1",
         "line 2, column arrival_seconds: `-1`"

@@ -2,9 +2,11 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `file` | reading CSV, and what is wrong with it |
+//! | `csv` | rows of a CSV text, with quotes |
+//! | `file` | reading a trace from CSV, and what is wrong with it |
 //! | `synthetic` | a made-up day with a peak |
 
+mod csv;
 mod file;
 mod synthetic;
 
@@ -12,6 +14,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 pub use synthetic::{SyntheticDay, synthetic_day};
+
+/// Longest time from the first request to the last, in seconds: a year. More is a wrong unit or a wrong row.
+pub const LONGEST: f64 = 366.0 * 86_400.0;
 
 /// One request of a trace.
 #[derive(Clone, Copy, Debug, PartialEq)]
