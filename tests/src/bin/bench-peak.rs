@@ -27,13 +27,13 @@ struct Args {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
     /// Seconds of quiet before the burst.
-    #[arg(long, default_value_t = 20.0)]
+    #[arg(long, default_value_t = 8.0)]
     lead: f64,
     /// Requests of the burst, at 1.4 times the rate that the first profile serves.
-    #[arg(long, default_value_t = 80)]
+    #[arg(long, default_value_t = 40)]
     requests: usize,
     /// Seconds of quiet after it.
-    #[arg(long, default_value_t = 45.0)]
+    #[arg(long, default_value_t = 20.0)]
     tail: f64,
     /// Folder of the pictures and of the manifests that were served.
     #[arg(long, value_name = "DIR", default_value = "target/peak")]
