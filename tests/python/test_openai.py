@@ -80,8 +80,8 @@ def test_a_strong_bias_and_a_penalty_change_the_choice(client):
     base = complete(client, max_tokens=1).choices[0].text
     token = str(tokenize(base)[0])
     assert complete(client, max_tokens=1, logit_bias={token: -100}).choices[0].text != base
-    looped = complete(client, prompt="a a a a a a a a", max_tokens=12).choices[0].text
-    penalized = complete(client, prompt="a a a a a a a a", max_tokens=12, frequency_penalty=2.0, presence_penalty=2.0)
+    looped = complete(client, prompt="one two three " * 8, max_tokens=24).choices[0].text
+    penalized = complete(client, prompt="one two three " * 8, max_tokens=24, frequency_penalty=2.0, presence_penalty=2.0)
     assert penalized.choices[0].text != looped
 
 
