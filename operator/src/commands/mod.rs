@@ -6,6 +6,7 @@ pub mod local;
 pub mod output;
 pub mod recommend;
 pub mod replay;
+pub mod served;
 pub mod simulate;
 pub mod status;
 pub mod switch;
@@ -57,9 +58,9 @@ impl Cli {
             Command::Local(args) => local::run(args),
             Command::Recommend(args) => recommend::run(&args),
             Command::Simulate(args) => simulate::run(&args),
-            Command::Switch(args) => switch::run(args),
-            Command::Status(args) => status::run(args),
-            Command::Events(args) => events::run(args),
+            Command::Switch(args) => switch::run(&args),
+            Command::Status(args) => status::run(&args),
+            Command::Events(args) => events::run(&args),
             Command::Replay(args) => replay::run(&args),
             Command::Validate(args) => validate::run(&args),
             Command::Crd => crd::run(),

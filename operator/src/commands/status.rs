@@ -1,15 +1,13 @@
 //! `modelprofile status NAME`.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use jiff::Timestamp;
 use modelprofile_api::{ConditionStatus, ModelProfileStatus};
 
 use super::output::Output;
+use super::served::Served;
 use crate::local::events;
-use crate::local::serve::default_cache;
-use crate::local::session::Sessions;
 
 /// How many events a person sees below the status: the newest. `modelprofile events` shows them all.
 const EVENTS: usize = 10;
@@ -17,27 +15,24 @@ const EVENTS: usize = 10;
 /// Arguments of `modelprofile status`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// `metadata.name` of the model that `modelprofile local` serves.
-    name: String,
+    #[command(flatten)]
+    served: Served,
     /// How to print it.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
-    /// The folder that `modelprofile local` was given with --cache, if it was.
-    #[arg(long, value_name = "DIR")]
-    cache: Option<PathBuf>,
 }
 
 /// Prints the status that local mode wrote last.
 ///
 /// # Errors
 /// No such model runs, or it has no status yet.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let sessions = Sessions::new(&args.cache.map_or_else(default_cache, Ok)?);
-    sessions.find(&args.name)?;
-    let status = sessions.status(&args.name)?;
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let (sessions, name) = (args.served.sessions()?, &args.served.name);
+    sessions.find(name)?;
+    let status = sessions.status(name)?;
     args.output.print(&status, || {
-        let events = events::table(sessions.events(&args.name)?.latest(EVENTS), Timestamp::now());
-        Ok(format!("{}\n{events}", text(&args.name, &status)))
+        let events = events::table(sessions.events(name)?.latest(EVENTS), Timestamp::now());
+        Ok(format!("{}\n{events}", text(name, &status)))
     })?;
     Ok(ExitCode::SUCCESS)
 }

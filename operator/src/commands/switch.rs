@@ -1,34 +1,29 @@
 //! `modelprofile switch NAME PROFILE`.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::bail;
 use modelprofile_api::worker::SwitchOutcome;
 
+use super::served::Served;
 use crate::local::admin::Admin;
 use crate::local::notes::sentence;
-use crate::local::serve::default_cache;
-use crate::local::session::Sessions;
 
 /// Arguments of `modelprofile switch`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// `metadata.name` of the model that `modelprofile local` serves.
-    name: String,
+    #[command(flatten)]
+    served: Served,
     /// Profile to change to.
     profile: String,
-    /// The folder that `modelprofile local` was given with --cache, if it was.
-    #[arg(long, value_name = "DIR")]
-    cache: Option<PathBuf>,
 }
 
 /// Asks the worker and waits for the end of the switch.
 ///
 /// # Errors
 /// No such model runs, its manifest pins another profile, or the worker did not answer.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let session = Sessions::new(&args.cache.map_or_else(default_cache, Ok)?).find(&args.name)?;
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let session = args.served.sessions()?.find(&args.served.name)?;
     if let Some(pinned) = session.pinned_profile.filter(|pinned| *pinned != args.profile) {
         let file = session.manifest.display();
         bail!(
