@@ -11,6 +11,7 @@
 //! | `model` | the checkpoint: [`ModelSpec`], [`ModelUri`], licence |
 //! | `profile` | one rung: [`Profile`], weight and KV formats, methods |
 //! | `switching` | when the profile changes: [`Switching`], targets, schedule |
+//! | `measured` | [`MeasuredQuality`]: what quantizing cost, as it was measured |
 //! | `scaling` | how many workers: [`Scaling`]; how good: [`Quality`] |
 //! | `placement` | where: [`Placement`], [`Cache`] |
 //! | `status` | the observed state: [`ModelProfileStatus`] |
@@ -25,6 +26,7 @@
 pub mod conditions;
 mod errors;
 mod manifest;
+mod measured;
 mod model;
 mod patterns;
 mod placement;
@@ -42,6 +44,7 @@ pub mod worker;
 
 pub use errors::{Errors, FieldError};
 pub use manifest::{API_VERSION, KIND, Manifest, Metadata, Validated};
+pub use measured::MeasuredQuality;
 pub use model::{License, ModelSpec, ModelUri, SecretKeyRef, SecretRef};
 pub use patterns::time_of_day;
 pub use placement::{Cache, EmptyDir, Placement, Resources, TaintEffect, Toleration, TolerationOperator};

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::MeasuredQuality;
+
 /// Life of a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WorkerPhase {
@@ -33,6 +35,9 @@ pub struct WorkerProfile {
     pub prepared_percent: f64,
     /// What the preparation is doing ("quantizing layer 3 of 30"); empty when done.
     pub activity: String,
+    /// What quantizing cost; `None` when it was not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quality: Option<MeasuredQuality>,
 }
 
 /// Use of the KV cache.

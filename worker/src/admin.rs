@@ -105,6 +105,7 @@ fn describe(app: &App, snapshot: &Snapshot) -> WorkerState {
                 kv_tokens: p.kv_tokens,
                 prepared_percent: 100.0,
                 activity: String::new(),
+                quality: None,
             })
             .collect(),
         kv: WorkerKv {

@@ -19,5 +19,5 @@ pub mod text;
 
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use error::{EngineError, Result};
-pub use profile::{ProfileSpec, WeightFormat, ZeroPoint};
+pub use profile::{Method, ProfileSpec, WeightFormat, ZeroPoint};
 pub use request::{FinishReason, GenerateRequest, SamplingParams, TokenEvent, TokenLogprob};

@@ -76,6 +76,40 @@ impl WeightFormat {
     }
 }
 
+/// How weights are brought to a format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// Each weight to the nearest point of its grid.
+    #[default]
+    RoundToNearest,
+    /// Activation-aware weight quantization (Lin et al. 2023): INT4.
+    Awq,
+    /// GPTQ (Frantar et al. 2022): INT4 and INT8.
+    Gptq,
+    /// SmoothQuant (Xiao et al. 2022): INT8.
+    SmoothQuant,
+    /// LLM.int8 (Dettmers et al. 2022): INT8 with outlier columns in 16 bits.
+    LlmInt8,
+}
+
+impl Method {
+    /// Canonical text, part of the artifact key.
+    pub fn canonical(self) -> &'static str {
+        match self {
+            Self::RoundToNearest => "rtn",
+            Self::Awq => "awq",
+            Self::Gptq => "gptq",
+            Self::SmoothQuant => "smoothquant",
+            Self::LlmInt8 => "llm-int8",
+        }
+    }
+
+    /// Whether it looks at what calibration text makes of the activations.
+    pub fn needs_calibration(self) -> bool {
+        self != Self::RoundToNearest
+    }
+}
+
 /// One rung of the ladder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProfileSpec {
@@ -83,6 +117,8 @@ pub struct ProfileSpec {
     pub name: String,
     /// Weights.
     pub weights: WeightFormat,
+    /// How they are brought to it.
+    pub method: Method,
     /// KV cache; the same in all profiles of a ladder.
     pub kv: KvFormat,
 }

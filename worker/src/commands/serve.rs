@@ -11,7 +11,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use modelprofile_api::{License, Validated, worker::WorkerPhase};
 use modelprofile_engine::{
-    ProfileSpec, WeightFormat, ZeroPoint,
+    Method, ProfileSpec, WeightFormat, ZeroPoint,
     checkpoint::Checkpoint,
     serve::{EngineConfig, start},
     text::Text,
@@ -258,7 +258,7 @@ fn model_path(uri: &str) -> anyhow::Result<PathBuf> {
 }
 
 fn profile(profile: &modelprofile_api::Profile) -> anyhow::Result<ProfileSpec> {
-    use modelprofile_api::{KvCacheFormat, WeightFormat as Api, ZeroPoint as ApiZero};
+    use modelprofile_api::{KvCacheFormat, Method as ApiMethod, WeightFormat as Api, ZeroPoint as ApiZero};
     let weights = match profile.weights.format {
         Api::Bf16 => WeightFormat::Bf16,
         Api::Fp8 => WeightFormat::Fp8,
@@ -282,7 +282,14 @@ fn profile(profile: &modelprofile_api::Profile) -> anyhow::Result<ProfileSpec> {
         KvCacheFormat::Fp8E4m3 => KvFormat::Fp8E4m3,
         KvCacheFormat::Fp8E5m2 => KvFormat::Fp8E5m2,
     };
-    Ok(ProfileSpec { name: profile.name.clone(), weights, kv })
+    let method = match profile.weights.method {
+        ApiMethod::RoundToNearest => Method::RoundToNearest,
+        ApiMethod::Awq => Method::Awq,
+        ApiMethod::Gptq => Method::Gptq,
+        ApiMethod::SmoothQuant => Method::SmoothQuant,
+        ApiMethod::LlmInt8 => Method::LlmInt8,
+    };
+    Ok(ProfileSpec { name: profile.name.clone(), weights, method, kv })
 }
 
 #[cfg(test)]

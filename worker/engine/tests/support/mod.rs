@@ -7,7 +7,7 @@ pub(crate) mod gate;
 use std::path::{Path, PathBuf};
 
 use modelprofile_engine::{
-    FinishReason, GenerateRequest, ProfileSpec, SamplingParams, TokenEvent, WeightFormat,
+    FinishReason, GenerateRequest, Method, ProfileSpec, SamplingParams, TokenEvent, WeightFormat,
     checkpoint::Checkpoint,
     serve::{Engine, EngineConfig, EngineHandle, Observation, Observer, TokenStream, start},
 };
@@ -33,7 +33,7 @@ pub(crate) fn cpu() -> Cpu {
 }
 
 pub(crate) fn profile(name: &str, weights: WeightFormat) -> ProfileSpec {
-    ProfileSpec { name: name.into(), weights, kv: KvFormat::Bf16 }
+    ProfileSpec { name: name.into(), weights, method: Method::RoundToNearest, kv: KvFormat::Bf16 }
 }
 
 pub(crate) fn config(profiles: Vec<ProfileSpec>, budget_mib: u64) -> EngineConfig {
