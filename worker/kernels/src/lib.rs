@@ -6,6 +6,8 @@
 //! | [`kv`] | the paged KV cache's formats and geometry |
 //! | [`plan`] | one engine step, described for a backend |
 //! | [`backend`] | the traits that model code is written against |
+//! | [`mod@calibrate`] | what calibrated quantization needs of a device |
+//! | [`dense`] | dense algebra of calibration, on the host |
 //! | [`mod@format`] | E4M3 and E5M2 |
 //! | [`rtn`] | round to nearest: FP32 rows into codes |
 //! | [`pack`](mod@pack) | the CPU's weight layout |
@@ -13,7 +15,9 @@
 //! | [`map`] | memory-mapped files |
 
 pub mod backend;
+pub mod calibrate;
 pub mod cpu;
+pub mod dense;
 mod error;
 pub mod format;
 pub mod kv;
@@ -25,6 +29,7 @@ pub mod rtn;
 pub mod weight;
 
 pub use backend::{AttentionShape, Backend, Device, HostTensor, Rotary, Store};
+pub use calibrate::Calibrate;
 pub use error::{KernelError, Result};
 pub use kv::{BLOCK_TOKENS, BlockMove, KvFormat, KvLayout, KvScales};
 pub use map::MappedFile;

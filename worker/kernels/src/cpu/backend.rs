@@ -74,8 +74,8 @@ impl Cpu {
 
 /// Rows of FP32 values.
 pub struct Matrix {
-    width: usize,
-    data: Vec<f32>,
+    pub(super) width: usize,
+    pub(super) data: Vec<f32>,
 }
 
 impl Matrix {
@@ -86,7 +86,7 @@ impl Matrix {
 
 /// A pointer that threads may share because they write disjoint parts.
 #[derive(Clone, Copy)]
-struct Disjoint(*mut f32);
+pub(super) struct Disjoint(pub(super) *mut f32);
 // SAFETY: see the uses: every job writes rows or columns of its own.
 unsafe impl Send for Disjoint {}
 // SAFETY: as above.
@@ -96,13 +96,13 @@ impl Disjoint {
     /// # Safety
     /// The range must be inside the matrix, and no other thread may use it meanwhile.
     #[allow(clippy::mut_from_ref, reason = "the ranges are disjoint")]
-    unsafe fn slice(&self, range: Range<usize>) -> &mut [f32] {
+    pub(super) unsafe fn slice(&self, range: Range<usize>) -> &mut [f32] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
     }
 }
 
-fn fits(what: &str, matrix: &Matrix, rows: usize, width: usize) -> Result<()> {
+pub(super) fn fits(what: &str, matrix: &Matrix, rows: usize, width: usize) -> Result<()> {
     if matrix.width == width && matrix.rows() >= rows {
         return Ok(());
     }

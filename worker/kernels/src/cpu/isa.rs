@@ -80,4 +80,4 @@ macro_rules! per_isa {
         }
     };
 }
-pub(super) use per_isa;
+pub(crate) use per_isa;

@@ -12,6 +12,8 @@
 //! | [`attention`] | paged attention |
 //! | [`elementwise`] | norms, rotation, gated activation |
 //! | [`backend`] | [`Cpu`], which implements the traits with these |
+//! | `gemm` | products of FP32 and FP64 matrices |
+//! | `calibrate` | the statistics of calibration with these |
 //! | [`probe`] | the machine's own limits, measured |
 
 pub mod activations;
@@ -21,7 +23,9 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod backend;
+mod calibrate;
 pub mod elementwise;
+pub(crate) mod gemm;
 pub mod isa;
 pub mod kv;
 pub mod linear;
