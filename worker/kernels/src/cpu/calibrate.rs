@@ -75,16 +75,15 @@ impl Calibrate for Cpu {
 
 /// Copies the upper triangle of a `[k, k]` matrix to the lower one, square by square.
 fn mirror_upper(pool: &mut Pool, matrix: &mut [f32], k: usize) {
-    let base = Target { base: matrix.as_mut_ptr(), stride: k };
+    let matrix = Target { base: matrix.as_mut_ptr(), stride: k };
     pool.for_chunks(k.div_ceil(SQUARE), 1, |_, range| {
-        let base = base;
         for rows in range.map(|index| index * SQUARE..k.min((index + 1) * SQUARE)) {
             for first in (0..rows.end).step_by(SQUARE) {
                 for row in rows.clone() {
                     for column in first..row.min(first + SQUARE) {
                         // SAFETY: both elements are inside the matrix. Threads write rows of their own below the
                         // diagonal and read only above it.
-                        unsafe { *base.base.add(row * k + column) = *base.base.add(column * k + row) };
+                        unsafe { *matrix.element(row, column) = *matrix.element(column, row) };
                     }
                 }
             }

@@ -83,6 +83,17 @@ unsafe impl<T: Send> Send for Target<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Target<T> {}
 
+impl<T> Target<T> {
+    /// The place of an element.
+    ///
+    /// # Safety
+    /// The element is inside the matrix.
+    pub(crate) unsafe fn element(&self, row: usize, column: usize) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe { self.base.add(row * self.stride + column) }
+    }
+}
+
 /// `C[m, n] (+/-)= A[m, p] B[p, n]` for `[m, n, p]`.
 ///
 /// # Safety
@@ -162,7 +173,7 @@ unsafe fn block_product<T: Real>(
             unsafe { T::tile(isa, depth, a, b, &mut tile) };
             for (row, sums) in (first_row..rows.end).zip(tile.chunks_exact(shape.columns).take(shape.rows)) {
                 // SAFETY: row and columns are inside C by the bounds above; no other thread has this row.
-                let out = unsafe { std::slice::from_raw_parts_mut(c.base.add(row * c.stride + first_column), columns) };
+                let out = unsafe { std::slice::from_raw_parts_mut(c.element(row, first_column), columns) };
                 for (out, sum) in out.iter_mut().zip(sums) {
                     *out = if update == Update::Add { *out + *sum } else { *out - *sum };
                 }
