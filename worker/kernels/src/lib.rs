@@ -2,7 +2,8 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`weight`], [`packed`] | quantized weights as values, and in a device's layout |
+//! | [`weight`] | kinds and shapes of linear weights |
+//! | [`host`], [`packed`] | quantized weights as values, and in a device's layout |
 //! | [`kv`] | the paged KV cache's formats and geometry |
 //! | [`plan`] | one engine step, described for a backend |
 //! | [`backend`] | the traits that model code is written against |
@@ -20,6 +21,7 @@ pub mod cpu;
 pub mod dense;
 mod error;
 pub mod format;
+pub mod host;
 pub mod kv;
 pub mod map;
 pub mod pack;
@@ -31,9 +33,10 @@ pub mod weight;
 pub use backend::{AttentionShape, Backend, Device, HostTensor, Rotary, Store};
 pub use calibrate::Calibrate;
 pub use error::{KernelError, Result};
+pub use host::HostWeight;
 pub use kv::{BLOCK_TOKENS, BlockMove, KvFormat, KvLayout, KvScales};
 pub use map::MappedFile;
 pub use pack::{pack, packed_len, panel_count};
 pub use packed::{AlignedBytes, Bytes, PackedWeight};
 pub use plan::{SequenceSpan, StepPlan};
-pub use weight::{GroupedActivations, HostWeight, WeightKind, WeightSpec};
+pub use weight::{GroupedActivations, WeightKind, WeightSpec};

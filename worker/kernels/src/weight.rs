@@ -1,12 +1,11 @@
-//! Linear weights as values: the kind, the shape, and the quantized rows before they are packed for a device.
+//! Linear weights: the kind and the shape.
 //!
 //! ```text
 //! checkpoint rows (f32) --quantize--> HostWeight (row-major codes + scales) --pack--> PackedWeight (device layout)
 //! ```
 //!
-//! A `HostWeight` is what an artifact stores; a `PackedWeight` is what a backend computes with.
-
-use half::{bf16, f16};
+//! A [`HostWeight`](crate::HostWeight) is what an artifact stores; a [`PackedWeight`](crate::PackedWeight) is what a
+//! backend computes with.
 
 use crate::{KernelError, Result};
 
@@ -73,79 +72,5 @@ impl WeightSpec {
             }
         }
         Ok(())
-    }
-}
-
-/// A quantized weight in row-major order, independent of any device: what an artifact stores.
-#[derive(Clone, Debug, PartialEq)]
-pub enum HostWeight {
-    /// BF16 values `[n, k]`.
-    Bf16 {
-        /// Output features.
-        n: usize,
-        /// Input features.
-        k: usize,
-        /// Values, row-major.
-        values: Vec<bf16>,
-    },
-    /// E4M3 codes `[n, k]`, `w = scale[n] * e4m3(code)`.
-    Fp8 {
-        /// Output features.
-        n: usize,
-        /// Input features.
-        k: usize,
-        /// E4M3 bytes, row-major; never the NaN codes 0x7f and 0xff.
-        codes: Vec<u8>,
-        /// One scale per row.
-        scales: Vec<f32>,
-    },
-    /// Symmetric INT8 codes `[n, k]`, `w = scale[n] * code`.
-    Int8 {
-        /// Output features.
-        n: usize,
-        /// Input features.
-        k: usize,
-        /// Codes in -127..=127, row-major.
-        codes: Vec<i8>,
-        /// One scale per row.
-        scales: Vec<f32>,
-    },
-    /// Group-affine codes `[n, k]`: `w = row_scale[n] * (scale[n, k/group] * code + min[n, k/group])`.
-    ///
-    /// `row_scale` is a power of two (1 for GGUF blocks): it keeps the FP16 scales of very small or large rows in range.
-    Grouped {
-        /// Output features.
-        n: usize,
-        /// Input features.
-        k: usize,
-        /// 4 or 8.
-        bits: u8,
-        /// Inputs per scale.
-        group: usize,
-        /// One code per byte, row-major: 0..=15 (4 bits) or 0..=255 (8 bits).
-        codes: Vec<u8>,
-        /// Scales `[n, k / group]`.
-        scales: Vec<f16>,
-        /// Minima `[n, k / group]`.
-        mins: Vec<f16>,
-        /// One factor per row.
-        row_scales: Vec<f32>,
-    },
-}
-
-impl HostWeight {
-    /// Kind and shape.
-    pub fn spec(&self) -> WeightSpec {
-        match *self {
-            Self::Bf16 { n, k, .. } => WeightSpec { kind: WeightKind::Bf16, n, k },
-            Self::Fp8 { n, k, .. } => WeightSpec { kind: WeightKind::Fp8, n, k },
-            Self::Int8 { n, k, .. } => WeightSpec { kind: WeightKind::Int8, n, k },
-            Self::Grouped { n, k, bits: 4, group, .. } => {
-                WeightSpec { kind: WeightKind::Int4 { group: group as u16 }, n, k }
-            }
-            Self::Grouped { n, k, group, .. } => {
-                WeightSpec { kind: WeightKind::Int8Group { group: group as u16 }, n, k }
-            }
-        }
     }
 }
