@@ -2,7 +2,7 @@
 
 use modelprofile_kernels::{KvFormat, WeightKind};
 
-use crate::{EngineError, ModelConfig, Result};
+use crate::{EngineError, ModelConfig, Result, quantize::Recipe};
 
 /// How the four bits of INT4 map to values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -124,13 +124,20 @@ pub struct ProfileSpec {
 }
 
 impl ProfileSpec {
+    /// What is made of the checkpoint for this profile.
+    pub fn recipe(&self) -> Recipe {
+        Recipe { format: self.weights, method: self.method }
+    }
+
     /// Checks the profile against the model.
     ///
     /// # Errors
     /// [`EngineError::Config`] when a group size does not divide an input width; names the sizes that do.
     pub fn validate(&self, config: &ModelConfig) -> Result<()> {
+        let recipe = self.recipe();
+        recipe.validate().map_err(|error| EngineError::Config(format!("profile {}: {error}", self.name)))?;
         for k in [config.hidden, config.intermediate, config.heads * config.head_dim] {
-            let spec = modelprofile_kernels::WeightSpec { kind: self.weights.kind(), n: 1, k };
+            let spec = modelprofile_kernels::WeightSpec { kind: recipe.kind(k), n: 1, k };
             spec.validate().map_err(|error| EngineError::Config(format!("profile {}: {error}", self.name)))?;
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! The commands of `modelprofile-worker`, one module each.
 
 mod bench;
+mod calibration;
 mod evaluate;
 mod inspect;
 mod quantize;
@@ -9,7 +10,7 @@ mod serve;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use modelprofile_engine::{WeightFormat, ZeroPoint};
+use modelprofile_engine::{Method, WeightFormat, ZeroPoint, quantize::Recipe};
 use modelprofile_kernels::{
     GroupedActivations, KvFormat,
     cpu::{Cpu, CpuOptions},
@@ -82,12 +83,15 @@ enum Activations {
 
 impl Compute {
     fn backend(&self) -> anyhow::Result<Cpu> {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let grouped_activations = match self.activations {
             Activations::Int8 => GroupedActivations::Int8,
             Activations::Bf16 => GroupedActivations::Bf16,
         };
-        Ok(Cpu::new(CpuOptions { threads: self.threads.unwrap_or(cores).max(1), isa: None, grouped_activations })?)
+        Ok(Cpu::new(CpuOptions { threads: self.threads(), isa: None, grouped_activations })?)
+    }
+
+    fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get)).max(1)
     }
 }
 
@@ -152,6 +156,25 @@ fn parse_format(text: &str) -> Result<WeightFormat, String> {
     }
 }
 
+/// A weight format with the method that makes it, in any order after the name: `INT4:g128:awq`, `INT8:smoothquant`.
+fn parse_recipe(text: &str) -> Result<Recipe, String> {
+    let mut method = Method::RoundToNearest;
+    let mut format = Vec::new();
+    for part in text.split(':') {
+        match part.to_uppercase().as_str() {
+            "RTN" => method = Method::RoundToNearest,
+            "AWQ" => method = Method::Awq,
+            "GPTQ" => method = Method::Gptq,
+            "SMOOTHQUANT" => method = Method::SmoothQuant,
+            "LLM-INT8" => method = Method::LlmInt8,
+            _ => format.push(part),
+        }
+    }
+    let recipe = Recipe { format: parse_format(&format.join(":"))?, method };
+    recipe.validate().map_err(|error| error.to_string())?;
+    Ok(recipe)
+}
+
 /// A KV cache format as users write it.
 fn parse_kv(text: &str) -> Result<KvFormat, String> {
     match text.to_uppercase().as_str() {
@@ -186,5 +209,15 @@ mod tests {
         for wrong in ["FP4", "INT4:g48", "FP8:g32", ""] {
             assert!(parse_format(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_method_stands_beside_the_options_of_its_format() {
+        let int4 = WeightFormat::Int4 { group: 64, zero: ZeroPoint::Symmetric };
+        for text in ["INT4:g64:symmetric:gptq", "int4:GPTQ:symmetric:g64"] {
+            assert_eq!(parse_recipe(text), Ok(Recipe { format: int4, method: Method::Gptq }));
+        }
+        assert_eq!(parse_recipe("FP8"), Ok(WeightFormat::Fp8.into()));
+        assert!(parse_recipe("FP8:awq").unwrap_err().contains("makes INT4"));
     }
 }

@@ -1,10 +1,10 @@
 //! `quantize`: a checkpoint into the artifact cache, with a progress bar.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Instant};
 
 use anyhow::Context;
 use clap::Args;
-use modelprofile_engine::{WeightFormat, artifact::Store, checkpoint::Checkpoint};
+use modelprofile_engine::{artifact::Store, checkpoint::Checkpoint, quantize::Recipe, text::Text};
 
 /// Options of `quantize`.
 #[derive(Debug, Args)]
@@ -12,9 +12,14 @@ pub(super) struct Quantize {
     /// A Hugging Face directory or a GGUF file.
     #[arg(long, value_name = "PATH")]
     model: PathBuf,
-    /// BF16, FP8, INT8, INT4[:g32|:g64|:g128][:symmetric|:integer|:minimum], Q4_1, Q4_0, Q8_0; several with commas.
-    #[arg(long, value_delimiter = ',', required = true, value_parser = super::parse_format)]
-    format: Vec<WeightFormat>,
+    /// BF16, FP8, INT8[:gptq|:smoothquant|:llm-int8], INT4[:g32|:g64|:g128][:symmetric|:integer|:minimum][:awq|:gptq], Q4_1,
+    /// Q4_0, Q8_0; several with commas.
+    #[arg(long, value_delimiter = ',', required = true, value_parser = super::parse_recipe)]
+    format: Vec<Recipe>,
+    #[command(flatten)]
+    calibration: super::calibration::Calibration,
+    #[command(flatten)]
+    compute: super::Compute,
     #[command(flatten)]
     cache: super::Cache,
 }
@@ -23,16 +28,34 @@ impl Quantize {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
         let store = Store::new(&self.cache.directory());
-        for format in self.format {
-            let bar = super::progress_bar(&format.canonical());
-            let artifact = store.prepare(&checkpoint, format, &mut |progress| {
-                bar.set_length(progress.total);
-                bar.set_position(progress.done);
-                bar.set_message(progress.activity);
-            })?;
+        let calibration = match self.format.iter().any(|recipe| recipe.needs_calibration()) {
+            true => Some(self.calibration.sequences(&Text::load(&checkpoint)?.tokenizer)?),
+            false => None,
+        };
+        let mut backend = self.compute.backend()?;
+        for recipe in self.format {
+            let (bar, start) = (super::progress_bar(&recipe.canonical()), Instant::now());
+            let artifact = store.prepare_calibrated(
+                &mut backend,
+                self.compute.threads(),
+                &checkpoint,
+                recipe,
+                calibration.as_ref(),
+                &mut |progress| {
+                    bar.set_length(progress.total);
+                    bar.set_position(progress.done);
+                    bar.set_message(progress.activity);
+                },
+            )?;
             bar.finish_and_clear();
-            let manifest = artifact.manifest();
-            println!("{}  {} MiB  {}", format.canonical(), manifest.bytes >> 20, manifest.key);
+            let (manifest, seconds) = (artifact.manifest(), start.elapsed().as_secs_f64());
+            println!(
+                "{}  {} MiB  {}  {seconds:.1} s  {:.2} M parameters/s",
+                recipe.canonical(),
+                manifest.bytes >> 20,
+                manifest.key,
+                checkpoint.parameters() as f64 / seconds / 1e6
+            );
         }
         Ok(())
     }

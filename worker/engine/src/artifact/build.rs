@@ -1,24 +1,29 @@
-//! Quantizing a checkpoint into a packed file, tensor by tensor: peak memory is one fused tensor, not the model.
+//! Quantizing a checkpoint into a packed file, tensor by tensor or layer by layer: peak memory is one fused tensor, or one
+//! layer where a method looks at whole layers, not the model.
 
-use std::{
-    fs::File,
-    io::{BufWriter, Write},
-    path::Path,
-};
+use std::{fs::File, io::Write, path::Path};
 
 use modelprofile_kernels::{HostWeight, WeightKind};
-use sha2::{Digest, Sha256};
 
-use super::{Entry, EntryKind, FORMAT_VERSION, Manifest, Progress, store, tensors};
+use super::{EntryKind, FORMAT_VERSION, Manifest, Progress, journal::Journal, packed::PackedWriter, store, tensors};
 use crate::{
-    EngineError, Result, WeightFormat,
+    EngineError, Result,
     checkpoint::{Checkpoint, Role},
-    quantize,
+    quantize::{self, Recipe},
 };
 
 /// Layers start at a page, so that one layer's pages can be released without touching its neighbours'.
 const LAYER_ALIGNMENT: u64 = 4096;
-const TENSOR_ALIGNMENT: u64 = 64;
+
+/// A method that looks at whole layers: asked for each in turn.
+pub(crate) trait Layers {
+    /// Quantizes a layer; `progress` gets the share that is done.
+    fn layer(&mut self, index: usize, progress: &mut dyn FnMut(f64)) -> Result<quantize::QuantizedLayer>;
+    /// What a later run needs to go on after the layers so far.
+    fn state(&self) -> &[f32];
+    /// Takes such a state up; `false` when it does not fit.
+    fn resume(&mut self, state: Vec<f32>) -> bool;
+}
 
 /// What the packed file holds, in file order: name, and the roles whose rows it joins.
 enum Part {
@@ -37,9 +42,9 @@ impl Part {
 }
 
 /// The packed tensors of a layer group: `None` is the model's own part, before the layers.
-fn parts(checkpoint: &Checkpoint, format: WeightFormat) -> Vec<(String, Vec<Part>)> {
+fn parts(checkpoint: &Checkpoint, recipe: Recipe) -> Vec<(String, Vec<Part>)> {
     let config = checkpoint.config();
-    let output = format.output_kind(config.hidden);
+    let output = recipe.format.output_kind(config.hidden);
     let mut head = vec![
         Part::Weight("embedding".into(), vec![Role::Embedding], output),
         Part::Vector("final_norm".into(), vec![Role::FinalNorm]),
@@ -48,12 +53,13 @@ fn parts(checkpoint: &Checkpoint, format: WeightFormat) -> Vec<(String, Vec<Part
         head.push(Part::Weight("output".into(), vec![Role::Output], output));
     }
     let mut groups = vec![("quantizing the embedding".to_owned(), head)];
-    let kind = format.kind();
+    let kind = |inputs: usize| recipe.kind(inputs);
+    let (hidden, heads) = (config.hidden, config.heads * config.head_dim);
     for layer in 0..config.layers {
         let name = |part: &str| format!("layers.{layer}.{part}");
         let mut parts = vec![
             Part::Vector(name("attention_norm"), vec![Role::AttentionNorm(layer)]),
-            Part::Weight(name("qkv"), vec![Role::Query(layer), Role::Key(layer), Role::Value(layer)], kind),
+            Part::Weight(name("qkv"), vec![Role::Query(layer), Role::Key(layer), Role::Value(layer)], kind(hidden)),
         ];
         if config.qkv_bias {
             let roles = vec![Role::QueryBias(layer), Role::KeyBias(layer), Role::ValueBias(layer)];
@@ -63,92 +69,193 @@ fn parts(checkpoint: &Checkpoint, format: WeightFormat) -> Vec<(String, Vec<Part
             parts.push(Part::Vector(name("query_norm"), vec![Role::QueryNorm(layer)]));
             parts.push(Part::Vector(name("key_norm"), vec![Role::KeyNorm(layer)]));
         }
-        parts.push(Part::Weight(name("attention_output"), vec![Role::AttentionOutput(layer)], kind));
+        parts.push(Part::Weight(name("attention_output"), vec![Role::AttentionOutput(layer)], kind(heads)));
         parts.push(Part::Vector(name("mlp_norm"), vec![Role::MlpNorm(layer)]));
-        parts.push(Part::Weight(name("gate_up"), vec![Role::Gate(layer), Role::Up(layer)], kind));
-        parts.push(Part::Weight(name("down"), vec![Role::Down(layer)], kind));
+        parts.push(Part::Weight(name("gate_up"), vec![Role::Gate(layer), Role::Up(layer)], kind(hidden)));
+        parts.push(Part::Weight(name("down"), vec![Role::Down(layer)], kind(config.intermediate)));
         groups.push((format!("quantizing layer {} of {}", layer + 1, config.layers), parts));
     }
     groups
 }
 
-/// Writes `packed-cpu.bin` and `manifest.json` into `directory`, both synced to disk.
+/// Writes the files of an artifact into `directory`, all synced to disk. A build of the same key that was killed there is
+/// gone on with.
 ///
 /// # Errors
 /// A malformed tensor (NaN, infinity) by name, a shape that the format cannot hold, or a full disk.
-pub fn build(
+pub(crate) fn build(
     directory: &Path,
     key: &str,
     checkpoint: &Checkpoint,
-    format: WeightFormat,
+    recipe: Recipe,
+    mut layers: Option<&mut dyn Layers>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
-    let mut file = PackedWriter::create(&directory.join(store::PACKED))?;
     let mut plan = tensors::TensorPlan::default();
-    for (role, kind) in parts(checkpoint, format).iter().flat_map(|(_, parts)| parts).flat_map(Part::roles) {
+    for (role, kind) in parts(checkpoint, recipe).iter().flat_map(|(_, parts)| parts).flat_map(Part::roles) {
         let tensor = checkpoint.require(role)?;
         match kind {
             Some(kind) => plan.weight(&hub_name(role), stored_kind(role, kind), tensor.rows, tensor.cols),
             None => plan.vector(&hub_name(role), tensor.rows * tensor.cols),
         }
     }
-    let mut hub = plan.create(&directory.join("model.safetensors"))?;
+    let mut writer = Writer::open(directory, key, checkpoint, recipe, plan, &mut layers)?;
+    let groups = parts(checkpoint, recipe);
+    let count = groups.len();
     let total = checkpoint.tensors().map(|t| t.bytes.len() as u64).sum();
     let mut done = 0;
-    for (activity, parts) in parts(checkpoint, format) {
-        file.align(LAYER_ALIGNMENT)?;
+    for (index, (activity, parts)) in groups.into_iter().enumerate() {
+        let roles = || parts.iter().flat_map(Part::roles).map(|(role, _)| role);
+        let bytes: u64 = roles().filter_map(|r| checkpoint.tensor(r)).map(|t| t.bytes.len() as u64).sum();
+        if index < writer.groups {
+            done += bytes;
+            continue;
+        }
+        progress(Progress { done, total, activity: activity.clone() });
+        // The first group is the model's ends, which no method looks at.
+        let layer = match (&mut layers, index.checked_sub(1)) {
+            (Some(layers), Some(layer)) => layers.layer(layer, &mut |share| {
+                let within = (bytes as f64 * share.clamp(0.0, 1.0)) as u64;
+                progress(Progress { done: done + within, total, activity: activity.clone() });
+            })?,
+            _ => quantize::QuantizedLayer::default(),
+        };
+        writer.group(parts, layer, &mut |bytes| {
+            progress(Progress { done: done + bytes, total, activity: activity.clone() });
+        })?;
+        done += bytes;
+        if index + 1 < count {
+            writer.commit(index + 1, layers.as_ref().map(|layers| layers.state()))?;
+        }
+    }
+    writer.finish(count)?;
+    progress(Progress { done: total, total, activity: String::new() });
+    Ok(())
+}
+
+/// The files of an artifact under construction.
+struct Writer<'a> {
+    directory: &'a Path,
+    key: &'a str,
+    checkpoint: &'a Checkpoint,
+    recipe: Recipe,
+    packed: PackedWriter,
+    hub: tensors::TensorWriter,
+    /// Groups that an earlier build wrote.
+    groups: usize,
+}
+
+impl<'a> Writer<'a> {
+    /// New files, or those of a killed build cut back to what is whole.
+    fn open(
+        directory: &'a Path,
+        key: &'a str,
+        checkpoint: &'a Checkpoint,
+        recipe: Recipe,
+        plan: tensors::TensorPlan,
+        layers: &mut Option<&mut dyn Layers>,
+    ) -> Result<Self> {
+        let (packed_path, hub_path) = (directory.join(store::PACKED), directory.join("model.safetensors"));
+        let usable = |state: Option<Vec<f32>>, layers: &mut Option<&mut dyn Layers>| match (layers, state) {
+            (None, None) => true,
+            (Some(layers), Some(state)) => layers.resume(state),
+            _ => false,
+        };
+        if let Some((journal, state)) = Journal::read(directory, key)
+            && usable(state, layers)
+        {
+            tracing::info!(groups = journal.groups, "going on with a build that was interrupted");
+            let packed = PackedWriter::resume(&packed_path, journal.packed, journal.entries)?;
+            let hub = plan.resume(&hub_path, journal.tensors)?;
+            return Ok(Self { directory, key, checkpoint, recipe, packed, hub, groups: journal.groups });
+        }
+        let (packed, hub) = (PackedWriter::create(&packed_path)?, plan.create(&hub_path)?);
+        Ok(Self { directory, key, checkpoint, recipe, packed, hub, groups: 0 })
+    }
+
+    /// Writes a group: what the method made of it, and the rest rounded to the nearest. `progress` gets the bytes read.
+    fn group(
+        &mut self,
+        parts: Vec<Part>,
+        mut layer: quantize::QuantizedLayer,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<()> {
+        let mut done = 0;
+        self.packed.align(LAYER_ALIGNMENT)?;
         for part in parts {
-            progress(Progress { done, total, activity: activity.clone() });
             match part {
                 Part::Weight(name, roles, kind) => {
                     let mut weights: Vec<HostWeight> = Vec::with_capacity(roles.len());
                     for role in roles {
-                        let tensor = checkpoint.require(role)?;
-                        let weight = quantize::round_to_nearest(&tensor, format, kind)?;
+                        let tensor = self.checkpoint.require(role)?;
+                        let weight = match layer.weights.remove(&role) {
+                            Some(weight) => weight,
+                            None => quantize::round_to_nearest(&tensor, self.recipe.format, kind)?,
+                        };
                         if stored_kind(role, kind) == kind {
-                            hub.weight(&weight)?;
+                            self.hub.weight(&weight)?;
                         } else {
-                            hub.bf16(&quantize::values(&tensor)?)?;
+                            self.hub.bf16(&tensor)?;
                         }
                         weights.push(weight);
                         done += tensor.bytes.len() as u64;
+                        self.checkpoint.release(role);
+                        progress(done);
                     }
                     let fused = HostWeight::concat_rows(weights)?;
                     let packed = modelprofile_kernels::pack(&fused)?;
-                    file.entry(name, packed.spec.kind.into(), packed.spec.n, packed.spec.k, &packed.bytes)?;
+                    drop(fused);
+                    self.packed.entry(name, packed.spec.kind.into(), packed.spec.n, packed.spec.k, &packed.bytes)?;
                 }
                 Part::Vector(name, roles) => {
                     let mut values = Vec::new();
                     for role in roles {
-                        let tensor = checkpoint.require(role)?;
-                        let part = quantize::vector(&tensor)?;
-                        hub.vector(&part)?;
+                        let tensor = self.checkpoint.require(role)?;
+                        let part = match layer.vectors.remove(&role) {
+                            Some(vector) => vector,
+                            None => quantize::vector(&tensor)?,
+                        };
+                        self.hub.vector(&part)?;
                         values.extend(part);
                         done += tensor.bytes.len() as u64;
                     }
                     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-                    file.entry(name, EntryKind::F32, 1, values.len(), &bytes)?;
+                    self.packed.entry(name, EntryKind::F32, 1, values.len(), &bytes)?;
                 }
             }
         }
+        Ok(())
     }
-    hub.finish()?;
-    write_json(&directory.join("config.json"), &tensors::config_json(checkpoint.config(), format))?;
-    file.align(LAYER_ALIGNMENT)?;
-    let (sha256, bytes, entries) = file.finish()?;
-    progress(Progress { done: total, total, activity: String::new() });
-    let manifest = Manifest {
-        version: FORMAT_VERSION,
-        key: key.to_owned(),
-        source: checkpoint.name().to_owned(),
-        revision: checkpoint.revision().to_owned(),
-        license: checkpoint.licence().map(str::to_owned),
-        format: format.canonical(),
-        sha256,
-        bytes,
-        entries,
-    };
-    write_json(&directory.join(store::MANIFEST), &manifest)
+
+    /// Makes the groups so far the ones that a later build goes on from.
+    fn commit(&mut self, groups: usize, state: Option<&[f32]>) -> Result<()> {
+        let tensors = self.hub.sync()?;
+        let (packed, entries) = self.packed.sync()?;
+        let journal =
+            Journal { key: self.key.to_owned(), groups, packed, entries: entries.to_vec(), tensors, state: None };
+        journal.write(self.directory, state)
+    }
+
+    fn finish(mut self, groups: usize) -> Result<()> {
+        self.hub.finish()?;
+        let config = tensors::config_json(self.checkpoint.config(), self.recipe.format);
+        write_json(&self.directory.join("config.json"), &config)?;
+        self.packed.align(LAYER_ALIGNMENT)?;
+        let (sha256, bytes, entries) = self.packed.finish()?;
+        let manifest = Manifest {
+            version: FORMAT_VERSION,
+            key: self.key.to_owned(),
+            source: self.checkpoint.name().to_owned(),
+            revision: self.checkpoint.revision().to_owned(),
+            license: self.checkpoint.licence().map(str::to_owned),
+            format: self.recipe.canonical(),
+            sha256,
+            bytes,
+            entries,
+        };
+        Journal::remove(self.directory, groups - 1)?;
+        write_json(&self.directory.join(store::MANIFEST), &manifest)
+    }
 }
 
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
@@ -188,51 +295,5 @@ fn hub_name(role: Role) -> String {
         Role::Gate(i) => layer(i, "mlp.gate_proj"),
         Role::Up(i) => layer(i, "mlp.up_proj"),
         Role::Down(i) => layer(i, "mlp.down_proj"),
-    }
-}
-
-/// Writes aligned entries and hashes what it writes.
-struct PackedWriter {
-    path: std::path::PathBuf,
-    out: BufWriter<File>,
-    hash: Sha256,
-    position: u64,
-    entries: Vec<Entry>,
-}
-
-impl PackedWriter {
-    fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(|e| EngineError::io(path, e))?;
-        Ok(Self {
-            path: path.to_owned(),
-            out: BufWriter::with_capacity(1 << 20, file),
-            hash: Sha256::new(),
-            position: 0,
-            entries: Vec::new(),
-        })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.hash.update(bytes);
-        self.position += bytes.len() as u64;
-        self.out.write_all(bytes).map_err(|e| EngineError::io(&self.path, e))
-    }
-
-    fn align(&mut self, alignment: u64) -> Result<()> {
-        let gap = self.position.next_multiple_of(alignment) - self.position;
-        self.write(&vec![0; gap as usize])
-    }
-
-    fn entry(&mut self, name: String, kind: EntryKind, n: usize, k: usize, bytes: &[u8]) -> Result<()> {
-        self.align(TENSOR_ALIGNMENT)?;
-        self.entries.push(Entry { name, kind, n, k, offset: self.position, len: bytes.len() as u64 });
-        self.write(bytes)
-    }
-
-    fn finish(mut self) -> Result<(String, u64, Vec<Entry>)> {
-        let io = |e| EngineError::io(&self.path, e);
-        self.out.flush().map_err(io)?;
-        self.out.get_ref().sync_all().map_err(io)?;
-        Ok((store::hex(&self.hash.finalize()), self.position, self.entries))
     }
 }

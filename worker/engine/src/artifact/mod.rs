@@ -9,11 +9,15 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`build`] | quantizes tensor by tensor and writes the files |
+//! | `build` | quantizes tensor by tensor, or layer by layer, and writes the files |
+//! | `packed` | the packed file as it grows |
+//! | `journal` | how far a build has come, for the one that goes on after a kill |
 //! | `tensors` | the interchange files, in the compressed-tensors layout |
 //! | [`store`] | keys, lookup, locks, verification |
 
-pub mod build;
+pub(crate) mod build;
+mod journal;
+mod packed;
 pub mod store;
 mod tensors;
 

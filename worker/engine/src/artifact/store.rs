@@ -7,11 +7,15 @@ use std::{
     sync::Arc,
 };
 
-use modelprofile_kernels::{Bytes, MappedFile, PackedWeight, WeightSpec};
+use modelprofile_kernels::{Bytes, Calibrate, MappedFile, PackedWeight, WeightSpec};
 use sha2::{Digest, Sha256};
 
 use super::{Entry, FORMAT_VERSION, Manifest, Progress, build};
-use crate::{EngineError, Result, WeightFormat, checkpoint::Checkpoint};
+use crate::{
+    EngineError, Result, WeightFormat,
+    checkpoint::Checkpoint,
+    quantize::{Calibration, Pipeline, Recipe},
+};
 
 /// Name of the packed file.
 pub const PACKED: &str = "packed-cpu.bin";
@@ -30,28 +34,71 @@ impl Store {
         Self { root: cache.join("artifacts") }
     }
 
-    /// Key of a checkpoint in a format: SHA-256 over source revision, format and quantizer version.
-    pub fn key(checkpoint: &Checkpoint, format: WeightFormat) -> String {
-        let text = format!("v{FORMAT_VERSION}\n{}\n{}\n", checkpoint.revision(), format.canonical());
+    /// Key of what a recipe makes of a checkpoint: SHA-256 over source revision, format, method, calibration text where the
+    /// method looks at it, and quantizer version.
+    pub fn key(checkpoint: &Checkpoint, recipe: Recipe, calibration: Option<&Calibration>) -> String {
+        let mut text = format!("v{FORMAT_VERSION}\n{}\n{}\n", checkpoint.revision(), recipe.canonical());
+        if let Some(calibration) = calibration.filter(|_| recipe.needs_calibration()) {
+            text.push_str(&calibration.digest());
+        }
         hex(&Sha256::digest(text.as_bytes()))[..32].to_owned()
     }
 
-    /// The artifact of a checkpoint in a format: found, or built.
-    ///
-    /// # Guarantees
-    /// Two processes never build the same artifact at once: the second waits and finds it. A killed build leaves only a
-    /// temporary directory, which the next build removes. A damaged artifact is rebuilt.
+    /// The artifact of a checkpoint in a format, each weight rounded to the nearest: found, or built.
     ///
     /// # Errors
-    /// The checkpoint's and the file system's errors; nothing half-written stays under the key.
+    /// As [`Self::prepare_calibrated`].
     pub fn prepare(
         &self,
         checkpoint: &Checkpoint,
         format: WeightFormat,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Artifact> {
-        let key = Self::key(checkpoint, format);
-        let directory = self.root.join(&key);
+        let recipe = Recipe::from(format);
+        self.found_or_built(recipe, &Self::key(checkpoint, recipe, None), |directory, key| {
+            build::build(directory, key, checkpoint, recipe, None, progress)
+        })
+    }
+
+    /// The artifact that a recipe makes of a checkpoint: found, or built.
+    ///
+    /// # Guarantees
+    /// Two processes never build the same artifact at once: the second waits and finds it. A killed build leaves only a
+    /// temporary directory, in which the next build goes on. A damaged artifact is rebuilt. Equal inputs give equal bytes,
+    /// whatever the number of threads, and whether the build was killed in between or not.
+    ///
+    /// # Errors
+    /// A method that does not make the format, or has no calibration text; the checkpoint's, the device's and the file
+    /// system's errors. Nothing half-written stays under the key.
+    pub fn prepare_calibrated<B: Calibrate>(
+        &self,
+        backend: &mut B,
+        threads: usize,
+        checkpoint: &Checkpoint,
+        recipe: Recipe,
+        calibration: Option<&Calibration>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Artifact> {
+        recipe.validate()?;
+        if !recipe.needs_calibration() {
+            return self.prepare(checkpoint, recipe.format, progress);
+        }
+        let calibration =
+            calibration.ok_or_else(|| EngineError::Config(format!("{} needs calibration text", recipe.canonical())))?;
+        let key = Self::key(checkpoint, recipe, Some(calibration));
+        self.found_or_built(recipe, &key, |directory, key| {
+            let mut pipeline = Pipeline::new(backend, threads, checkpoint, recipe, calibration)?;
+            build::build(directory, key, checkpoint, recipe, Some(&mut pipeline), progress)
+        })
+    }
+
+    fn found_or_built(
+        &self,
+        recipe: Recipe,
+        key: &str,
+        build: impl FnOnce(&Path, &str) -> Result<()>,
+    ) -> Result<Artifact> {
+        let directory = self.root.join(key);
         fs::create_dir_all(&self.root).map_err(|e| EngineError::io(&self.root, e))?;
         let lock_path = self.root.join(format!("{key}.lock"));
         let lock = File::create(&lock_path).map_err(|e| EngineError::io(&lock_path, e))?;
@@ -64,13 +111,11 @@ impl Store {
             }
         }
         let temporary = self.root.join(format!("{key}.tmp"));
-        for stale in [&temporary, &directory] {
-            if stale.exists() {
-                fs::remove_dir_all(stale).map_err(|e| EngineError::io(stale, e))?;
-            }
+        if directory.exists() {
+            fs::remove_dir_all(&directory).map_err(|e| EngineError::io(&directory, e))?;
         }
-        fs::create_dir(&temporary).map_err(|e| EngineError::io(&temporary, e))?;
-        let built = build::build(&temporary, &key, checkpoint, format, progress)
+        fs::create_dir_all(&temporary).map_err(|e| EngineError::io(&temporary, e))?;
+        let built = build(&temporary, key)
             .and_then(|()| sync_directory(&temporary))
             .and_then(|()| fs::rename(&temporary, &directory).map_err(|e| EngineError::io(&directory, e)));
         if let Err(error) = built {
@@ -79,7 +124,7 @@ impl Store {
             return Err(error);
         }
         sync_directory(&self.root)?;
-        tracing::info!(format = %format.canonical(), %key, "the artifact was built");
+        tracing::info!(format = %recipe.canonical(), %key, "the artifact was built");
         Artifact::open(&directory)
     }
 }

@@ -14,8 +14,8 @@
 //! output layer are stored in BF16.
 
 use std::{
-    fs::File,
-    io::{BufWriter, Write},
+    fs::{File, OpenOptions},
+    io::{BufWriter, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -23,7 +23,7 @@ use half::bf16;
 use modelprofile_kernels::{HostWeight, WeightKind};
 use serde_json::{Map, Value, json};
 
-use crate::{Architecture, EngineError, ModelConfig, Result, RopeScaling, WeightFormat};
+use crate::{Architecture, EngineError, ModelConfig, Result, RopeScaling, WeightFormat, checkpoint::SourceTensor};
 
 /// A tensor to come: name, safetensors dtype, shape.
 struct Planned {
@@ -74,6 +74,7 @@ pub(super) struct TensorWriter {
     path: PathBuf,
     out: BufWriter<File>,
     planned: std::vec::IntoIter<Planned>,
+    written: usize,
 }
 
 /// What a file will hold, collected first.
@@ -91,6 +92,36 @@ impl TensorPlan {
 
     /// Writes the header. The tensors must follow in the planned order.
     pub(super) fn create(self, path: &Path) -> Result<TensorWriter> {
+        let io = |e| EngineError::io(path, e);
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
+        out.write_all(&self.header()).map_err(io)?;
+        Ok(TensorWriter { path: path.to_owned(), out, planned: self.0.into_iter(), written: 0 })
+    }
+
+    /// Goes on after the first `written` tensors of a file; what follows them is cut off.
+    ///
+    /// # Errors
+    /// Another header, or a shorter file.
+    pub(super) fn resume(self, path: &Path, written: usize) -> Result<TensorWriter> {
+        let io = |e| EngineError::io(path, e);
+        let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
+        let header = self.header();
+        let mut found = vec![0; header.len()];
+        file.read_exact(&mut found).map_err(io)?;
+        let end = (header.len() + self.0.iter().take(written).map(Planned::bytes).sum::<usize>()) as u64;
+        if found != header || written > self.0.len() || file.metadata().map_err(io)?.len() < end {
+            let message = "is not what the interrupted build had written; remove it".to_owned();
+            return Err(EngineError::Artifact { path: path.display().to_string(), message });
+        }
+        file.set_len(end).map_err(io)?;
+        file.seek(SeekFrom::Start(end)).map_err(io)?;
+        let mut planned = self.0.into_iter();
+        planned.by_ref().take(written).for_each(drop);
+        Ok(TensorWriter { path: path.to_owned(), out: BufWriter::with_capacity(1 << 20, file), planned, written })
+    }
+
+    /// Length and text of the header.
+    fn header(&self) -> Vec<u8> {
         let mut header = Map::new();
         header.insert("__metadata__".into(), json!({"format": "pt"}));
         let mut offset = 0usize;
@@ -105,11 +136,9 @@ impl TensorPlan {
         while !text.len().is_multiple_of(8) {
             text.push(' ');
         }
-        let io = |e| EngineError::io(path, e);
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
-        out.write_all(&(text.len() as u64).to_le_bytes()).map_err(io)?;
-        out.write_all(text.as_bytes()).map_err(io)?;
-        Ok(TensorWriter { path: path.to_owned(), out, planned: self.0.into_iter() })
+        let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(text.as_bytes());
+        bytes
     }
 }
 
@@ -120,6 +149,7 @@ impl TensorWriter {
         if next.bytes() != bytes.len() {
             return Err(damaged(format!("{} has {} bytes, planned {}", next.name, bytes.len(), next.bytes())));
         }
+        self.written += 1;
         self.out.write_all(bytes).map_err(|e| EngineError::io(&self.path, e))
     }
 
@@ -153,15 +183,33 @@ impl TensorWriter {
         self.put(bytemuck::cast_slice(values))
     }
 
-    /// The next planned weight, rounded to BF16.
-    pub(super) fn bf16(&mut self, values: &[f32]) -> Result<()> {
-        let values: Vec<bf16> = values.iter().map(|v| bf16::from_f32(*v)).collect();
-        self.put(bytemuck::cast_slice(&values))
+    /// The next planned weight, rounded to BF16, row by row.
+    pub(super) fn bf16(&mut self, tensor: &SourceTensor<'_>) -> Result<()> {
+        let damaged = |message: String| EngineError::Artifact { path: self.path.display().to_string(), message };
+        let next = self.planned.next().ok_or_else(|| damaged("more tensors than planned".into()))?;
+        if next.bytes() != 2 * tensor.elements() {
+            return Err(damaged(format!("{} has {} values", next.name, tensor.elements())));
+        }
+        let mut row = vec![0.0; tensor.cols];
+        for index in 0..tensor.rows {
+            tensor.row_f32(index, &mut row)?;
+            let rounded: Vec<bf16> = row.iter().map(|v| bf16::from_f32(*v)).collect();
+            self.out.write_all(bytemuck::cast_slice(&rounded)).map_err(|e| EngineError::io(&self.path, e))?;
+        }
+        self.written += 1;
+        Ok(())
+    }
+
+    /// Tensors that are safely on disk.
+    pub(super) fn sync(&mut self) -> Result<usize> {
+        let synced = self.out.flush().and_then(|()| self.out.get_ref().sync_data());
+        synced.map_err(|e| EngineError::io(&self.path, e))?;
+        Ok(self.written)
     }
 
     /// Flushes to disk.
-    pub(super) fn finish(mut self) -> Result<()> {
-        self.out.flush().and_then(|()| self.out.get_ref().sync_all()).map_err(|e| EngineError::io(&self.path, e))
+    pub(super) fn finish(&mut self) -> Result<()> {
+        self.sync().map(drop)
     }
 }
 

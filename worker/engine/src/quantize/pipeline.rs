@@ -1,0 +1,218 @@
+//! Calibrated quantization, layer by layer: one layer's weights in FP32, its inputs' figures, and the residual stream of the
+//! calibration text are all that is in memory.
+//!
+//! | method | order |
+//! |---|---|
+//! | GPTQ | figures of a stage, round it, then the next stage: each sees what rounding made of the earlier ones |
+//! | AWQ, SmoothQuant | figures of all stages from the exact layer, then scales from the last stage to the first |
+//! | LLM.int8 | figures of all stages from the exact layer, then the outlier columns |
+
+use std::collections::BTreeMap;
+
+use modelprofile_kernels::{Calibrate, HostWeight, WeightKind, rtn};
+
+use super::{
+    Calibration, Recipe, awq,
+    dense::{DenseLayer, Stage, restored},
+    gptq,
+    grid::Target,
+    llm_int8,
+    runner::{DeviceLayer, Runner},
+    smoothquant,
+    statistics::{Collector, collect},
+};
+use crate::{
+    EngineError, Method, Result,
+    artifact::build::Layers,
+    checkpoint::{Checkpoint, Role},
+};
+
+const STAGES: [Stage; 4] = [Stage::Qkv, Stage::Output, Stage::GateUp, Stage::Down];
+
+/// A decoder layer as it is stored.
+#[derive(Debug, Default)]
+pub(crate) struct QuantizedLayer {
+    /// The linear layers.
+    pub(crate) weights: BTreeMap<Role, HostWeight>,
+    /// Norm gains (with what methods fold into them) and biases.
+    pub(crate) vectors: BTreeMap<Role, Vec<f32>>,
+}
+
+/// Quantizes the layers of a checkpoint, first to last.
+pub(crate) struct Pipeline<'a, B: Calibrate> {
+    backend: &'a mut B,
+    checkpoint: &'a Checkpoint,
+    recipe: Recipe,
+    threads: usize,
+    runner: Runner<B>,
+}
+
+impl<'a, B: Calibrate> Pipeline<'a, B> {
+    /// Embeds the calibration text; the first layer comes next.
+    ///
+    /// # Errors
+    /// A method that does not make the format, and the checkpoint's and the device's errors.
+    pub(crate) fn new(
+        backend: &'a mut B,
+        threads: usize,
+        checkpoint: &'a Checkpoint,
+        recipe: Recipe,
+        calibration: &Calibration,
+    ) -> Result<Self> {
+        recipe.validate()?;
+        let runner = Runner::new(backend, checkpoint, calibration)?;
+        Ok(Self { backend, checkpoint, recipe, threads, runner })
+    }
+
+    fn gptq(&mut self, layer: DenseLayer, progress: &mut dyn FnMut(f64)) -> Result<QuantizedLayer> {
+        let target = Target::of(self.recipe)?;
+        let mut device = DeviceLayer::new(self.backend, &layer)?;
+        let mut weights = BTreeMap::new();
+        for (done, stage) in STAGES.into_iter().enumerate() {
+            if stage == Stage::GateUp {
+                self.runner.through_attention(self.backend, &device, &mut |_, _, _| Ok(()))?;
+            }
+            let columns = stage.inputs(self.checkpoint.config());
+            let figures = collect(self.backend, &mut self.runner, &device, stage, columns)?;
+            let solver = gptq::Solver::new(self.threads, columns, &figures.gram_to_host(self.backend)?)?;
+            let mut parts = Vec::new();
+            for role in stage.roles(layer.index) {
+                let weight = solver.quantize(layer.matrix(role)?, target);
+                parts.push(restored(&weight));
+                weights.insert(role, weight);
+            }
+            device.replace(self.backend, stage, &HostWeight::concat_rows(parts)?)?;
+            progress((done + 1) as f64 / 5.0);
+        }
+        self.runner.through_mlp(self.backend, &device, &mut |_, _, _| Ok(()))?;
+        Ok(QuantizedLayer { weights, vectors: layer.into_vectors() })
+    }
+
+    /// The figures of all stages of the exact layer; the residual stream goes on to the next.
+    fn figures(&mut self, layer: &DenseLayer, gram: bool) -> Result<[Collector<B>; 4]> {
+        let device = DeviceLayer::new(self.backend, layer)?;
+        let tokens = self.runner.tokens();
+        let config = self.checkpoint.config();
+        let new = |backend: &B, stage: Stage| Collector::new(backend, stage, stage.inputs(config), tokens, gram);
+        let mut qkv = new(self.backend, Stage::Qkv)?;
+        self.runner.visit(self.backend, &device, Stage::Qkv, &mut |b, rows, x| qkv.add(b, rows, x))?;
+        let mut output = new(self.backend, Stage::Output)?;
+        self.runner.through_attention(self.backend, &device, &mut |b, rows, x| output.add(b, rows, x))?;
+        let mut gate_up = new(self.backend, Stage::GateUp)?;
+        self.runner.visit(self.backend, &device, Stage::GateUp, &mut |b, rows, x| gate_up.add(b, rows, x))?;
+        let mut down = new(self.backend, Stage::Down)?;
+        self.runner.through_mlp(self.backend, &device, &mut |b, rows, x| down.add(b, rows, x))?;
+        Ok([qkv, output, gate_up, down])
+    }
+
+    /// Divides a stage's inputs by `scales`, in what comes before, and multiplies its weights.
+    fn fold(layer: &mut DenseLayer, stage: Stage, scales: &[f32]) -> Result<()> {
+        let index = layer.index;
+        match stage {
+            Stage::Qkv => layer.divide_gain(Role::AttentionNorm(index), scales)?,
+            Stage::GateUp => layer.divide_gain(Role::MlpNorm(index), scales)?,
+            Stage::Down => layer.matrix_mut(Role::Up(index))?.divide_rows(scales),
+            Stage::Output => return Err(EngineError::Config("nothing folds across the KV cache".into())),
+        }
+        for role in stage.roles(index) {
+            layer.matrix_mut(role)?.scale_columns(scales);
+        }
+        Ok(())
+    }
+
+    fn awq(&mut self, mut layer: DenseLayer, progress: &mut dyn FnMut(f64)) -> Result<QuantizedLayer> {
+        let target = Target::of(self.recipe)?;
+        let index = layer.index;
+        let figures = self.figures(&layer, true)?;
+        progress(0.3);
+        let mut scales: [Option<Vec<f32>>; 4] = [const { None }; 4];
+        // Down first: its scales change the rows of up, which the search for gate and up must see.
+        for (done, at) in [3, 2, 0].into_iter().enumerate() {
+            let (stage, inputs) = (STAGES[at], &figures[at]);
+            let Some(gram) = &inputs.gram else { continue };
+            let stacked = layer.stacked(stage)?;
+            let magnitudes = inputs.columns.abs_mean();
+            let found = awq::search_scales(self.backend, self.threads, &stacked, &magnitudes, gram, target)?;
+            Self::fold(&mut layer, stage, &found)?;
+            scales[at] = Some(found);
+            progress(0.3 + 0.2 * (done + 1) as f64);
+        }
+        for (at, stage) in STAGES.into_iter().enumerate() {
+            let mut gram = figures[at].gram_to_host(self.backend)?;
+            if let Some(scales) = &scales[at] {
+                gram = awq::divided_gram(&gram, scales);
+            }
+            // Queries and keys meet in a product of their own, where an error of many small parts hurts less than cut peaks.
+            let cut = stage.roles(index).into_iter().filter(|r| !matches!(r, Role::Query(_) | Role::Key(_)));
+            for role in cut {
+                awq::clip(self.threads, layer.matrix_mut(role)?, &gram, target);
+            }
+        }
+        let weights = Self::round(&layer, &|n, k, rows| awq::round(target, n, k, rows))?;
+        Ok(QuantizedLayer { weights, vectors: layer.into_vectors() })
+    }
+
+    fn smoothquant(&mut self, mut layer: DenseLayer, progress: &mut dyn FnMut(f64)) -> Result<QuantizedLayer> {
+        let figures = self.figures(&layer, false)?;
+        progress(0.4);
+        for (done, at) in [3, 2, 0].into_iter().enumerate() {
+            let (stage, inputs) = (STAGES[at], &figures[at]);
+            let stacked = layer.stacked(stage)?;
+            let found = smoothquant::search_scales(self.backend, &stacked, &inputs.columns.absmax, &inputs.sample)?;
+            Self::fold(&mut layer, stage, &found)?;
+            progress(0.4 + 0.2 * (done + 1) as f64);
+        }
+        let weights =
+            Self::round(&layer, &|n, k, rows| Ok(rtn::quantize(WeightKind::Int8, rtn::Grid::Symmetric, n, k, rows)?))?;
+        Ok(QuantizedLayer { weights, vectors: layer.into_vectors() })
+    }
+
+    fn llm_int8(&mut self, layer: &DenseLayer, progress: &mut dyn FnMut(f64)) -> Result<QuantizedLayer> {
+        let figures = self.figures(layer, false)?;
+        progress(0.9);
+        let mut weights = BTreeMap::new();
+        for (stage, figures) in STAGES.into_iter().zip(&figures) {
+            let columns = llm_int8::outliers(&figures.columns.absmax);
+            for role in stage.roles(layer.index) {
+                weights.insert(role, llm_int8::quantize(layer.matrix(role)?, &columns)?);
+            }
+        }
+        Ok(QuantizedLayer { weights, vectors: BTreeMap::new() })
+    }
+
+    /// Rounds every matrix of a layer as it now is.
+    fn round(
+        layer: &DenseLayer,
+        quantize: &dyn Fn(usize, usize, &[f32]) -> Result<HostWeight>,
+    ) -> Result<BTreeMap<Role, HostWeight>> {
+        let roles = STAGES.into_iter().flat_map(|stage| stage.roles(layer.index));
+        roles
+            .map(|role| {
+                let matrix = layer.matrix(role)?;
+                Ok((role, quantize(matrix.rows, matrix.cols, &matrix.data)?))
+            })
+            .collect()
+    }
+}
+
+impl<B: Calibrate> Layers for Pipeline<'_, B> {
+    fn layer(&mut self, index: usize, progress: &mut dyn FnMut(f64)) -> Result<QuantizedLayer> {
+        let layer = DenseLayer::load(self.checkpoint, index)?;
+        match self.recipe.method {
+            Method::RoundToNearest => Err(EngineError::Config("round to nearest needs no calibration".into())),
+            Method::Gptq => self.gptq(layer, progress),
+            Method::Awq => self.awq(layer, progress),
+            Method::SmoothQuant => self.smoothquant(layer, progress),
+            Method::LlmInt8 => self.llm_int8(&layer, progress),
+        }
+    }
+
+    /// The residual stream that enters the next layer.
+    fn state(&self) -> &[f32] {
+        self.runner.residual()
+    }
+
+    fn resume(&mut self, state: Vec<f32>) -> bool {
+        self.runner.set_residual(state)
+    }
+}

@@ -1,0 +1,37 @@
+//! Text that calibrated methods look at.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use modelprofile_engine::{
+    quantize::{Calibration as Sequences, DEFAULT_CALIBRATION_TOKENS},
+    text::Tokenizer,
+};
+
+/// Options of commands that may calibrate.
+#[derive(Debug, Clone, Args)]
+pub(super) struct Calibration {
+    /// Text file, UTF-8, of the kind that the model will see; AWQ, GPTQ, SmoothQuant and LLM-INT8 look at it [default: a
+    /// text of this program's own].
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Tokens to calibrate with, in sequences of 512 spread over the text.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CALIBRATION_TOKENS, value_parser = super::at_least_one)]
+    calibration_tokens: usize,
+    /// Shifts which sequences are taken; the same seed gives the same artifact.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+impl Calibration {
+    /// The sequences.
+    pub(super) fn sequences(&self, tokenizer: &Tokenizer) -> anyhow::Result<Sequences> {
+        let text = match &self.calibration {
+            None => super::CALIBRATION.to_owned(),
+            Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
+        };
+        let tokens = tokenizer.encode(&text, false)?;
+        Ok(Sequences::new(&tokens, self.calibration_tokens, self.seed)?)
+    }
+}
