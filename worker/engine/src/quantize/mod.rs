@@ -8,12 +8,14 @@
 //! | `runner`, `statistics` | calibration text through one layer on a device; what it makes of a layer's inputs |
 //! | `gptq`, `awq`, `smoothquant`, `llm_int8` | the methods |
 //! | `grid` | what GPTQ and AWQ round to |
+//! | [`importance`] | how much each input column matters, for GGUF's quantizers |
 //! | `dense`, `threads` | a layer's weights in FP32; rows shared out to threads |
 
 mod awq;
 mod dense;
 mod gptq;
 mod grid;
+mod importance;
 mod llm_int8;
 mod pipeline;
 mod recipe;
@@ -24,6 +26,7 @@ mod threads;
 
 use modelprofile_kernels::{HostWeight, WeightKind, rtn};
 
+pub use importance::importance;
 pub(crate) use pipeline::{Pipeline, QuantizedLayer};
 pub use recipe::{Calibration, DEFAULT_CALIBRATION_TOKENS, Recipe};
 

@@ -27,7 +27,8 @@ use crate::{
     checkpoint::{Checkpoint, Role},
 };
 
-const STAGES: [Stage; 4] = [Stage::Qkv, Stage::Output, Stage::GateUp, Stage::Down];
+/// The stages in the order of the computation.
+pub(super) const STAGES: [Stage; 4] = [Stage::Qkv, Stage::Output, Stage::GateUp, Stage::Down];
 
 /// A decoder layer as it is stored.
 #[derive(Debug, Default)]
@@ -91,18 +92,7 @@ impl<'a, B: Calibrate> Pipeline<'a, B> {
     /// The figures of all stages of the exact layer; the residual stream goes on to the next.
     fn figures(&mut self, layer: &DenseLayer, gram: bool) -> Result<[Collector<B>; 4]> {
         let device = DeviceLayer::new(self.backend, layer)?;
-        let tokens = self.runner.tokens();
-        let config = self.checkpoint.config();
-        let new = |backend: &B, stage: Stage| Collector::new(backend, stage, stage.inputs(config), tokens, gram);
-        let mut qkv = new(self.backend, Stage::Qkv)?;
-        self.runner.visit(self.backend, &device, Stage::Qkv, &mut |b, rows, x| qkv.add(b, rows, x))?;
-        let mut output = new(self.backend, Stage::Output)?;
-        self.runner.through_attention(self.backend, &device, &mut |b, rows, x| output.add(b, rows, x))?;
-        let mut gate_up = new(self.backend, Stage::GateUp)?;
-        self.runner.visit(self.backend, &device, Stage::GateUp, &mut |b, rows, x| gate_up.add(b, rows, x))?;
-        let mut down = new(self.backend, Stage::Down)?;
-        self.runner.through_mlp(self.backend, &device, &mut |b, rows, x| down.add(b, rows, x))?;
-        Ok([qkv, output, gate_up, down])
+        Collector::all(self.backend, &mut self.runner, &device, self.checkpoint.config(), gram)
     }
 
     /// Divides a stage's inputs by `scales`, in what comes before, and multiplies its weights.

@@ -6,7 +6,7 @@ use super::{
     dense::Stage,
     runner::{DeviceLayer, Runner},
 };
-use crate::{EngineError, Result};
+use crate::{EngineError, ModelConfig, Result};
 
 /// Figures per input column, over all calibration tokens.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -81,6 +81,27 @@ impl<B: Calibrate> Collector<B> {
             host: HostTensor::default(),
             stage,
         })
+    }
+
+    /// The figures of all stages of a layer; the residual stream goes on to the next.
+    pub(super) fn all(
+        backend: &mut B,
+        runner: &mut Runner<B>,
+        layer: &DeviceLayer<B>,
+        config: &ModelConfig,
+        gram: bool,
+    ) -> Result<[Self; 4]> {
+        let tokens = runner.tokens();
+        let new = |backend: &B, stage: Stage| Self::new(backend, stage, stage.inputs(config), tokens, gram);
+        let mut qkv = new(backend, Stage::Qkv)?;
+        runner.visit(backend, layer, Stage::Qkv, &mut |b, rows, x| qkv.add(b, rows, x))?;
+        let mut output = new(backend, Stage::Output)?;
+        runner.through_attention(backend, layer, &mut |b, rows, x| output.add(b, rows, x))?;
+        let mut gate_up = new(backend, Stage::GateUp)?;
+        runner.visit(backend, layer, Stage::GateUp, &mut |b, rows, x| gate_up.add(b, rows, x))?;
+        let mut down = new(backend, Stage::Down)?;
+        runner.through_mlp(backend, layer, &mut |b, rows, x| down.add(b, rows, x))?;
+        Ok([qkv, output, gate_up, down])
     }
 
     /// Takes rows in.
