@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::{KernelError, Result, WeightKind, WeightSpec, format::e4m3};
+use crate::{KernelError, Result, WeightKind, WeightSpec, format::e4m3, weight::FP8_BLOCK};
 
 /// A quantized weight in row-major order, independent of any device: what an artifact stores.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +27,31 @@ pub enum HostWeight {
         /// One scale per row.
         scales: Vec<f32>,
     },
+    /// As [`Self::Fp8`], with the scale of its inputs: `x ~ input_scale * e4m3(x / input_scale)`.
+    Fp8Static {
+        /// Output features.
+        n: usize,
+        /// Input features.
+        k: usize,
+        /// E4M3 bytes, row-major; never the NaN codes.
+        codes: Vec<u8>,
+        /// One scale per row; the same for all rows of a tensor.
+        scales: Vec<f32>,
+        /// Scale of all inputs; positive.
+        input_scale: f32,
+    },
+    /// E4M3 codes `[n, k]`, `w = scale[n, k / 128] * e4m3(code)`.
+    Fp8Block {
+        /// Output features.
+        n: usize,
+        /// Input features, a multiple of 128.
+        k: usize,
+        /// E4M3 bytes, row-major; never the NaN codes.
+        codes: Vec<u8>,
+        /// Scales `[n, k / 128]`: the same for 128 rows of a tensor. A scale per row keeps joined tensors exact whose rows
+        /// are no multiple of 128.
+        scales: Vec<f32>,
+    },
     /// Symmetric INT8 codes `[n, k]`, `w = scale[n] * code`.
     Int8 {
         /// Output features.
@@ -37,6 +62,21 @@ pub enum HostWeight {
         codes: Vec<i8>,
         /// One scale per row.
         scales: Vec<f32>,
+    },
+    /// As [`Self::Int8`] but for the outlier columns, whose codes are zero and whose values are BF16.
+    Int8Outliers {
+        /// Output features.
+        n: usize,
+        /// Input features.
+        k: usize,
+        /// Codes in -127..=127, row-major; 0 in the outlier columns.
+        codes: Vec<i8>,
+        /// One scale per row, of the other columns.
+        scales: Vec<f32>,
+        /// The outlier columns, ascending.
+        columns: Vec<u32>,
+        /// Their values `[n, columns]`.
+        outliers: Vec<bf16>,
     },
     /// Group-affine codes `[n, k]`: `w = row_scale[n] * (scale[n, k/group] * code + min[n, k/group])`.
     ///
@@ -67,7 +107,14 @@ impl HostWeight {
         match *self {
             Self::Bf16 { n, k, .. } => WeightSpec { kind: WeightKind::Bf16, n, k },
             Self::Fp8 { n, k, .. } => WeightSpec { kind: WeightKind::Fp8, n, k },
+            Self::Fp8Static { n, k, .. } => WeightSpec { kind: WeightKind::Fp8Static, n, k },
+            Self::Fp8Block { n, k, .. } => WeightSpec { kind: WeightKind::Fp8Block, n, k },
             Self::Int8 { n, k, .. } => WeightSpec { kind: WeightKind::Int8, n, k },
+            Self::Int8Outliers { n, k, ref columns, .. } => {
+                // More columns than a u16 tells are refused by every check of the kind.
+                let columns = u16::try_from(columns.len()).unwrap_or(u16::MAX);
+                WeightSpec { kind: WeightKind::Int8Outliers { columns }, n, k }
+            }
             Self::Grouped { n, k, bits: 4, group, .. } => {
                 WeightSpec { kind: WeightKind::Int4 { group: group as u16 }, n, k }
             }
@@ -82,7 +129,8 @@ impl HostWeight {
     /// Joins weights of the same kind and K, one below the other (Q, K and V become one product).
     ///
     /// # Errors
-    /// [`KernelError::Shape`] when kinds or K differ, or there is none.
+    /// [`KernelError::Shape`] when kinds or K differ, or there is none; or when what belongs to the common input differs: its
+    /// scale, its outlier columns.
     pub fn concat_rows(weights: Vec<Self>) -> Result<Self> {
         let mut weights = weights.into_iter();
         let mut first = weights.next().ok_or_else(|| KernelError::Shape("no weights to join".into()))?;
@@ -96,10 +144,38 @@ impl HostWeight {
                     *n += m;
                     values.extend(v);
                 }
-                (Self::Fp8 { n, codes, scales, .. }, Self::Fp8 { n: m, codes: c, scales: s, .. }) => {
+                (Self::Fp8 { n, codes, scales, .. }, Self::Fp8 { n: m, codes: c, scales: s, .. })
+                | (Self::Fp8Block { n, codes, scales, .. }, Self::Fp8Block { n: m, codes: c, scales: s, .. }) => {
                     *n += m;
                     codes.extend(c);
                     scales.extend(s);
+                }
+                (
+                    Self::Fp8Static { n, codes, scales, input_scale, .. },
+                    Self::Fp8Static { n: m, codes: c, scales: s, input_scale: other, .. },
+                ) => {
+                    if input_scale.to_bits() != other.to_bits() {
+                        return Err(KernelError::Shape(format!(
+                            "weights of one input with input scales {input_scale} and {other} cannot be joined"
+                        )));
+                    }
+                    *n += m;
+                    codes.extend(c);
+                    scales.extend(s);
+                }
+                (
+                    Self::Int8Outliers { n, codes, scales, columns, outliers, .. },
+                    Self::Int8Outliers { n: m, codes: c, scales: s, columns: other, outliers: o, .. },
+                ) => {
+                    if *columns != other {
+                        return Err(KernelError::Shape(format!(
+                            "weights of one input with outlier columns {columns:?} and {other:?} cannot be joined"
+                        )));
+                    }
+                    *n += m;
+                    codes.extend(c);
+                    scales.extend(s);
+                    outliers.extend(o);
                 }
                 (Self::Int8 { n, codes, scales, .. }, Self::Int8 { n: m, codes: c, scales: s, .. }) => {
                     *n += m;
@@ -130,9 +206,23 @@ impl HostWeight {
                     *o = v.to_f32();
                 }
             }
-            Self::Fp8 { k, codes, scales, .. } => {
+            Self::Fp8 { k, codes, scales, .. } | Self::Fp8Static { k, codes, scales, .. } => {
                 for (o, c) in out.iter_mut().zip(&codes[row * k..]) {
                     *o = scales[row] * e4m3::decode(*c);
+                }
+            }
+            Self::Fp8Block { k, codes, scales, .. } => {
+                let blocks = k / FP8_BLOCK;
+                for (i, (o, c)) in out.iter_mut().zip(&codes[row * k..(row + 1) * k]).enumerate() {
+                    *o = scales[row * blocks + i / FP8_BLOCK] * e4m3::decode(*c);
+                }
+            }
+            Self::Int8Outliers { k, codes, scales, columns, outliers, .. } => {
+                for (o, c) in out.iter_mut().zip(&codes[row * k..]) {
+                    *o = scales[row] * f32::from(*c);
+                }
+                for (column, value) in columns.iter().zip(&outliers[row * columns.len()..]) {
+                    out[*column as usize] = value.to_f32();
                 }
             }
             Self::Int8 { k, codes, scales, .. } => {

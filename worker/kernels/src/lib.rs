@@ -39,4 +39,4 @@ pub use map::MappedFile;
 pub use pack::{pack, packed_len, panel_count};
 pub use packed::{AlignedBytes, Bytes, PackedWeight};
 pub use plan::{SequenceSpan, StepPlan};
-pub use weight::{GroupedActivations, WeightKind, WeightSpec};
+pub use weight::{FP8_BLOCK, GroupedActivations, MAX_OUTLIERS, WeightKind, WeightSpec};

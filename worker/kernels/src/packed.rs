@@ -31,6 +31,16 @@ impl Bytes {
         (end <= file.len() && offset.is_multiple_of(64)).then_some(Self { owner: Owner::File(file), offset, len })
     }
 
+    /// A part of the range; `None` when it leaves it or does not start at a multiple of 64.
+    pub fn part(&self, offset: usize, len: usize) -> Option<Self> {
+        let end = offset.checked_add(len)?;
+        (end <= self.len && offset.is_multiple_of(64)).then(|| Self {
+            owner: self.owner.clone(),
+            offset: self.offset + offset,
+            len,
+        })
+    }
+
     /// Starts reading the range into the page cache. Nothing to do for memory.
     pub fn prefetch(&self) {
         if let Owner::File(file) = &self.owner {

@@ -9,6 +9,11 @@
 
 use crate::{KernelError, Result};
 
+/// Side of the blocks of [`WeightKind::Fp8Block`].
+pub const FP8_BLOCK: usize = 128;
+/// Most columns that [`WeightKind::Int8Outliers`] keeps in BF16.
+pub const MAX_OUTLIERS: usize = 64;
+
 /// How a linear weight is stored and which activations it is multiplied with. `y[m, n] = sum_k x[m, k] w[n, k]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightKind {
@@ -16,8 +21,20 @@ pub enum WeightKind {
     Bf16,
     /// E4M3 codes with one FP32 scale per output row; activations E4M3 with one dynamic scale per token (W8A8).
     Fp8,
+    /// E4M3 codes with one FP32 scale per output row; activations E4M3 with one scale for all tokens, measured beforehand
+    /// and stored with the weight, saturating.
+    Fp8Static,
+    /// E4M3 codes with one FP32 scale per block of 128 outputs x 128 inputs; activations E4M3 with one dynamic scale per
+    /// token and 128 inputs (DeepSeek-V3, 2024, section 3.3). K is a multiple of [`FP8_BLOCK`].
+    Fp8Block,
     /// INT8 codes (symmetric, -127..=127) with one FP32 scale per output row; activations INT8, one dynamic scale per token.
     Int8,
+    /// [`Self::Int8`] but for some input columns, which are BF16 and multiplied with BF16 activations (LLM.int8, Dettmers et
+    /// al. 2022). The columns are chosen beforehand and stored with the weight.
+    Int8Outliers {
+        /// Columns in BF16: 0 to [`MAX_OUTLIERS`].
+        columns: u16,
+    },
     /// Unsigned 4-bit codes, `w = s q + m` per group of `group` inputs. Activations see [`GroupedActivations`].
     Int4 {
         /// Inputs that share one scale and minimum: 32, 64 or 128; divides K.
@@ -55,22 +72,36 @@ impl WeightSpec {
     /// Checks that the kind can hold the shape.
     ///
     /// # Errors
-    /// [`KernelError::Shape`] when a dimension is zero, or the group is not 32, 64 or 128 or does not divide K.
+    /// [`KernelError::Shape`] when a dimension is zero, the group is not 32, 64 or 128 or does not divide K, K is not a
+    /// whole number of FP8 blocks, or there are more outlier columns than [`MAX_OUTLIERS`] or K.
     pub fn validate(&self) -> Result<()> {
         if self.n == 0 || self.k == 0 {
             return Err(KernelError::Shape(format!("a weight of {} x {} has no elements", self.n, self.k)));
         }
-        if let WeightKind::Int4 { group } | WeightKind::Int8Group { group } = self.kind {
-            let divides: Vec<String> =
-                [32usize, 64, 128].iter().filter(|g| self.k.is_multiple_of(**g)).map(ToString::to_string).collect();
-            if !matches!(group, 32 | 64 | 128) || !self.k.is_multiple_of(usize::from(group)) {
-                return Err(KernelError::Shape(format!(
+        match self.kind {
+            WeightKind::Bf16 | WeightKind::Fp8 | WeightKind::Fp8Static | WeightKind::Int8 => Ok(()),
+            WeightKind::Fp8Block if self.k.is_multiple_of(FP8_BLOCK) => Ok(()),
+            WeightKind::Fp8Block => Err(KernelError::Shape(format!(
+                "blocks of {FP8_BLOCK} do not divide the {} inputs; use one FP8 scale per row or tensor",
+                self.k
+            ))),
+            WeightKind::Int8Outliers { columns } if usize::from(columns) <= self.k.min(MAX_OUTLIERS) => Ok(()),
+            WeightKind::Int8Outliers { columns } => Err(KernelError::Shape(format!(
+                "{columns} outlier columns of {} inputs; at most {MAX_OUTLIERS} are kept",
+                self.k
+            ))),
+            WeightKind::Int4 { group } | WeightKind::Int8Group { group } => {
+                if matches!(group, 32 | 64 | 128) && self.k.is_multiple_of(usize::from(group)) {
+                    return Ok(());
+                }
+                let divides: Vec<String> =
+                    [32usize, 64, 128].iter().filter(|g| self.k.is_multiple_of(**g)).map(ToString::to_string).collect();
+                Err(KernelError::Shape(format!(
                     "group size {group} does not divide the {} inputs; sizes that do: {}",
                     self.k,
                     if divides.is_empty() { "none".to_owned() } else { divides.join(", ") }
-                )));
+                )))
             }
         }
-        Ok(())
     }
 }

@@ -8,10 +8,13 @@ use modelprofile_kernels::{
 };
 use proptest::prelude::*;
 
-const KINDS: [WeightKind; 7] = [
+const KINDS: [WeightKind; 10] = [
     WeightKind::Bf16,
     WeightKind::Fp8,
+    WeightKind::Fp8Static,
+    WeightKind::Fp8Block,
     WeightKind::Int8,
+    WeightKind::Int8Outliers { columns: 5 },
     WeightKind::Int4 { group: 32 },
     WeightKind::Int4 { group: 64 },
     WeightKind::Int4 { group: 128 },
@@ -36,12 +39,24 @@ fn noise(count: usize, seed: u32) -> Vec<f32> {
 }
 
 fn weight(kind: WeightKind, n: usize, k: usize) -> (PackedWeight, Vec<f32>) {
-    let host = rtn::quantize(kind, rtn::Grid::Minimum, n, k, &noise(n * k, 7)).unwrap();
+    let rows = noise(n * k, 7);
+    let host = match kind {
+        // The inputs of these tests are below one.
+        WeightKind::Fp8Static => rtn::fp8_static(n, k, &rows, 1.0 / 448.0),
+        WeightKind::Int8Outliers { columns } => rtn::int8_outliers(n, k, &rows, &spread(columns.into(), k)),
+        _ => rtn::quantize(kind, rtn::Grid::Minimum, n, k, &rows),
+    }
+    .unwrap();
     let mut values = vec![0.0; n * k];
     for (row, out) in values.chunks_exact_mut(k).enumerate() {
         host.dequantize_row(row, out);
     }
     (pack(&host).unwrap(), values)
+}
+
+/// `count` columns from the first to the last of `k`.
+fn spread(count: usize, k: usize) -> Vec<u32> {
+    (0..count).map(|i| (i * (k - 1) / (count - 1).max(1)) as u32).collect()
 }
 
 fn product(cpu: &mut Cpu, w: &PackedWeight, x: &[f32], rows: usize) -> Vec<f32> {
@@ -56,14 +71,14 @@ fn product(cpu: &mut Cpu, w: &PackedWeight, x: &[f32], rows: usize) -> Vec<f32> 
 /// Largest relative deviation of an element that quantizing the activations may cause, by kind. The deviation is taken
 /// against `sum |x w|`, so that cancellation does not count.
 fn budget(kind: WeightKind, grouped: GroupedActivations) -> f64 {
-    match (kind, grouped) {
-        (WeightKind::Bf16, _) | (_, GroupedActivations::Bf16)
-            if kind != WeightKind::Fp8 && kind != WeightKind::Int8 =>
-        {
-            1.0 / 256.0
-        }
-        (WeightKind::Fp8, _) => 1.0 / 16.0,
-        _ => 1.0 / 127.0,
+    match kind {
+        WeightKind::Bf16 => 1.0 / 256.0,
+        WeightKind::Fp8 | WeightKind::Fp8Static | WeightKind::Fp8Block => 1.0 / 16.0,
+        WeightKind::Int8 | WeightKind::Int8Outliers { .. } => 1.0 / 127.0,
+        WeightKind::Int4 { .. } | WeightKind::Int8Group { .. } => match grouped {
+            GroupedActivations::Int8 => 1.0 / 127.0,
+            GroupedActivations::Bf16 => 1.0 / 256.0,
+        },
     }
 }
 
@@ -102,7 +117,13 @@ fn every_kind_on_every_instruction_set_is_within_its_budget() {
 fn shapes_that_fill_no_panel_and_no_step_are_exact_too() {
     for isa in Isa::available() {
         let mut cpu = cpu(isa, GroupedActivations::Int8);
-        for kind in [WeightKind::Bf16, WeightKind::Fp8, WeightKind::Int8] {
+        for kind in [
+            WeightKind::Bf16,
+            WeightKind::Fp8,
+            WeightKind::Fp8Static,
+            WeightKind::Int8,
+            WeightKind::Int8Outliers { columns: 1 },
+        ] {
             for (n, k) in [(1, 1), (5, 3), (33, 13), (17, 25), (16, 31), (3, 33), (40, 60), (7, 63)] {
                 let (packed, values) = weight(kind, n, k);
                 // A single one picks a column of the weight, without any rounding of the activation.

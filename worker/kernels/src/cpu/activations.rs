@@ -23,6 +23,8 @@ enum Code {
     Half,
     /// E4M3 values with one scale per row, as BF16, which holds them exactly.
     HalfOfE4m3,
+    /// The same with one scale per group.
+    HalfOfE4m3Group,
     /// INT8 with one scale per row and 128 added (vpdpbusd multiplies unsigned with signed bytes).
     ByteOfRow,
     /// INT8 with one scale per group.
@@ -35,8 +37,9 @@ impl Code {
     fn of(kind: WeightKind, grouped: GroupedActivations) -> Self {
         match (kind, grouped) {
             (WeightKind::Bf16, _) => Self::Half,
-            (WeightKind::Fp8, _) => Self::HalfOfE4m3,
-            (WeightKind::Int8, _) => Self::ByteOfRow,
+            (WeightKind::Fp8 | WeightKind::Fp8Static, _) => Self::HalfOfE4m3,
+            (WeightKind::Fp8Block, _) => Self::HalfOfE4m3Group,
+            (WeightKind::Int8 | WeightKind::Int8Outliers { .. }, _) => Self::ByteOfRow,
             (WeightKind::Int4 { .. } | WeightKind::Int8Group { .. }, GroupedActivations::Int8) => Self::ByteOfGroup,
             (WeightKind::Int4 { .. } | WeightKind::Int8Group { .. }, GroupedActivations::Bf16) => Self::HalfOfGroup,
         }
@@ -69,7 +72,8 @@ const ROUND: f32 = 12_582_912.0;
 const BLOCK: usize = 32;
 
 impl Activations {
-    /// Makes room for `rows` rows and returns what fills it.
+    /// Makes room for `rows` rows and returns what fills it. `input_scale` is the scale of all rows, measured beforehand;
+    /// without it each row (or group) gets its own.
     pub(super) fn writer<'a>(
         &'a mut self,
         x: &'a [f32],
@@ -78,6 +82,7 @@ impl Activations {
         layout: &PanelLayout,
         kind: WeightKind,
         grouped: GroupedActivations,
+        input_scale: Option<f32>,
     ) -> Writer<'a> {
         let code = Code::of(kind, grouped);
         let tiles = rows.div_ceil(TILE);
@@ -93,6 +98,7 @@ impl Activations {
             k,
             group: if layout.group == 0 { k } else { layout.group },
             code,
+            input_scale,
             steps: self.steps,
             group_count: self.group_count,
             words: self.words.as_mut_ptr(),
@@ -122,6 +128,7 @@ pub(super) struct Writer<'a> {
     k: usize,
     group: usize,
     code: Code,
+    input_scale: Option<f32>,
     steps: usize,
     group_count: usize,
     words: *mut u32,
@@ -176,16 +183,19 @@ impl Writer<'_> {
         for lane in 0..TILE.min(self.rows - index * TILE) {
             let row = index * TILE + lane;
             let x = &self.x[row * self.k..(row + 1) * self.k];
-            let grouped = matches!(self.code, Code::ByteOfGroup | Code::HalfOfGroup);
-            let mut scale = match self.code {
-                Code::HalfOfE4m3 => (absmax(x) / e4m3::MAX).max(SMALLEST_SCALE),
-                Code::ByteOfRow => (absmax(x) / 127.0).max(SMALLEST_SCALE),
+            let grouped = matches!(self.code, Code::ByteOfGroup | Code::HalfOfGroup | Code::HalfOfE4m3Group);
+            let mut scale = match (self.code, self.input_scale) {
+                (Code::HalfOfE4m3, Some(scale)) => scale,
+                (Code::HalfOfE4m3, None) => (absmax(x) / e4m3::MAX).max(SMALLEST_SCALE),
+                (Code::ByteOfRow, _) => (absmax(x) / 127.0).max(SMALLEST_SCALE),
                 _ => 1.0,
             };
             tile.scales[lane] = scale;
             for (group, x) in x.chunks(self.group).enumerate() {
-                if self.code == Code::ByteOfGroup {
-                    scale = (absmax(x) / 127.0).max(SMALLEST_SCALE);
+                match self.code {
+                    Code::ByteOfGroup => scale = (absmax(x) / 127.0).max(SMALLEST_SCALE),
+                    Code::HalfOfE4m3Group => scale = (absmax(x) / e4m3::MAX).max(SMALLEST_SCALE),
+                    _ => {}
                 }
                 let first = group * self.group / self.code.per_word();
                 let sum = self.codes(x, 1.0 / scale, &mut tile.words[first * TILE..], lane);
@@ -243,10 +253,11 @@ impl Writer<'_> {
                 }
                 sum as f32
             }
-            Code::Half | Code::HalfOfGroup | Code::HalfOfE4m3 => {
+            Code::Half | Code::HalfOfGroup | Code::HalfOfE4m3 | Code::HalfOfE4m3Group => {
                 let mut codes = [0u16; BLOCK];
+                let narrow = matches!(self.code, Code::HalfOfE4m3 | Code::HalfOfE4m3Group);
                 for (code, v) in codes.iter_mut().zip(x) {
-                    *code = if self.code == Code::HalfOfE4m3 {
+                    *code = if narrow {
                         // E4M3 has fewer bits than BF16: the decoded value is exact.
                         (e4m3_round(v * inverse).to_bits() >> 16) as u16
                     } else {
@@ -322,7 +333,7 @@ mod tests {
         let k = x.len() / rows;
         let layout = PanelLayout::new(&WeightSpec { kind, n: 16, k });
         let mut activations = Activations::default();
-        let writer = activations.writer(x, rows, k, &layout, kind, grouped);
+        let writer = activations.writer(x, rows, k, &layout, kind, grouped, None);
         for tile in 0..writer.tiles() {
             // SAFETY: one thread, tiles in range, the instruction set is one of the available.
             unsafe { writer.tile(isa, tile) };

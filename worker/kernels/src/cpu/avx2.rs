@@ -59,8 +59,9 @@ pub(super) unsafe fn panels(
     unsafe {
         match w.spec.kind {
             WeightKind::Bf16 => run::<Bf16>(x, rows, w, layout, panels, out),
-            WeightKind::Fp8 => run::<Fp8>(x, rows, w, layout, panels, out),
-            WeightKind::Int8 => run::<Int8>(x, rows, w, layout, panels, out),
+            WeightKind::Fp8 | WeightKind::Fp8Static => run::<Fp8>(x, rows, w, layout, panels, out),
+            WeightKind::Fp8Block => run::<Fp8Block>(x, rows, w, layout, panels, out),
+            WeightKind::Int8 | WeightKind::Int8Outliers { .. } => run::<Int8>(x, rows, w, layout, panels, out),
             WeightKind::Int4 { .. } if half => run::<GroupHalves<4>>(x, rows, w, layout, panels, out),
             WeightKind::Int8Group { .. } if half => run::<GroupHalves<8>>(x, rows, w, layout, panels, out),
             WeightKind::Int4 { .. } => run::<Groups<4>>(x, rows, w, layout, panels, out),
@@ -165,26 +166,63 @@ impl Kernel for Fp8 {
     #[target_feature(enable = "avx2,fma")]
     #[inline]
     unsafe fn tile<const R: usize>(t: Operands<'_>) -> [Pair; R] {
-        // A register holds four outputs, each with an even and an odd input.
-        let mut sums = [[_mm256_setzero_ps(); 4]; R];
-        for step in 0..t.x.steps {
-            // SAFETY: inside the panel and the rows: two steps of activations for each 64 bytes of codes.
+        // SAFETY: the whole panel.
+        unsafe { fp8_steps(t, 0..t.x.steps) }
+    }
+}
+
+struct Fp8Block;
+impl Kernel for Fp8Block {
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    unsafe fn tile<const R: usize>(t: Operands<'_>) -> [Pair; R] {
+        let mut out = [[_mm256_setzero_ps(); 2]; R];
+        let steps = t.layout.group / 2;
+        for group in 0..t.x.group_count {
+            // SAFETY: groups divide K, so every read is inside the panel and the rows.
             unsafe {
-                let x = t.words(step);
-                let codes = t.panel.add(step / 2 * 64 + step % 2 * 8);
-                for quarter in 0..4 {
-                    let w = e4m3(_mm_loadl_epi64(codes.add(quarter * 16).cast()));
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        // The even lanes get the pair's first value, the odd ones its second.
-                        let x = _mm256_set1_epi32(*x.add(r) as i32);
-                        let x = _mm256_blend_ps::<0xaa>(low_halves(x), high_halves(x));
-                        sums[quarter] = _mm256_fmadd_ps(w, x, sums[quarter]);
+                let sums = fp8_steps::<R>(t, group * steps..(group + 1) * steps);
+                let scales = t.panel.add(t.layout.scales + group * PANEL * 4);
+                for r in 0..R {
+                    let (scale, _) = t.x.group(t.row + r, group);
+                    for h in 0..2 {
+                        let scales = _mm256_loadu_ps(scales.add(h * 32).cast());
+                        let sum = _mm256_mul_ps(sums[r][h], _mm256_set1_ps(scale));
+                        out[r][h] = _mm256_fmadd_ps(sum, scales, out[r][h]);
                     }
                 }
             }
         }
-        sums.map(|[a, b, c, d]| [add_pairs(a, b), add_pairs(c, d)])
+        out
     }
+}
+
+/// The products of FP8 codes over some steps of two inputs.
+///
+/// # Safety
+/// The steps are inside the panel and the rows.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn fp8_steps<const R: usize>(t: Operands<'_>, steps: Range<usize>) -> [Pair; R] {
+    // A register holds four outputs, each with an even and an odd input.
+    let mut sums = [[_mm256_setzero_ps(); 4]; R];
+    for step in steps {
+        // SAFETY: inside the panel and the rows: two steps of activations for each 64 bytes of codes.
+        unsafe {
+            let x = t.words(step);
+            let codes = t.panel.add(step / 2 * 64 + step % 2 * 8);
+            for quarter in 0..4 {
+                let w = e4m3(_mm_loadl_epi64(codes.add(quarter * 16).cast()));
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    // The even lanes get the pair's first value, the odd ones its second.
+                    let x = _mm256_set1_epi32(*x.add(r) as i32);
+                    let x = _mm256_blend_ps::<0xaa>(low_halves(x), high_halves(x));
+                    sums[quarter] = _mm256_fmadd_ps(w, x, sums[quarter]);
+                }
+            }
+        }
+    }
+    sums.map(|[a, b, c, d]| [add_pairs(a, b), add_pairs(c, d)])
 }
 
 struct Int8;

@@ -21,7 +21,7 @@ use crate::{
 const DECODE_ROWS: usize = 2 * TILE;
 
 thread_local! {
-    /// Two FP8 panels, decoded.
+    /// FP8 panels, decoded.
     static DECODED: RefCell<AlignedBytes> = RefCell::new(AlignedBytes::zeroed(0));
 }
 
@@ -68,9 +68,15 @@ pub(super) unsafe fn panels(
     unsafe {
         match w.spec.kind {
             WeightKind::Bf16 => run::<Bf16>(x, rows, w, layout, panels, out),
-            WeightKind::Fp8 if rows >= DECODE_ROWS => run_decoded(x, rows, w, layout, panels, out),
-            WeightKind::Fp8 => run::<Fp8>(x, rows, w, layout, panels, out),
-            WeightKind::Int8 => run::<Int8>(x, rows, w, layout, panels, out),
+            WeightKind::Fp8 | WeightKind::Fp8Static if rows >= DECODE_ROWS => {
+                run_decoded::<Bf16>(x, rows, w, layout, panels, out);
+            }
+            WeightKind::Fp8 | WeightKind::Fp8Static => run::<Fp8>(x, rows, w, layout, panels, out),
+            WeightKind::Fp8Block if rows >= DECODE_ROWS => {
+                run_decoded::<Fp8Block<true>>(x, rows, w, layout, panels, out);
+            }
+            WeightKind::Fp8Block => run::<Fp8Block<false>>(x, rows, w, layout, panels, out),
+            WeightKind::Int8 | WeightKind::Int8Outliers { .. } => run::<Int8>(x, rows, w, layout, panels, out),
             WeightKind::Int4 { .. } if half => run::<GroupHalves<4>>(x, rows, w, layout, panels, out),
             WeightKind::Int8Group { .. } if half => run::<GroupHalves<8>>(x, rows, w, layout, panels, out),
             WeightKind::Int4 { .. } => run::<Groups<4>>(x, rows, w, layout, panels, out),
@@ -117,9 +123,9 @@ unsafe fn run<K: Kernel>(
     }
 }
 
-/// FP8 for many rows: panels are decoded to BF16 once, in the order that [`Bf16`] reads.
+/// FP8 for many rows: panels are decoded to BF16 once, in the order that [`Bf16`] reads; their group scales follow.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx512bf16")]
-unsafe fn run_decoded(
+unsafe fn run_decoded<K: Kernel>(
     x: &Activations,
     rows: usize,
     w: &PackedWeight,
@@ -127,13 +133,14 @@ unsafe fn run_decoded(
     panels: Range<usize>,
     out: Output<'_>,
 ) {
-    let stride = layout.scales * 2;
+    let (codes_len, scales_len) = (layout.scales * 2, layout.rows - layout.scales);
+    let stride = codes_len + scales_len;
     DECODED.with_borrow_mut(|decoded| {
-        if decoded.len() < stride * Bf16::WIDE {
-            *decoded = AlignedBytes::zeroed(stride * Bf16::WIDE);
+        if decoded.len() < stride * K::WIDE {
+            *decoded = AlignedBytes::zeroed(stride * K::WIDE);
         }
-        for panel in panels.clone().step_by(Bf16::WIDE) {
-            let wide = Bf16::WIDE.min(panels.end - panel);
+        for panel in panels.clone().step_by(K::WIDE) {
+            let wide = K::WIDE.min(panels.end - panel);
             // SAFETY: the panels are inside the range; the scratch holds `wide` of them.
             unsafe {
                 for c in 0..wide {
@@ -144,9 +151,10 @@ unsafe fn run_decoded(
                         _mm512_store_si512(target.add(step * 128).cast(), first);
                         _mm512_store_si512(target.add(step * 128 + 64).cast(), second);
                     }
+                    std::ptr::copy_nonoverlapping(codes.add(layout.scales), target.add(codes_len), scales_len);
                 }
                 let columns = Columns { panel, codes: decoded.as_ptr(), stride };
-                all_rows::<Bf16>(x, rows, w, layout, columns, wide, out);
+                all_rows::<K>(x, rows, w, layout, columns, wide, out);
             }
         }
     });
@@ -302,6 +310,48 @@ impl Kernel for Fp8 {
             }
         }
         sums
+    }
+}
+
+/// FP8 blocks, as codes or decoded by [`run_decoded`].
+struct Fp8Block<const DECODED: bool>;
+impl<const DECODED: bool> Kernel for Fp8Block<DECODED> {
+    const WIDE: usize = 1;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
+    #[inline]
+    unsafe fn tile<const R: usize, const C: usize>(t: Operands) -> [[__m512; C]; R] {
+        let mut out = [[_mm512_setzero_ps(); C]; R];
+        let steps = t.group / 4;
+        for group in 0..t.group_count {
+            for c in 0..C {
+                let mut sums = [_mm512_setzero_ps(); R];
+                // SAFETY: groups divide K, so every read is inside the panel and the rows.
+                unsafe {
+                    let panel = t.panel.add(c * t.stride);
+                    for step in group * steps..(group + 1) * steps {
+                        let [first, second] = if DECODED {
+                            [load(panel.add(step * 128)), load(panel.add(step * 128 + 64))]
+                        } else {
+                            decode(load(panel.add(step * 64)))
+                        };
+                        let x = t.words.add(step * 2 * TILE);
+                        for r in 0..R {
+                            sums[r] = dot_halves(sums[r], first, broadcast(x.add(r)));
+                            sums[r] = dot_halves(sums[r], second, broadcast(x.add(TILE + r)));
+                        }
+                    }
+                    let scales_at = if DECODED { t.scales * 2 } else { t.scales } + group * PANEL * 4;
+                    let scales = _mm512_loadu_ps(panel.add(scales_at).cast());
+                    let groups = t.groups.add(group * 2 * TILE);
+                    for r in 0..R {
+                        let sum = _mm512_mul_ps(sums[r], _mm512_set1_ps(*groups.add(r)));
+                        out[r][c] = _mm512_fmadd_ps(sum, scales, out[r][c]);
+                    }
+                }
+            }
+        }
+        out
     }
 }
 

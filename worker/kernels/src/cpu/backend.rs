@@ -38,6 +38,9 @@ pub struct Cpu {
     /// Locked for a whole operation; `Device` methods take `&self`, and only one thread computes at a time.
     pool: Mutex<Pool>,
     activations: Activations,
+    /// Inputs without their outlier columns, and these columns: of weights that keep them apart.
+    rest: Vec<f32>,
+    picked: Vec<f32>,
     scratch: Vec<Mutex<Scratch>>,
 }
 
@@ -58,6 +61,8 @@ impl Cpu {
             grouped: options.grouped_activations,
             pool: Mutex::new(pool),
             activations: Activations::default(),
+            rest: Vec::new(),
+            picked: Vec::new(),
             scratch: (0..threads).map(|_| Mutex::new(Scratch::default())).collect(),
         })
     }
@@ -65,6 +70,40 @@ impl Cpu {
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// `out (+)= w x + bias` of one weight whose activations are all of one form; the shapes were checked.
+    fn product(
+        &mut self,
+        rows: usize,
+        x: &[f32],
+        w: &PackedWeight,
+        bias: Option<&Matrix>,
+        add: bool,
+        out: &mut Matrix,
+    ) -> Result<()> {
+        let (n, k) = (w.spec.n, w.spec.k);
+        let layout = PanelLayout::new(&w.spec);
+        let isa = self.isa;
+        let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let (kind, scale) = (w.spec.kind, w.input_scale()?);
+        let writer = self.activations.writer(&x[..rows * k], rows, k, &layout, kind, self.grouped, scale);
+        pool.for_chunks(writer.tiles(), 1, |_, range| {
+            for tile in range {
+                // SAFETY: tiles are claimed once; the instruction set is the machine's.
+                unsafe { writer.tile(isa, tile) };
+            }
+        });
+        let output = Output { base: out.data.as_mut_ptr(), stride: n, bias: bias.map(|b| &b.data[..]), add };
+        let panels = panel_count(&w.spec);
+        let (grouped, activations) = (self.grouped, &self.activations);
+        // About four chunks a thread: enough to even out, multiples of four panels for the single-row kernels.
+        let chunk = panels.div_ceil(4 * pool.threads()).next_multiple_of(4);
+        pool.for_chunks(panels, chunk, |_, range| {
+            // SAFETY: panel ranges are disjoint and the shapes were checked.
+            unsafe { linear::linear_panels(isa, activations, rows, w, grouped, range, output) };
+        });
+        Ok(())
     }
 
     pub(super) fn pool(&self) -> MutexGuard<'_, Pool> {
@@ -144,6 +183,8 @@ impl Device for Cpu {
         if packed.bytes.len() != crate::packed_len(&packed.spec) {
             return Err(KernelError::Format(format!("{} bytes are not {:?}", packed.bytes.len(), packed.spec)));
         }
+        packed.outliers()?;
+        packed.input_scale()?;
         Ok(packed.clone())
     }
 
@@ -255,31 +296,18 @@ impl Backend for Cpu {
         if let Some(bias) = bias {
             fits("the bias", bias, 1, n)?;
         }
-        let layout = PanelLayout::new(&w.spec);
-        let isa = self.isa;
-        let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let writer = self.activations.writer(&x.data[..rows * k], rows, k, &layout, w.spec.kind, self.grouped);
-        pool.for_chunks(writer.tiles(), 1, |_, range| {
-            for tile in range {
-                // SAFETY: tiles are claimed once; the instruction set is the machine's.
-                unsafe { writer.tile(isa, tile) };
-            }
-        });
-        let output = Output {
-            base: out.data.as_mut_ptr(),
-            stride: n,
-            bias: bias.map(|b| &b.data[..]),
-            add: store == Store::Add,
+        let Some((outliers, columns)) = w.outliers()? else {
+            self.product(rows, &x.data, w, bias, store == Store::Add, out)?;
+            return Ok(());
         };
-        let panels = panel_count(&w.spec);
-        let (grouped, activations) = (self.grouped, &self.activations);
-        // About four chunks a thread: enough to even out, multiples of four panels for the single-row kernels.
-        let chunk = panels.div_ceil(4 * pool.threads()).next_multiple_of(4);
-        pool.for_chunks(panels, chunk, |_, range| {
-            // SAFETY: panel ranges are disjoint and the shapes were checked.
-            unsafe { linear::linear_panels(isa, activations, rows, w, grouped, range, output) };
-        });
-        Ok(())
+        // The other columns in INT8, their scale per token untouched by the outliers; then the outliers in BF16 on top.
+        let (mut rest, mut picked) = (std::mem::take(&mut self.rest), std::mem::take(&mut self.picked));
+        split_columns(&mut self.pool(), &x.data[..rows * k], k, &columns, &mut rest, &mut picked);
+        let done = self
+            .product(rows, &rest, w, bias, store == Store::Add, out)
+            .and_then(|()| self.product(rows, &picked, &outliers, None, true, out));
+        (self.rest, self.picked) = (rest, picked);
+        done
     }
 
     fn rotate_and_store(
@@ -403,4 +431,24 @@ impl Backend for Cpu {
 /// Rows of a chunk of row-wise work: few rows are not worth a fork.
 fn row_chunk(rows: usize) -> usize {
     if rows < 8 { rows } else { 4 }
+}
+
+/// Copies rows of `k` to `rest` with zeros in the given columns, and these columns to `picked`.
+fn split_columns(pool: &mut Pool, x: &[f32], k: usize, columns: &[u32], rest: &mut Vec<f32>, picked: &mut Vec<f32>) {
+    let rows = x.len() / k;
+    rest.resize(rows * k, 0.0);
+    picked.resize(rows * columns.len(), 0.0);
+    let (rest, picked) = (Disjoint(rest.as_mut_ptr()), Disjoint(picked.as_mut_ptr()));
+    pool.for_chunks(rows, row_chunk(rows), |_, range| {
+        for row in range {
+            let span = row * k..(row + 1) * k;
+            // SAFETY: rows are disjoint.
+            let (rest, picked) =
+                unsafe { (rest.slice(span.clone()), picked.slice(row * columns.len()..(row + 1) * columns.len())) };
+            rest.copy_from_slice(&x[span]);
+            for (picked, column) in picked.iter_mut().zip(columns) {
+                *picked = std::mem::take(&mut rest[*column as usize]);
+            }
+        }
+    });
 }

@@ -95,8 +95,9 @@ unsafe fn portable(
         for row in 0..rows {
             let mut values = match w.spec.kind {
                 WeightKind::Bf16 => dot_bf16(x, row, panel, layout),
-                WeightKind::Fp8 => dot_fp8(x, row, panel, layout),
-                WeightKind::Int8 => dot_int8(x, row, panel, layout),
+                WeightKind::Fp8 | WeightKind::Fp8Static => dot_fp8(x, row, panel, layout),
+                WeightKind::Fp8Block => dot_fp8_blocks(x, row, panel, layout),
+                WeightKind::Int8 | WeightKind::Int8Outliers { .. } => dot_int8(x, row, panel, layout),
                 WeightKind::Int4 { .. } => match grouped {
                     GroupedActivations::Int8 => dot_groups::<4>(x, row, panel, layout),
                     GroupedActivations::Bf16 => dot_group_halves(x, row, panel, layout, 4),
@@ -106,9 +107,9 @@ unsafe fn portable(
                     GroupedActivations::Bf16 => dot_group_halves(x, row, panel, layout, 8),
                 },
             };
-            let scale = if matches!(w.spec.kind, WeightKind::Fp8 | WeightKind::Int8) { x.scales[row] } else { 1.0 };
+            // Kinds without a scale per row of activations have 1 there.
             for (value, row_scale) in values.iter_mut().zip(row_scales(panel, layout)) {
-                *value *= row_scale * scale;
+                *value *= row_scale * x.scales[row];
             }
             // SAFETY: the caller's promises.
             unsafe { out.store(row, index, w.spec.n, &values) };
@@ -159,8 +160,13 @@ fn dot_bf16(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> 
 }
 
 fn dot_fp8(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> [f32; PANEL] {
+    dot_fp8_steps(x, row, panel, 0..layout.k / 4)
+}
+
+fn dot_fp8_steps(x: &Activations, row: usize, panel: &[u8], steps: Range<usize>) -> [f32; PANEL] {
     let mut sums = [0.0f32; PANEL];
-    for (step, codes) in panel[..layout.scales].chunks_exact(PANEL * 4).enumerate() {
+    for step in steps {
+        let codes = &panel[step * PANEL * 4..(step + 1) * PANEL * 4];
         for half in 0..2 {
             let x = pair(x.word(row, step * 2 + half));
             for word in 0..PANEL * 2 {
@@ -170,6 +176,19 @@ fn dot_fp8(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> [
         }
     }
     sums
+}
+
+fn dot_fp8_blocks(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> [f32; PANEL] {
+    let mut out = [0.0f32; PANEL];
+    for block in 0..x.group_count {
+        let sums = dot_fp8_steps(x, row, panel, block * layout.group / 4..(block + 1) * layout.group / 4);
+        let (scale, _) = x.group(row, block);
+        let at = layout.scales + block * PANEL * 4;
+        for (lane, weight_scale) in floats(&panel[at..at + PANEL * 4]).into_iter().enumerate() {
+            out[lane] = (sums[lane] * scale).mul_add(weight_scale, out[lane]);
+        }
+    }
+    out
 }
 
 fn dot_int8(x: &Activations, row: usize, panel: &[u8], layout: &PanelLayout) -> [f32; PANEL] {

@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `rows` | the kinds with a scale per row |
+//! | `rows` | the kinds with a scale per row, tensor or block |
 //! | `groups` | the kinds with a scale and a minimum per group, in pieces that other methods use too |
 
 use half::bf16;
@@ -16,7 +16,8 @@ mod tests;
 
 pub use groups::{Grid, code, group_grid, quantize_with, row_scale, top_code};
 
-/// Quantizes `n` rows of `k` values, each to the nearest code.
+/// Quantizes `n` rows of `k` values, each to the nearest code. Kinds that need what only calibration knows have functions of
+/// their own: [`fp8_static`], [`int8_outliers`].
 ///
 /// # Errors
 /// [`KernelError::Shape`] when the kind cannot hold the shape; [`KernelError::Format`] names the row and column of a NaN or
@@ -26,10 +27,60 @@ pub fn quantize(kind: WeightKind, grid: Grid, n: usize, k: usize, rows: &[f32]) 
     Ok(match kind {
         WeightKind::Bf16 => HostWeight::Bf16 { n, k, values: rows.iter().map(|v| bf16::from_f32(*v)).collect() },
         WeightKind::Fp8 => rows::fp8(n, k, rows),
+        WeightKind::Fp8Block => rows::fp8_block(n, k, rows),
+        WeightKind::Fp8Static => {
+            return Err(KernelError::Shape(
+                "FP8 with static activations needs the scale of the inputs: calibrate it, or use dynamic activations"
+                    .into(),
+            ));
+        }
+        WeightKind::Int8Outliers { .. } => {
+            return Err(KernelError::Shape(
+                "INT8 with outlier columns needs the columns: choose them on calibration data, or use INT8".into(),
+            ));
+        }
         WeightKind::Int8 => rows::int8(n, k, rows),
         WeightKind::Int4 { group } => groups::quantize(4, grid, n, k, usize::from(group), rows)?,
         WeightKind::Int8Group { group } => groups::quantize(8, grid, n, k, usize::from(group), rows)?,
     })
+}
+
+/// FP8 with one scale for the whole tensor, in every row's place: [`WeightKind::Fp8`] at run time.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn fp8_tensor(n: usize, k: usize, rows: &[f32]) -> Result<HostWeight> {
+    check(WeightKind::Fp8, n, k, rows)?;
+    let (codes, scales) = rows::fp8_tensor(n, k, rows);
+    Ok(HostWeight::Fp8 { n, k, codes, scales })
+}
+
+/// FP8 with one scale for the whole tensor and one for all inputs: the largest magnitude that calibration saw, divided by
+/// 448. Larger inputs saturate.
+///
+/// # Errors
+/// As [`quantize`]; also when `input_scale` is no positive number.
+pub fn fp8_static(n: usize, k: usize, rows: &[f32], input_scale: f32) -> Result<HostWeight> {
+    check(WeightKind::Fp8Static, n, k, rows)?;
+    if !(input_scale.is_finite() && input_scale > 0.0) {
+        return Err(KernelError::Format(format!("the input scale {input_scale} is no positive number")));
+    }
+    let (codes, scales) = rows::fp8_tensor(n, k, rows);
+    Ok(HostWeight::Fp8Static { n, k, codes, scales, input_scale })
+}
+
+/// INT8 per row with some columns in BF16: `columns` ascending, at most [`MAX_OUTLIERS`](crate::MAX_OUTLIERS). The scales
+/// are those of the other columns.
+///
+/// # Errors
+/// As [`quantize`]; also when `columns` are not ascending inside K, or too many.
+pub fn int8_outliers(n: usize, k: usize, rows: &[f32], columns: &[u32]) -> Result<HostWeight> {
+    let count = u16::try_from(columns.len()).unwrap_or(u16::MAX);
+    check(WeightKind::Int8Outliers { columns: count }, n, k, rows)?;
+    if !crate::pack::are_columns(columns, k) {
+        return Err(KernelError::Shape(format!("the outlier columns {columns:?} are not ascending inside {k}")));
+    }
+    Ok(rows::int8_outliers(n, k, rows, columns))
 }
 
 fn check(kind: WeightKind, n: usize, k: usize, rows: &[f32]) -> Result<()> {

@@ -1,11 +1,52 @@
-//! Kinds with one scale per row.
+//! Kinds with one scale per row, tensor or block.
+
+use half::bf16;
 
 use super::absmax;
-use crate::{HostWeight, format::e4m3};
+use crate::{FP8_BLOCK, HostWeight, format::e4m3};
 
 pub(super) fn fp8(n: usize, k: usize, rows: &[f32]) -> HostWeight {
     let scales = row_scales(rows, k, e4m3::MAX);
     HostWeight::Fp8 { n, k, codes: codes(rows, k, &scales, e4m3::encode), scales }
+}
+
+/// Codes, and the tensor's scale for every row.
+pub(super) fn fp8_tensor(n: usize, k: usize, rows: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    let scales = vec![scale(rows, e4m3::MAX); n];
+    (codes(rows, k, &scales, e4m3::encode), scales)
+}
+
+pub(super) fn fp8_block(n: usize, k: usize, rows: &[f32]) -> HostWeight {
+    let blocks = k / FP8_BLOCK;
+    let (mut codes, mut scales) = (Vec::with_capacity(n * k), Vec::with_capacity(n * blocks));
+    for band in rows.chunks(FP8_BLOCK * k) {
+        let mut of_band = vec![0.0f32; blocks];
+        for (index, values) in band.chunks_exact(FP8_BLOCK).enumerate() {
+            let top = &mut of_band[index % blocks];
+            *top = top.max(absmax(values));
+        }
+        for scale in &mut of_band {
+            *scale = of_magnitude(*scale, e4m3::MAX);
+        }
+        for row in band.chunks_exact(k) {
+            for (values, scale) in row.chunks_exact(FP8_BLOCK).zip(&of_band) {
+                codes.extend(values.iter().map(|v| e4m3::encode(v / scale)));
+            }
+            scales.extend_from_slice(&of_band);
+        }
+    }
+    HostWeight::Fp8Block { n, k, codes, scales }
+}
+
+pub(super) fn int8_outliers(n: usize, k: usize, rows: &[f32], columns: &[u32]) -> HostWeight {
+    let mut outliers = Vec::with_capacity(n * columns.len());
+    let mut rest = rows.to_vec();
+    for row in rest.chunks_exact_mut(k) {
+        outliers.extend(columns.iter().map(|c| bf16::from_f32(std::mem::take(&mut row[*c as usize]))));
+    }
+    let scales = row_scales(&rest, k, 127.0);
+    let codes = codes(&rest, k, &scales, int8_code);
+    HostWeight::Int8Outliers { n, k, codes, scales, columns: columns.to_vec(), outliers }
 }
 
 pub(super) fn int8(n: usize, k: usize, rows: &[f32]) -> HostWeight {
@@ -19,10 +60,11 @@ fn int8_code(v: f32) -> i8 {
 
 /// `absmax / largest code`, at least the smallest normal number; 1 for zeros, which any scale represents.
 fn scale(values: &[f32], largest: f32) -> f32 {
-    match absmax(values) {
-        0.0 => 1.0,
-        top => (top / largest).max(f32::MIN_POSITIVE),
-    }
+    of_magnitude(absmax(values), largest)
+}
+
+fn of_magnitude(top: f32, largest: f32) -> f32 {
+    if top == 0.0 { 1.0 } else { (top / largest).max(f32::MIN_POSITIVE) }
 }
 
 fn row_scales(rows: &[f32], k: usize, largest: f32) -> Vec<f32> {
