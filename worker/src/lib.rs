@@ -12,6 +12,7 @@
 //! | [`http`] | the OpenAI API |
 //! | [`admin`] | probes, state, switch, drain |
 //! | [`server`] | one HTTP server: bounds on connections, an orderly end |
+//! | [`quality`] | what an artifact costs in quality, measured once and kept beside it |
 //! | [`metrics`] | Prometheus metrics under vLLM's names |
 
 pub mod admin;
@@ -19,4 +20,5 @@ pub mod app;
 pub mod commands;
 pub mod http;
 pub mod metrics;
+pub mod quality;
 pub mod server;

@@ -91,10 +91,10 @@ impl Evaluate {
                 "{:<24} {:>10.4} {:>12.4} {:>+8.2}% {:>12.6} {:>8.2}%",
                 name,
                 score.perplexity(),
-                score.half_perplexity(),
+                score.half_perplexity().value,
                 (score.perplexity() / base - 1.0) * 100.0,
                 score.mean_divergence(),
-                score.top_agreement() * 100.0,
+                score.comparison().top1_agreement_percent.value,
             );
         }
         Ok(())

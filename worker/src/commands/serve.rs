@@ -174,7 +174,8 @@ impl Serve {
         // Before anything is written: a licence that was not accepted must leave no trace of the model.
         check_licence(checkpoint.licence(), spec.model.license.as_ref())?;
         let text = Text::load(&checkpoint)?;
-        let calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
+        let mut calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
+        calibration.truncate(super::KV_CALIBRATION_TOKENS);
         let config = EngineConfig {
             cache: self.cache.directory(),
             start: Some(self.profile.clone().unwrap_or_else(|| manifest.resting_profile().name.clone())),

@@ -166,6 +166,11 @@ impl Artifact {
         Ok(Self { manifest, path, file })
     }
 
+    /// The directory that holds it, and what was measured about it.
+    pub fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
+    }
+
     /// What is inside.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest

@@ -1,0 +1,262 @@
+//! What an artifact costs in quality: measured once per artifact and text, kept beside it as `quality.json`.
+//!
+//! ```text
+//! Dataset -> tokens -> windows -> reference (BF16) and profile -> Comparison -> MeasuredQuality -> quality.json
+//! ```
+//!
+//! The figure is the artifact's: weights as stored, activations as the backend computes them, a BF16 KV cache. What a
+//! narrower cache adds is the same for all profiles of a ladder; `modelprofile-worker evaluate --kv` shows it.
+
+use std::{fs, io::Write, path::Path};
+
+use anyhow::Context;
+use modelprofile_api::MeasuredQuality;
+use modelprofile_engine::{
+    ModelConfig, ProfileSpec, WeightFormat,
+    artifact::{Artifact, Progress, Store},
+    checkpoint::Checkpoint,
+    evaluate::{Comparison, Evaluator},
+    model::ProfileWeights,
+    text::{Text, Tokenizer},
+};
+use modelprofile_kernels::{Backend, KvFormat};
+use sha2::{Digest, Sha256};
+
+/// The text that quality is measured on when the manifest names none.
+const BUILT_IN: &str = include_str!("texts/evaluation.txt");
+/// Name of the measured quality in an artifact's directory.
+pub const FILE: &str = "quality.json";
+/// Tokens of a window where nobody says otherwise; what llama.cpp's perplexity tool takes too.
+pub const WINDOW: usize = 512;
+
+/// A text with the way it is cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dataset {
+    name: String,
+    text: String,
+    window: usize,
+    most_tokens: Option<usize>,
+}
+
+impl Dataset {
+    /// The text that comes with the worker.
+    pub fn built_in() -> Self {
+        Self::new("built-in", BUILT_IN)
+    }
+
+    /// A text under the name that users know it by, such as its URI.
+    pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { name: name.into(), text: text.into(), window: WINDOW, most_tokens: None }
+    }
+
+    /// In windows of this many tokens.
+    #[must_use]
+    pub fn with_window(mut self, tokens: usize) -> Self {
+        self.window = tokens;
+        self
+    }
+
+    /// Its first tokens alone.
+    #[must_use]
+    pub fn with_most_tokens(mut self, tokens: Option<usize>) -> Self {
+        self.most_tokens = tokens;
+        self
+    }
+
+    /// The text.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Tokens of a window for a model: less than asked for where the model takes no more.
+    pub fn window(&self, config: &ModelConfig) -> usize {
+        self.window.min(config.max_positions)
+    }
+
+    /// Name, the first 12 digits of the text's SHA-256, and how it is cut where that is not the usual way: equal labels are
+    /// equal measurements.
+    pub fn label(&self) -> String {
+        use std::fmt::Write;
+        let mut label = format!("{} ", self.name);
+        for byte in &Sha256::digest(self.text.as_bytes())[..6] {
+            let _ = write!(label, "{byte:02x}");
+        }
+        if self.window != WINDOW {
+            let _ = write!(label, ", windows of {}", self.window);
+        }
+        if let Some(tokens) = self.most_tokens {
+            let _ = write!(label, ", {tokens} tokens at most");
+        }
+        label
+    }
+
+    /// Its tokens, with what the vocabulary puts around a text.
+    ///
+    /// # Errors
+    /// A text that is shorter than one window.
+    pub fn tokens(&self, tokenizer: &Tokenizer, config: &ModelConfig) -> anyhow::Result<Vec<u32>> {
+        let mut tokens = tokenizer.encode(&self.text, true)?;
+        tokens.truncate(self.most_tokens.unwrap_or(usize::MAX));
+        let window = self.window(config);
+        anyhow::ensure!(
+            tokens.len() >= window,
+            "the text {} has {} tokens, fewer than one window of {window}: use a longer text or a smaller window",
+            self.name,
+            tokens.len()
+        );
+        Ok(tokens)
+    }
+}
+
+/// The token that begins each text in this vocabulary, if one does.
+pub fn leading_token(tokenizer: &Tokenizer) -> anyhow::Result<Option<u32>> {
+    let around = tokenizer.encode("", true)?;
+    Ok(around.first().copied().filter(|first| tokenizer.bos() == Some(*first)))
+}
+
+/// The artifact of a profile, found or built: the one place where this command line prepares one.
+///
+/// # Errors
+/// Those of [`Store::prepare`], and a format that does not fit the model.
+pub fn prepare(
+    cache: &Path,
+    checkpoint: &Checkpoint,
+    profile: &ProfileSpec,
+    progress: &mut dyn FnMut(Progress),
+) -> anyhow::Result<Artifact> {
+    profile.validate(checkpoint.config())?;
+    Ok(Store::new(cache).prepare(checkpoint, profile.weights, progress)?)
+}
+
+/// The reference of every measurement: the checkpoint in BF16.
+pub fn reference() -> ProfileSpec {
+    ProfileSpec {
+        name: "reference".into(),
+        weights: WeightFormat::Bf16,
+        method: modelprofile_engine::Method::RoundToNearest,
+        kv: KvFormat::Bf16,
+    }
+}
+
+/// The quality of a profile's artifact on a text: read beside the artifact, or measured and written there. `progress`
+/// first counts the bytes of artifacts being built, then windows of the text.
+///
+/// One profile's weights are resident at a time, and the reference's logits of half a window.
+///
+/// # Errors
+/// A text that is shorter than a window; errors of the checkpoint, the device and the disk.
+pub fn measure_or_load<B: Backend>(
+    backend: B,
+    cache: &Path,
+    checkpoint: &Checkpoint,
+    profile: &ProfileSpec,
+    dataset: &Dataset,
+    progress: &mut dyn FnMut(Progress),
+) -> anyhow::Result<MeasuredQuality> {
+    let artifact = prepare(cache, checkpoint, profile, progress)?;
+    if let Some(found) = load(artifact.directory(), dataset) {
+        return Ok(found);
+    }
+    let config = checkpoint.config();
+    let tokenizer = Text::load(checkpoint)?.tokenizer;
+    let tokens = dataset.tokens(&tokenizer, config)?;
+    let base = prepare(cache, checkpoint, &reference(), progress)?;
+    let mut evaluator =
+        Evaluator::new(backend, config, KvFormat::Bf16, dataset.window(config))?.with_bos(leading_token(&tokenizer)?);
+    let base_weights = ProfileWeights::load(evaluator.backend(), config, &base)?;
+    let weights = ProfileWeights::load(evaluator.backend(), config, &artifact)?;
+    // The reference beside itself changes nothing, and costs half of that.
+    let both = [&base_weights, &weights];
+    let profiles = if base.manifest().key == artifact.manifest().key { &both[..1] } else { &both[..] };
+    let scores = evaluator.compare(profiles, &tokens, &mut |done, total| {
+        let activity = format!("measuring the quality of {}", profile.name);
+        progress(Progress { done: done as u64, total: total as u64, activity });
+    })?;
+    let score = scores.last().context("no profile was scored")?;
+    let quality = measured(&score.comparison(), dataset, jiff::Timestamp::now());
+    store(artifact.directory(), &quality)?;
+    Ok(quality)
+}
+
+/// The figures that the gate looks at.
+pub fn measured(comparison: &Comparison, dataset: &Dataset, now: jiff::Timestamp) -> MeasuredQuality {
+    MeasuredQuality {
+        perplexity: comparison.perplexity.value,
+        reference_perplexity: comparison.reference_perplexity.value,
+        mean_kl_divergence: comparison.divergence.value,
+        p99_kl_divergence: comparison.divergences.p99,
+        top1_agreement_percent: comparison.top1_agreement_percent.value,
+        rms_probability_change_percent: comparison.rms_probability_change_percent.value,
+        tokens: comparison.tokens as u64,
+        dataset: dataset.label(),
+        measured_at: now.round(jiff::Unit::Second).unwrap_or(now).to_string(),
+    }
+}
+
+/// What was measured on this text, if it was. A damaged file counts as none: it is measured again.
+pub fn load(directory: &Path, dataset: &Dataset) -> Option<MeasuredQuality> {
+    let found: MeasuredQuality = serde_json::from_str(&fs::read_to_string(directory.join(FILE)).ok()?).ok()?;
+    (found.dataset == dataset.label()).then_some(found)
+}
+
+/// Keeps a measured quality beside its artifact; a reader sees the old file or the new one, never a part.
+///
+/// # Errors
+/// Those of the disk.
+pub fn store(directory: &Path, quality: &MeasuredQuality) -> anyhow::Result<()> {
+    write_whole(&directory.join(FILE), serde_json::to_string_pretty(quality)?.as_bytes())
+}
+
+/// Replaces a file as a whole: written beside it, synced, renamed.
+///
+/// # Errors
+/// Those of the disk, with the path.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".tmp-{}", std::process::id()));
+    let written = fs::File::create(&temporary)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written.with_context(|| format!("{} could not be written", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quality(dataset: &Dataset) -> MeasuredQuality {
+        measured(&Comparison::default(), dataset, jiff::Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn a_label_tells_texts_and_cuts_apart() {
+        let text = Dataset::new("file:///a.txt", "abc");
+        assert_eq!(text.label(), "file:///a.txt ba7816bf8f01");
+        let cut = text.clone().with_window(128).with_most_tokens(Some(1000));
+        assert_eq!(cut.label(), "file:///a.txt ba7816bf8f01, windows of 128, 1000 tokens at most");
+        assert_ne!(Dataset::new("file:///a.txt", "abd").label(), text.label());
+    }
+
+    #[test]
+    fn a_stored_quality_is_found_for_its_own_text_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let dataset = Dataset::built_in();
+        assert_eq!(load(directory.path(), &dataset), None);
+        store(directory.path(), &quality(&dataset)).unwrap();
+        assert_eq!(load(directory.path(), &dataset), Some(quality(&dataset)));
+        assert_eq!(load(directory.path(), &dataset.clone().with_window(64)), None);
+        fs::write(directory.path().join(FILE), "{\"perplexity\": nul").unwrap();
+        assert_eq!(load(directory.path(), &dataset), None);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = store(&directory.path().join("absent"), &quality(&Dataset::built_in())).unwrap_err();
+        assert!(error.to_string().contains("absent/quality.json"), "{error}");
+    }
+}
