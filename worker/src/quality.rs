@@ -63,6 +63,13 @@ impl Dataset {
         self
     }
 
+    /// Another text under the same name, such as its beginning.
+    #[must_use]
+    pub fn map_text(mut self, change: impl FnOnce(&str) -> String) -> Self {
+        self.text = change(&self.text);
+        self
+    }
+
     /// The text.
     pub fn text(&self) -> &str {
         &self.text
@@ -173,13 +180,19 @@ pub fn measure_or_load<B: Backend>(
         progress(Progress { done: done as u64, total: total as u64, activity });
     })?;
     let score = scores.last().context("no profile was scored")?;
-    let quality = measured(&score.comparison(), dataset, jiff::Timestamp::now());
+    let quality = measured(&score.comparison(), dataset);
     store(artifact.directory(), &quality)?;
     Ok(quality)
 }
 
-/// The figures that the gate looks at.
-pub fn measured(comparison: &Comparison, dataset: &Dataset, now: jiff::Timestamp) -> MeasuredQuality {
+/// This moment in RFC 3339, to the second.
+pub fn now() -> String {
+    let now = jiff::Timestamp::now();
+    now.round(jiff::Unit::Second).unwrap_or(now).to_string()
+}
+
+/// The figures that the gate looks at, as of now.
+pub fn measured(comparison: &Comparison, dataset: &Dataset) -> MeasuredQuality {
     MeasuredQuality {
         perplexity: comparison.perplexity.value,
         reference_perplexity: comparison.reference_perplexity.value,
@@ -189,7 +202,7 @@ pub fn measured(comparison: &Comparison, dataset: &Dataset, now: jiff::Timestamp
         rms_probability_change_percent: comparison.rms_probability_change_percent.value,
         tokens: comparison.tokens as u64,
         dataset: dataset.label(),
-        measured_at: now.round(jiff::Unit::Second).unwrap_or(now).to_string(),
+        measured_at: now(),
     }
 }
 
@@ -228,7 +241,7 @@ mod tests {
     use super::*;
 
     fn quality(dataset: &Dataset) -> MeasuredQuality {
-        measured(&Comparison::default(), dataset, jiff::Timestamp::UNIX_EPOCH)
+        MeasuredQuality { measured_at: "2024-01-01T00:00:00Z".into(), ..measured(&Comparison::default(), dataset) }
     }
 
     #[test]

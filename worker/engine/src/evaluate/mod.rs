@@ -9,7 +9,13 @@
 //! |---|---|
 //! | this one | [`Evaluator`]: windows through a model; [`Score`] |
 //! | [`score`] | means with errors, percentiles, the comparison with a reference |
+//! | [`health`] | what generated answers show: variety, loops, refusals |
+//! | [`language`] | the language of an answer, and words of refusal |
+//! | [`needle`] | numbers hidden in long text |
 
+pub mod health;
+pub mod language;
+pub mod needle;
 pub mod score;
 
 use std::ops::Range;

@@ -1,0 +1,337 @@
+//! `evaluate`: what each format costs, against the first.
+//!
+//! ```text
+//! text    -> engine::evaluate        -> perplexity, divergence    \
+//! prompts -> engine::serve (greedy,  -> variety, loops, refusals   > Evaluation -> terminal, evaluation.json,
+//! needles ->   sampled)              -> long context              /                quality.json, reports
+//! prompts -> answers of two formats  -> blind sheet and key; filled sheet and key -> tally
+//! ```
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `options` | the command line, and what it means |
+//! | `health` | generation through the serving path |
+//! | `result` | the result as JSON, verdicts against the limits |
+//! | `report` | HTML and Markdown |
+//! | `sheets` | blind sheets and their count |
+
+mod health;
+mod options;
+mod report;
+mod result;
+mod sheets;
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use modelprofile_engine::{
+    ProfileSpec, WeightFormat,
+    artifact::Artifact,
+    calibrate::kv_scales,
+    checkpoint::Checkpoint,
+    evaluate::{Evaluator, Score},
+    model::ProfileWeights,
+    text::Text,
+};
+use modelprofile_kernels::cpu::Cpu;
+
+pub(super) use options::Evaluate;
+
+use self::{
+    health::{Generation, Generator, Plan},
+    result::{Evaluation, Limits, Profile},
+    sheets::{Pair, Sheet},
+};
+use crate::quality::{self, Dataset};
+
+/// What all parts of an evaluation work on.
+struct Subject {
+    checkpoint: Checkpoint,
+    text: Text,
+    candidates: Vec<ProfileSpec>,
+    /// Tokens that calibrate the scales of the cache.
+    calibration: Vec<u32>,
+}
+
+impl Evaluate {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        if let Some(sheet) = &self.score {
+            let read = |path: &Path| std::fs::read_to_string(path).with_context(|| path.display().to_string());
+            let key = self.key.as_ref().context("--score needs --key")?;
+            println!("{}", sheets::tally(&read(sheet)?, &read(key)?)?.summary());
+            return Ok(());
+        }
+        for path in &self.report {
+            report::check(path)?;
+        }
+        let subject = self.subject()?;
+        if let Some(directory) = &self.sheets {
+            return self.write_sheets(&subject, directory);
+        }
+        let dataset = self.dataset()?;
+        let tokens = dataset.tokens(&subject.text.tokenizer, subject.checkpoint.config())?;
+        let artifacts = self.artifacts(&subject)?;
+        let scores = self.score_text(&subject, &dataset, &tokens, &artifacts)?;
+        let windows = tokens.len() / dataset.window(subject.checkpoint.config());
+        println!("{} tokens, {windows} windows of {}", tokens.len(), dataset.window(subject.checkpoint.config()));
+        print_scores(&scores);
+        let mut generations = if self.skip_generation { Vec::new() } else { self.generate(&subject, &dataset)? };
+        generations.resize(scores.len(), None);
+        let evaluation = self.evaluation(&subject, &dataset, &artifacts, scores, generations);
+        println!();
+        print_answers(&evaluation);
+        for verdict in evaluation.verdicts(Limits::default()) {
+            println!("{verdict}");
+        }
+        self.keep(&evaluation, &dataset, &artifacts)
+    }
+
+    fn subject(&self) -> anyhow::Result<Subject> {
+        let model = self.model.as_ref().context("--model names no model")?;
+        let checkpoint = Checkpoint::open(model).context("the checkpoint cannot be read")?;
+        let text = Text::load(&checkpoint)?;
+        let candidates = self.candidates(checkpoint.config())?;
+        let mut calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
+        calibration.truncate(super::KV_CALIBRATION_TOKENS);
+        Ok(Subject { checkpoint, text, candidates, calibration })
+    }
+
+    fn artifacts(&self, subject: &Subject) -> anyhow::Result<Vec<Artifact>> {
+        let cache = self.cache.directory();
+        let bar = super::progress_bar("preparing");
+        let prepared = subject
+            .candidates
+            .iter()
+            .map(|profile| {
+                quality::prepare(&cache, &subject.checkpoint, profile, &mut |progress| {
+                    bar.set_length(progress.total);
+                    bar.set_position(progress.done);
+                    bar.set_message(progress.activity);
+                })
+            })
+            .collect();
+        bar.finish_and_clear();
+        prepared
+    }
+
+    /// Scores the text in every candidate, and in the first with 8-bit ends if that was asked for.
+    fn score_text(
+        &self,
+        subject: &Subject,
+        dataset: &Dataset,
+        tokens: &[u32],
+        artifacts: &[Artifact],
+    ) -> anyhow::Result<Vec<(String, Score)>> {
+        let config = subject.checkpoint.config();
+        let cache = self.cache.directory();
+        let mut backend = self.compute.backend()?;
+        let layout = config.kv_layout(self.kv);
+        let scales = kv_scales(&mut backend, &subject.checkpoint, &cache, &layout, &subject.calibration, &mut |_| {})?;
+        let mut evaluator = Evaluator::with_scales(backend, config, layout, &scales, dataset.window(config))?
+            .with_bos(quality::leading_token(&subject.text.tokenizer)?);
+        let load = |artifact: &Artifact, device: &Cpu| ProfileWeights::load(device, config, artifact);
+        let mut names: Vec<String> = subject.candidates.iter().map(|c| c.name.clone()).collect();
+        let mut profiles = Vec::new();
+        for artifact in artifacts {
+            profiles.push(load(artifact, evaluator.backend())?);
+        }
+        if self.output_layer {
+            let mut weights = load(&artifacts[0], evaluator.backend())?;
+            // Any quantized format has the output layer that is asked about.
+            let quantized = ProfileSpec { weights: WeightFormat::Fp8, ..subject.candidates[0].clone() };
+            let quantized = quality::prepare(&cache, &subject.checkpoint, &quantized, &mut |_| {})?;
+            let ends = load(&quantized, evaluator.backend())?;
+            (weights.embedding, weights.output) = (ends.embedding, ends.output);
+            names.push(format!("{} 8-bit output", names[0]));
+            profiles.push(weights);
+        }
+        let bar = super::progress_bar("windows");
+        let scores = evaluator.score(&profiles.iter().collect::<Vec<_>>(), tokens, &mut |done, total| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        })?;
+        bar.finish_and_clear();
+        Ok(names.into_iter().zip(scores).collect())
+    }
+
+    /// Answers of every candidate, one engine after the other.
+    fn generate(&self, subject: &Subject, dataset: &Dataset) -> anyhow::Result<Vec<Option<Generation>>> {
+        let prompts = self.prompts()?;
+        let plan = Plan {
+            prompts: &prompts,
+            max_tokens: self.max_tokens,
+            seed: self.seed,
+            hay: dataset.text(),
+            needle_lengths: self.needle_lengths(subject.checkpoint.config().max_positions),
+        };
+        let bar = super::progress_bar("answers");
+        let mut generations = Vec::new();
+        for profile in &subject.candidates {
+            bar.set_message(profile.name.clone());
+            let generation = self.generator(subject, profile, &plan)?.run(&plan, &mut |done, total| {
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+            })?;
+            generations.push(Some(generation));
+        }
+        bar.finish_and_clear();
+        Ok(generations)
+    }
+
+    fn generator<'a>(&self, subject: &'a Subject, profile: &ProfileSpec, plan: &Plan) -> anyhow::Result<Generator<'a>> {
+        Generator::start(
+            self.compute.backend()?,
+            &self.cache.directory(),
+            &subject.checkpoint,
+            profile,
+            &subject.text,
+            plan,
+            subject.calibration.clone(),
+        )
+    }
+
+    fn write_sheets(&self, subject: &Subject, directory: &Path) -> anyhow::Result<()> {
+        let [a, b] = subject.candidates.as_slice() else {
+            bail!("a blind sheet compares two formats: name them with --format A,B");
+        };
+        let prompts = self.prompts()?;
+        let (max_tokens, seed) = (self.max_tokens, self.seed);
+        let plan = Plan { prompts: &prompts, max_tokens, seed, hay: "", needle_lengths: Vec::new() };
+        let bar = super::progress_bar("answers");
+        bar.set_length(2 * prompts.len() as u64);
+        let mut answers = Vec::new();
+        for profile in [a, b] {
+            bar.set_message(profile.name.clone());
+            let generator = self.generator(subject, profile, &plan)?;
+            answers.push(generator.greedy(&prompts, max_tokens, &mut || bar.inc(1))?);
+        }
+        bar.finish_and_clear();
+        let pairs: Vec<Pair> = prompts
+            .iter()
+            .zip(answers[0].iter().zip(&answers[1]))
+            .map(|(prompt, (a, b))| Pair { prompt: prompt.readable(), answers: [a.text.clone(), b.text.clone()] })
+            .collect();
+        let nonce = format!("{:032x}", rand::random::<u128>());
+        let sheet = Sheet::new([a.name.clone(), b.name.clone()], &pairs, seed, &nonce);
+        sheet.write(directory)?;
+        println!("{} pairs in {}", pairs.len(), directory.display());
+        println!("commitment {}", sheet.key.commitment());
+        println!("Hand out sheet.csv and sheet.md; keep key.json to yourself until the sheet is filled. Then:");
+        let at = |name: &str| directory.join(name).display().to_string();
+        println!("  modelprofile-worker evaluate --score {} --key {}", at("sheet.csv"), at("key.json"));
+        Ok(())
+    }
+
+    fn evaluation(
+        &self,
+        subject: &Subject,
+        dataset: &Dataset,
+        artifacts: &[Artifact],
+        scores: Vec<(String, Score)>,
+        generations: Vec<Option<Generation>>,
+    ) -> Evaluation {
+        let profiles = scores.into_iter().zip(generations).enumerate().map(|(index, ((name, score), generation))| {
+            let artifact = artifacts.get(index);
+            Profile {
+                name,
+                artifact_key: artifact.map(|a| a.manifest().key.clone()),
+                weight_bytes: artifact.map_or(0, Artifact::weight_bytes),
+                whole_perplexity: score.perplexity(),
+                comparison: score.comparison(),
+                generation,
+            }
+        });
+        Evaluation {
+            version: 1,
+            model: subject.checkpoint.name().to_owned(),
+            revision: subject.checkpoint.revision().to_owned(),
+            dataset: dataset.label(),
+            window: dataset.window(subject.checkpoint.config()),
+            kv_cache: format!("{:?}", self.kv).to_uppercase(),
+            seed: self.seed,
+            measured_at: quality::now(),
+            profiles: profiles.collect(),
+        }
+    }
+
+    /// Writes the result beside each artifact, and the reports.
+    fn keep(&self, evaluation: &Evaluation, dataset: &Dataset, artifacts: &[Artifact]) -> anyhow::Result<()> {
+        for (index, artifact) in artifacts.iter().enumerate() {
+            let directory = artifact.directory();
+            let text = serde_json::to_string_pretty(&evaluation.of_one(index))?;
+            quality::write_whole(&directory.join(result::FILE), text.as_bytes())?;
+            if self.measures_for_the_gate() {
+                let measured = quality::measured(&evaluation.profiles[index].comparison, dataset);
+                quality::store(directory, &measured)?;
+            }
+            println!("{}: {}", evaluation.profiles[index].name, directory.join(result::FILE).display());
+        }
+        for path in &self.report {
+            report::write(path, evaluation)?;
+            println!("report: {}", path.display());
+        }
+        Ok(())
+    }
+}
+
+/// One line for each profile: perplexities, and what changed against the first.
+fn print_scores(scores: &[(String, Score)]) {
+    println!(
+        "{:<24} {:>10} {:>18} {:>9} {:>20} {:>9} {:>8} {:>9}",
+        "format", "perplexity", "second half", "vs first", "mean KLD", "99% KLD", "RMS dp", "same top"
+    );
+    let base = scores.first().map_or(1.0, |(_, score)| score.perplexity());
+    for (name, score) in scores {
+        let comparison = score.comparison();
+        println!(
+            "{:<24} {:>10.4} {:>9.4} ±{:>7.4} {:>+8.2}% {:>10.6} ±{:>8.6} {:>9.6} {:>7.3}% {:>8.2}%",
+            name,
+            score.perplexity(),
+            comparison.perplexity.value,
+            comparison.perplexity.error,
+            (score.perplexity() / base - 1.0) * 100.0,
+            comparison.divergence.value,
+            comparison.divergence.error,
+            comparison.divergences.p99,
+            comparison.rms_probability_change_percent.value,
+            comparison.top1_agreement_percent.value,
+        );
+    }
+}
+
+fn print_answers(evaluation: &Evaluation) {
+    if evaluation.profiles.iter().all(|p| p.generation.is_none()) {
+        return;
+    }
+    println!(
+        "{:<24} {:>10} {:>10} {:>9} {:>7} {:>7} {:>9} {:>9} {:>10} {:>9}",
+        "format",
+        "distinct-1",
+        "distinct-4",
+        "repeated",
+        "loops",
+        "tokens",
+        "refusals",
+        "no end",
+        "language",
+        "needles"
+    );
+    for profile in &evaluation.profiles {
+        let Some(generation) = &profile.generation else { continue };
+        let health = &generation.greedy;
+        println!(
+            "{:<24} {:>10.3} {:>10.3} {:>8.1}% {:>6.1}% {:>7.1} {:>8.1}% {:>8.1}% {:>9.1}% {:>9}",
+            profile.name,
+            health.distinct[0],
+            health.distinct[3],
+            health.repeated * 100.0,
+            health.loops * 100.0,
+            health.tokens.value,
+            health.refused * 100.0,
+            health.not_stopped * 100.0,
+            health.other_language * 100.0,
+            format!("{} / {}", generation.needles.iter().filter(|n| n.found).count(), generation.needles.len()),
+        );
+    }
+    println!();
+}
