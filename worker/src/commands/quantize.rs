@@ -4,7 +4,12 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::Context;
 use clap::Args;
-use modelprofile_engine::{artifact::Store, checkpoint::Checkpoint, quantize::Recipe, text::Text};
+use modelprofile_engine::{
+    artifact::Store,
+    checkpoint::Checkpoint,
+    quantize::{Recipe, plan::Speeds},
+    text::Text,
+};
 
 /// Options of `quantize`.
 #[derive(Debug, Args)]
@@ -16,6 +21,9 @@ pub(super) struct Quantize {
     /// Q4_0, Q8_0; several with commas.
     #[arg(long, value_delimiter = ',', required = true, value_parser = super::parse_recipe)]
     format: Vec<Recipe>,
+    /// Say what it will take in time and memory, here and for models of 8 and 70 billion weights, and stop.
+    #[arg(long)]
+    plan: bool,
     #[command(flatten)]
     calibration: super::calibration::Calibration,
     #[command(flatten)]
@@ -33,6 +41,12 @@ impl Quantize {
             false => None,
         };
         let mut backend = self.compute.backend()?;
+        if self.plan {
+            let speeds = Speeds::measure(&mut backend, self.compute.threads())?;
+            let tokens = calibration.as_ref().map(|calibration| calibration.tokens().len());
+            super::plan::print(checkpoint.name(), checkpoint.config(), &self.format, tokens, &speeds);
+            return Ok(());
+        }
         for recipe in self.format {
             let (bar, start) = (super::progress_bar(&recipe.canonical()), Instant::now());
             let artifact = store.prepare_calibrated(

@@ -153,14 +153,130 @@ fn block_form(d: &[f32], gram: &[f32], stride: usize, column: usize) -> f32 {
         .sum()
 }
 
-/// The Gram matrix of inputs divided by `scales`.
-pub(super) fn divided_gram(gram: &[f32], scales: &[f32]) -> Vec<f32> {
-    let k = scales.len();
-    let mut out = gram.to_vec();
-    for (row, si) in out.chunks_exact_mut(k).zip(scales) {
+/// Turns a Gram matrix into that of the inputs divided by `scales`.
+pub(super) fn divide_gram(gram: &mut [f32], scales: &[f32]) {
+    for (row, si) in gram.chunks_exact_mut(scales.len()).zip(scales) {
         for (value, sj) in row.iter_mut().zip(scales) {
             *value /= si * sj;
         }
     }
-    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failure is the test's result")]
+    use modelprofile_kernels::{
+        Device, GroupedActivations,
+        cpu::{Cpu, CpuOptions},
+        rtn::Grid,
+    };
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    const TARGET: Target = Target::Groups { bits: 4, group: 32, grid: Grid::Integer };
+    const K: usize = 64;
+
+    fn cpu() -> Cpu {
+        Cpu::new(CpuOptions { threads: 2, isa: None, grouped_activations: GroupedActivations::Int8 }).unwrap()
+    }
+
+    /// Weights, and inputs of which a few columns are forty times the others.
+    fn case(seed: u64) -> (Matrix, Vec<f32>) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let weights = (0..24 * K).map(|_| rng.random::<f32>() - 0.5).collect();
+        let x = (0..100 * K)
+            .map(|at| (rng.random::<f32>() - 0.5) * if matches!(at % K, 5 | 20 | 41) { 40.0 } else { 1.0 })
+            .collect();
+        (Matrix { rows: 24, cols: K, data: weights }, x)
+    }
+
+    fn gram(x: &[f32]) -> Vec<f32> {
+        let mut gram = vec![0.0f32; K * K];
+        for row in x.chunks_exact(K) {
+            for (at, slot) in gram.iter_mut().enumerate() {
+                *slot += row[at / K] * row[at % K];
+            }
+        }
+        gram
+    }
+
+    /// The definition: `|| Q(W s) (x / s) - W x ||^2` summed over the inputs, product by product.
+    fn plain_error(weights: &Matrix, x: &[f32], scales: &[f32]) -> f64 {
+        let mut scaled = weights.clone();
+        scaled.scale_columns(scales);
+        let rounded = round(TARGET, weights.rows, K, &scaled.data).unwrap();
+        let mut row = vec![0.0; K];
+        let mut total = 0.0;
+        for (n, exact) in weights.data.chunks_exact(K).enumerate() {
+            rounded.dequantize_row(n, &mut row);
+            for x in x.chunks_exact(K) {
+                let term =
+                    |k: usize| f64::from(row[k]) * f64::from(x[k]) / f64::from(scales[k]) - f64::from(exact[k] * x[k]);
+                let off: f64 = (0..K).map(term).sum();
+                total += off * off;
+            }
+        }
+        total
+    }
+
+    #[test]
+    fn the_error_by_the_gram_matrix_is_the_definitions() {
+        let (weights, x) = case(1);
+        let mut cpu = cpu();
+        let device_gram = cpu.upload(&HostTensor { rows: K, width: K, data: gram(&x) }).unwrap();
+        let magnitudes: Vec<f32> =
+            (0..K).map(|k| x.iter().skip(k).step_by(K).map(|v| v.abs()).sum::<f32>() / 100.0).collect();
+        for exponent in [0.0, 0.35, 0.8] {
+            let scales = candidate(&magnitudes, exponent);
+            let fast = output_error(&mut cpu, 2, &weights, &scales, &device_gram, TARGET).unwrap();
+            let plain = plain_error(&weights, &x, &scales);
+            assert!((fast / plain - 1.0).abs() < 1e-3, "{exponent}: {fast} against {plain}");
+        }
+    }
+
+    #[test]
+    fn the_search_finds_the_best_exponent_and_saves_most_of_the_error_of_large_inputs() {
+        let (weights, x) = case(2);
+        let mut cpu = cpu();
+        let device_gram = cpu.upload(&HostTensor { rows: K, width: K, data: gram(&x) }).unwrap();
+        let magnitudes: Vec<f32> =
+            (0..K).map(|k| x.iter().skip(k).step_by(K).map(|v| v.abs()).sum::<f32>() / 100.0).collect();
+        let found = search_scales(&mut cpu, 2, &weights, &magnitudes, &device_gram, TARGET).unwrap();
+        let best = (0..STEPS)
+            .map(|step| plain_error(&weights, &x, &candidate(&magnitudes, step as f32 / STEPS as f32)))
+            .fold(f64::INFINITY, f64::min);
+        let reached = plain_error(&weights, &x, &found);
+        assert!(reached <= best * 1.001, "{reached} against {best}");
+        assert!(reached < 0.6 * plain_error(&weights, &x, &[1.0; K]), "{reached}");
+    }
+
+    #[test]
+    fn cutting_never_makes_the_output_worse_and_cuts_an_outlier_that_no_input_reads() {
+        let (mut weights, mut x) = case(3);
+        for row in x.chunks_exact_mut(K) {
+            row[7] = 0.0;
+        }
+        for row in weights.data.chunks_exact_mut(K) {
+            row[7] = 3.0;
+        }
+        let exact = weights.clone();
+        clip(2, &mut weights, &gram(&x), TARGET);
+        let cut = weights.data.chunks_exact(K).filter(|row| row[7] < 3.0).count();
+        assert!(cut > 20, "{cut} of 24 rows");
+        let error = |weights: &Matrix| {
+            let rounded = round(TARGET, weights.rows, K, &weights.data).unwrap();
+            let mut row = vec![0.0; K];
+            let mut total = 0.0;
+            for (n, exact) in exact.data.chunks_exact(K).enumerate() {
+                rounded.dequantize_row(n, &mut row);
+                for x in x.chunks_exact(K) {
+                    let off: f32 = (0..K).map(|k| (row[k] - exact[k]) * x[k]).sum();
+                    total += f64::from(off * off);
+                }
+            }
+            total
+        };
+        assert!(error(&weights) < 0.5 * error(&exact));
+    }
 }

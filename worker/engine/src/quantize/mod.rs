@@ -3,12 +3,13 @@
 //! | module | what it holds |
 //! |---|---|
 //! | this one | round to nearest, row by row; blocks of a checkpoint taken over as they are |
-//! | [`recipe`] | format and method, calibration text |
-//! | [`pipeline`] | calibrated methods, layer by layer |
+//! | `recipe` | format and method, calibration text |
+//! | [`plan`] | what quantizing will take in time and memory |
+//! | `pipeline` | calibrated methods, layer by layer |
 //! | `runner`, `statistics` | calibration text through one layer on a device; what it makes of a layer's inputs |
 //! | `gptq`, `awq`, `smoothquant`, `llm_int8` | the methods |
 //! | `grid` | what GPTQ and AWQ round to |
-//! | [`importance`] | how much each input column matters, for GGUF's quantizers |
+//! | `importance` | how much each input column matters, for GGUF's quantizers |
 //! | `dense`, `threads` | a layer's weights in FP32; rows shared out to threads |
 
 mod awq;
@@ -18,6 +19,7 @@ mod grid;
 mod importance;
 mod llm_int8;
 mod pipeline;
+pub mod plan;
 mod recipe;
 mod runner;
 mod smoothquant;

@@ -112,31 +112,33 @@ impl<'a, B: Calibrate> Pipeline<'a, B> {
 
     fn awq(&mut self, mut layer: DenseLayer, progress: &mut dyn FnMut(f64)) -> Result<QuantizedLayer> {
         let target = Target::of(self.recipe)?;
-        let index = layer.index;
-        let figures = self.figures(&layer, true)?;
+        let mut figures = self.figures(&layer, true)?.map(Some);
         progress(0.3);
-        let mut scales: [Option<Vec<f32>>; 4] = [const { None }; 4];
         // Down first: its scales change the rows of up, which the search for gate and up must see.
-        for (done, at) in [3, 2, 0].into_iter().enumerate() {
-            let (stage, inputs) = (STAGES[at], &figures[at]);
-            let Some(gram) = &inputs.gram else { continue };
-            let stacked = layer.stacked(stage)?;
-            let magnitudes = inputs.columns.abs_mean();
-            let found = awq::search_scales(self.backend, self.threads, &stacked, &magnitudes, gram, target)?;
-            Self::fold(&mut layer, stage, &found)?;
-            scales[at] = Some(found);
-            progress(0.3 + 0.2 * (done + 1) as f64);
-        }
-        for (at, stage) in STAGES.into_iter().enumerate() {
-            let mut gram = figures[at].gram_to_host(self.backend)?;
-            if let Some(scales) = &scales[at] {
-                gram = awq::divided_gram(&gram, scales);
+        for (done, at) in [3, 2, 1, 0].into_iter().enumerate() {
+            let stage = STAGES[at];
+            let Some(inputs) = figures[at].take() else { continue };
+            let mut scales = None;
+            if stage != Stage::Output
+                && let Some(gram) = &inputs.gram
+            {
+                let stacked = layer.stacked(stage)?;
+                let magnitudes = inputs.columns.abs_mean();
+                let found = awq::search_scales(self.backend, self.threads, &stacked, &magnitudes, gram, target)?;
+                Self::fold(&mut layer, stage, &found)?;
+                scales = Some(found);
+            }
+            let mut gram = inputs.gram_to_host(self.backend)?;
+            drop(inputs);
+            if let Some(scales) = &scales {
+                awq::divide_gram(&mut gram, scales);
             }
             // Queries and keys meet in a product of their own, where an error of many small parts hurts less than cut peaks.
-            let cut = stage.roles(index).into_iter().filter(|r| !matches!(r, Role::Query(_) | Role::Key(_)));
+            let cut = stage.roles(layer.index).into_iter().filter(|r| !matches!(r, Role::Query(_) | Role::Key(_)));
             for role in cut {
                 awq::clip(self.threads, layer.matrix_mut(role)?, &gram, target);
             }
+            progress(0.3 + 0.7 * (done + 1) as f64 / 4.0);
         }
         let weights = Self::round(&layer, &|n, k, rows| awq::round(target, n, k, rows))?;
         Ok(QuantizedLayer { weights, vectors: layer.into_vectors() })
