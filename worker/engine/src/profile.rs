@@ -20,8 +20,14 @@ pub enum ZeroPoint {
 pub enum WeightFormat {
     /// BF16.
     Bf16,
-    /// FP8 E4M3, W8A8.
+    /// FP8 E4M3, W8A8, one scale per output.
     Fp8,
+    /// FP8 E4M3, W8A8, one scale per tensor.
+    Fp8Tensor,
+    /// FP8 E4M3, W8A8, one scale per tensor and one for all its inputs, calibrated.
+    Fp8Static,
+    /// FP8 E4M3, W8A8, one scale per block of 128 x 128; activations per token and 128 inputs.
+    Fp8Block,
     /// INT8, W8A8.
     Int8,
     /// 4 bits per weight in groups.
@@ -45,6 +51,9 @@ impl WeightFormat {
         match self {
             Self::Bf16 => "bf16".into(),
             Self::Fp8 => "fp8-e4m3-row".into(),
+            Self::Fp8Tensor => "fp8-e4m3-tensor".into(),
+            Self::Fp8Static => "fp8-e4m3-static".into(),
+            Self::Fp8Block => "fp8-e4m3-block".into(),
             Self::Int8 => "int8-row".into(),
             Self::Int4 { group, zero } => format!("int4-g{group}-{zero:?}").to_lowercase(),
             Self::Q4_1 => "q4_1".into(),
@@ -57,7 +66,9 @@ impl WeightFormat {
     pub fn kind(self) -> WeightKind {
         match self {
             Self::Bf16 => WeightKind::Bf16,
-            Self::Fp8 => WeightKind::Fp8,
+            Self::Fp8 | Self::Fp8Tensor => WeightKind::Fp8,
+            Self::Fp8Static => WeightKind::Fp8Static,
+            Self::Fp8Block => WeightKind::Fp8Block,
             Self::Int8 => WeightKind::Int8,
             Self::Int4 { group, .. } => WeightKind::Int4 { group },
             Self::Q4_1 | Self::Q4_0 => WeightKind::Int4 { group: 32 },

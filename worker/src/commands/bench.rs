@@ -158,7 +158,11 @@ impl Bench {
             let artifact = store.prepare(&checkpoint, *format, &mut |_| {})?;
             let weights = ProfileWeights::load(&rig.cpu, config, &artifact)?;
             let (peak, unit) = match format {
-                WeightFormat::Bf16 | WeightFormat::Fp8 => (machine.bf16_operations, "BF16 peak"),
+                WeightFormat::Bf16
+                | WeightFormat::Fp8
+                | WeightFormat::Fp8Tensor
+                | WeightFormat::Fp8Static
+                | WeightFormat::Fp8Block => (machine.bf16_operations, "BF16 peak"),
                 _ => (machine.int8_operations, "VNNI peak"),
             };
             for tokens in &self.prefill {

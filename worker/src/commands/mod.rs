@@ -132,7 +132,13 @@ fn parse_format(text: &str) -> Result<WeightFormat, String> {
     let plain = |format| if upper.contains(':') { Err(format!("{name} takes no options")) } else { Ok(format) };
     match name {
         "BF16" => plain(WeightFormat::Bf16),
-        "FP8" => plain(WeightFormat::Fp8),
+        "FP8" => match parts.collect::<Vec<_>>()[..] {
+            [] | ["ROW"] => Ok(WeightFormat::Fp8),
+            ["TENSOR"] => Ok(WeightFormat::Fp8Tensor),
+            ["STATIC"] => Ok(WeightFormat::Fp8Static),
+            ["BLOCK"] => Ok(WeightFormat::Fp8Block),
+            _ => Err(format!("{text}: FP8 takes one of row, tensor, block and static")),
+        },
         "INT8" => plain(WeightFormat::Int8),
         "Q4_1" => plain(WeightFormat::Q4_1),
         "Q4_0" => plain(WeightFormat::Q4_0),
@@ -156,7 +162,9 @@ fn parse_format(text: &str) -> Result<WeightFormat, String> {
             }
             Ok(WeightFormat::Int4 { group, zero })
         }
-        _ => Err(format!("{text} is not a format: use BF16, FP8, INT8, INT4[:g64][:integer], Q4_1, Q4_0 or Q8_0")),
+        _ => Err(format!(
+            "{text} is not a format: use BF16, FP8[:tensor|:block|:static], INT8, INT4[:g64][:integer], Q4_1, Q4_0 or Q8_0"
+        )),
     }
 }
 
@@ -209,8 +217,12 @@ mod tests {
     #[test]
     fn formats_read_as_users_write_them() {
         assert_eq!(parse_format("fp8"), Ok(WeightFormat::Fp8));
+        assert_eq!(parse_format("FP8:row"), Ok(WeightFormat::Fp8));
+        assert_eq!(parse_format("FP8:tensor"), Ok(WeightFormat::Fp8Tensor));
+        assert_eq!(parse_format("fp8:Static"), Ok(WeightFormat::Fp8Static));
+        assert_eq!(parse_format("FP8:block"), Ok(WeightFormat::Fp8Block));
         assert_eq!(parse_format("INT4:g64:integer"), Ok(WeightFormat::Int4 { group: 64, zero: ZeroPoint::Integer }));
-        for wrong in ["FP4", "INT4:g48", "FP8:g32", ""] {
+        for wrong in ["FP4", "INT4:g48", "FP8:g32", "FP8:block:tensor", ""] {
             assert!(parse_format(wrong).is_err(), "{wrong}");
         }
     }

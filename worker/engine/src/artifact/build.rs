@@ -238,7 +238,7 @@ impl<'a> Writer<'a> {
 
     fn finish(mut self, groups: usize) -> Result<()> {
         self.hub.finish()?;
-        let config = tensors::config_json(self.checkpoint.config(), self.recipe.format);
+        let config = tensors::config_json(self.checkpoint.config(), self.recipe);
         write_json(&self.directory.join("config.json"), &config)?;
         self.packed.align(LAYER_ALIGNMENT)?;
         let (sha256, bytes, entries) = self.packed.finish()?;

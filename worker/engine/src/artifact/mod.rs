@@ -82,8 +82,17 @@ pub enum EntryKind {
     Bf16,
     /// See [`WeightKind::Fp8`].
     Fp8,
+    /// See [`WeightKind::Fp8Static`].
+    Fp8Static,
+    /// See [`WeightKind::Fp8Block`].
+    Fp8Block,
     /// See [`WeightKind::Int8`].
     Int8,
+    /// See [`WeightKind::Int8Outliers`].
+    Int8Outliers {
+        /// Columns in BF16.
+        columns: u16,
+    },
     /// See [`WeightKind::Int4`].
     Int4 {
         /// Inputs per scale.
@@ -103,7 +112,10 @@ impl EntryKind {
             Self::F32 => None,
             Self::Bf16 => Some(WeightKind::Bf16),
             Self::Fp8 => Some(WeightKind::Fp8),
+            Self::Fp8Static => Some(WeightKind::Fp8Static),
+            Self::Fp8Block => Some(WeightKind::Fp8Block),
             Self::Int8 => Some(WeightKind::Int8),
+            Self::Int8Outliers { columns } => Some(WeightKind::Int8Outliers { columns }),
             Self::Int4 { group } => Some(WeightKind::Int4 { group }),
             Self::Int8Group { group } => Some(WeightKind::Int8Group { group }),
         }
@@ -115,7 +127,10 @@ impl From<WeightKind> for EntryKind {
         match kind {
             WeightKind::Bf16 => Self::Bf16,
             WeightKind::Fp8 => Self::Fp8,
+            WeightKind::Fp8Static => Self::Fp8Static,
+            WeightKind::Fp8Block => Self::Fp8Block,
             WeightKind::Int8 => Self::Int8,
+            WeightKind::Int8Outliers { columns } => Self::Int8Outliers { columns },
             WeightKind::Int4 { group } => Self::Int4 { group },
             WeightKind::Int8Group { group } => Self::Int8Group { group },
         }

@@ -5,12 +5,16 @@
 //! |---|---|
 //! | BF16 | `X.weight` BF16 `[n, k]` |
 //! | FP8 (`float-quantized`) | `X.weight` F8_E4M3 `[n, k]`, `X.weight_scale` F32 `[n, 1]` |
+//! | FP8 with static activations | the same with F32 `[1]`, and `X.input_scale` F32 `[1]` |
+//! | FP8 in blocks | the same with F32 `[n/128, k/128]` |
 //! | INT8 (`int-quantized`) | `X.weight` I8 `[n, k]`, `X.weight_scale` F32 `[n, 1]` |
 //! | INT4 (`pack-quantized`) | `X.weight_packed` I32 `[n, k/8]`, lowest code in the lowest bits, `X.weight_scale` F32 `[n, k/group]`, `X.weight_shape` I64 `[2]`, and `X.weight_min` F32 `[n, k/group]` |
 //! | 8 bits in groups | as INT4 with `[n, k/4]` |
+//! | LLM.int8 | as INT8, zero in the outlier columns, and `X.outlier_weight` BF16 `[n, c]`, `X.outlier_columns` I32 `[c]` |
 //!
 //! `weight_min` is ours: `w = scale * code + min` with a free minimum, which integer zero points cannot say. The
-//! configuration then names the format `modelprofile-affine`, so that no reader takes it for the other. Embedding and
+//! configuration then names the format `modelprofile-affine`, so that no reader takes it for the other; so it does with
+//! `modelprofile-llm-int8`. Embedding and
 //! output layer are stored in BF16.
 
 use std::{
@@ -20,10 +24,10 @@ use std::{
 };
 
 use half::bf16;
-use modelprofile_kernels::{HostWeight, WeightKind};
+use modelprofile_kernels::{FP8_BLOCK, HostWeight, WeightKind};
 use serde_json::{Map, Value, json};
 
-use crate::{Architecture, EngineError, ModelConfig, Result, RopeScaling, WeightFormat, checkpoint::SourceTensor};
+use crate::{Architecture, EngineError, ModelConfig, Result, RopeScaling, checkpoint::SourceTensor, quantize::Recipe};
 
 /// A tensor to come: name, safetensors dtype, shape.
 struct Planned {
@@ -63,7 +67,22 @@ fn planned(name: &str, kind: WeightKind, n: usize, k: usize) -> Vec<Planned> {
     match kind {
         WeightKind::Bf16 => vec![tensor("weight", "BF16", &[n, k])],
         WeightKind::Fp8 => vec![tensor("weight", "F8_E4M3", &[n, k]), tensor("weight_scale", "F32", &[n, 1])],
+        WeightKind::Fp8Static => vec![
+            tensor("weight", "F8_E4M3", &[n, k]),
+            tensor("weight_scale", "F32", &[1]),
+            tensor("input_scale", "F32", &[1]),
+        ],
+        WeightKind::Fp8Block => vec![
+            tensor("weight", "F8_E4M3", &[n, k]),
+            tensor("weight_scale", "F32", &[n.div_ceil(FP8_BLOCK), k / FP8_BLOCK]),
+        ],
         WeightKind::Int8 => vec![tensor("weight", "I8", &[n, k]), tensor("weight_scale", "F32", &[n, 1])],
+        WeightKind::Int8Outliers { columns } => vec![
+            tensor("weight", "I8", &[n, k]),
+            tensor("weight_scale", "F32", &[n, 1]),
+            tensor("outlier_weight", "BF16", &[n, usize::from(columns)]),
+            tensor("outlier_columns", "I32", &[usize::from(columns)]),
+        ],
         WeightKind::Int4 { group } => grouped(8, group),
         WeightKind::Int8Group { group } => grouped(4, group),
     }
@@ -161,9 +180,26 @@ impl TensorWriter {
                 self.put(codes)?;
                 self.put(bytemuck::cast_slice(scales))
             }
+            HostWeight::Fp8Static { codes, scales, input_scale, .. } => {
+                self.put(codes)?;
+                // All rows of a tensor have the same.
+                self.put(bytemuck::cast_slice(&scales[..1]))?;
+                self.put(&input_scale.to_le_bytes())
+            }
+            HostWeight::Fp8Block { k, codes, scales, .. } => {
+                self.put(codes)?;
+                let bands = scales.chunks_exact(k / FP8_BLOCK).step_by(FP8_BLOCK);
+                self.put(bytemuck::cast_slice(&bands.flatten().copied().collect::<Vec<f32>>()))
+            }
             HostWeight::Int8 { codes, scales, .. } => {
                 self.put(bytemuck::cast_slice(codes))?;
                 self.put(bytemuck::cast_slice(scales))
+            }
+            HostWeight::Int8Outliers { codes, scales, columns, outliers, .. } => {
+                self.put(bytemuck::cast_slice(codes))?;
+                self.put(bytemuck::cast_slice(scales))?;
+                self.put(bytemuck::cast_slice(outliers))?;
+                self.put(bytemuck::cast_slice(columns))
             }
             HostWeight::Grouped { n, k, bits, group, codes, scales, mins, row_scales } => {
                 self.put(&pack_codes(codes, *bits))?;
@@ -222,7 +258,7 @@ fn pack_codes(codes: &[u8], bits: u8) -> Vec<u8> {
 }
 
 /// `config.json` of the artifact, with the quantization that readers of `compressed-tensors` expect.
-pub(super) fn config_json(config: &ModelConfig, format: WeightFormat) -> Value {
+pub(super) fn config_json(config: &ModelConfig, recipe: Recipe) -> Value {
     let (architecture, model_type) = match config.architecture {
         Architecture::Llama => ("LlamaForCausalLM", "llama"),
         Architecture::Mistral => ("MistralForCausalLM", "mistral"),
@@ -264,13 +300,13 @@ pub(super) fn config_json(config: &ModelConfig, format: WeightFormat) -> Value {
         "eos_token_id": config.eos_tokens,
         "torch_dtype": "bfloat16",
     });
-    if let (Some(quantization), Some(map)) = (quantization(format), value.as_object_mut()) {
+    if let (Some(quantization), Some(map)) = (quantization(recipe.kind(config.hidden)), value.as_object_mut()) {
         map.insert("quantization_config".into(), quantization);
     }
     value
 }
 
-fn quantization(format: WeightFormat) -> Option<Value> {
+fn quantization(kind: WeightKind) -> Option<Value> {
     let eight_bits = |kind: &str| {
         (
             json!({"num_bits": 8, "type": kind, "strategy": "channel", "symmetric": true, "dynamic": false}),
@@ -282,15 +318,29 @@ fn quantization(format: WeightFormat) -> Option<Value> {
                              "symmetric": false, "dynamic": false});
         (weights, Value::Null)
     };
-    let (name, (weights, activations)) = match format.kind() {
+    let (name, (weights, activations)) = match kind {
         WeightKind::Bf16 => return None,
         WeightKind::Fp8 => ("float-quantized", eight_bits("float")),
+        WeightKind::Fp8Static => ("float-quantized", {
+            let both =
+                json!({"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": true, "dynamic": false});
+            (both.clone(), both)
+        }),
+        WeightKind::Fp8Block => ("float-quantized", {
+            (
+                json!({"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [FP8_BLOCK, FP8_BLOCK],
+                       "symmetric": true, "dynamic": false}),
+                json!({"num_bits": 8, "type": "float", "strategy": "group", "group_size": FP8_BLOCK, "symmetric": true,
+                       "dynamic": true}),
+            )
+        }),
         WeightKind::Int8 => ("int-quantized", eight_bits("int")),
+        WeightKind::Int8Outliers { .. } => ("modelprofile-llm-int8", eight_bits("int")),
         WeightKind::Int4 { group } => ("modelprofile-affine", grouped(4, group)),
         WeightKind::Int8Group { group } => ("modelprofile-affine", grouped(8, group)),
     };
     Some(json!({
-        "quant_method": if name == "modelprofile-affine" { name } else { "compressed-tensors" },
+        "quant_method": if name.starts_with("modelprofile-") { name } else { "compressed-tensors" },
         "format": name,
         "quantization_status": "compressed",
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": activations}},
@@ -300,6 +350,8 @@ fn quantization(format: WeightFormat) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
+    use modelprofile_kernels::rtn;
+
     use super::*;
 
     #[test]
@@ -319,6 +371,42 @@ mod tests {
         assert_eq!(read.tensor("layer.weight").unwrap().data(), [1, 2, 3, 4, 5, 6]);
         assert_eq!(read.tensor("layer.weight_scale").unwrap().shape(), [2, 1]);
         assert_eq!(read.tensor("norm.weight").unwrap().data().len(), 8);
+    }
+
+    #[test]
+    fn every_kind_writes_the_tensors_that_were_planned() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("model.safetensors");
+        let (n, k) = (130, 256);
+        let rows: Vec<f32> = (0..n * k).map(|i| (i % 251) as f32 / 100.0 - 1.0).collect();
+        let symmetric = |kind| rtn::quantize(kind, rtn::Grid::Symmetric, n, k, &rows).unwrap();
+        let weights = [
+            symmetric(WeightKind::Fp8Block),
+            rtn::fp8_static(n, k, &rows, 0.5).unwrap(),
+            rtn::int8_outliers(n, k, &rows, &[3, 200]).unwrap(),
+            symmetric(WeightKind::Int4 { group: 64 }),
+            symmetric(WeightKind::Int8Group { group: 32 }),
+        ];
+        let mut plan = TensorPlan::default();
+        for (index, weight) in weights.iter().enumerate() {
+            plan.weight(&index.to_string(), weight.spec().kind, n, k);
+        }
+        let mut writer = plan.create(&path).unwrap();
+        for weight in &weights {
+            writer.weight(weight).unwrap();
+        }
+        writer.finish().unwrap();
+        let bytes = std::fs::read(path).unwrap();
+        let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let floats = |name: &str| -> Vec<f32> {
+            read.tensor(name).unwrap().data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        let HostWeight::Fp8Block { scales, .. } = &weights[0] else { unreachable!() };
+        assert_eq!(floats("0.weight_scale"), [scales[0], scales[1], scales[128 * 2], scales[128 * 2 + 1]]);
+        assert_eq!(read.tensor("0.weight_scale").unwrap().shape(), [2, 2]);
+        assert_eq!(floats("1.input_scale"), [0.5]);
+        assert_eq!(read.tensor("2.outlier_columns").unwrap().data(), [3, 0, 0, 0, 200, 0, 0, 0]);
+        assert_eq!(read.tensor("2.outlier_weight").unwrap().shape(), [130, 2]);
     }
 
     #[test]

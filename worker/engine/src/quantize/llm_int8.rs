@@ -5,19 +5,19 @@
 //! text, and their number depends on the layer's width alone: shapes are known before anything is computed, and a layer
 //! with fewer outliers keeps its next largest columns in 16 bits too, which only helps.
 
-use modelprofile_kernels::{HostWeight, WeightKind};
+use modelprofile_kernels::{HostWeight, MAX_OUTLIERS, WeightKind, rtn};
 
 use super::dense::Matrix;
 use crate::Result;
 
 /// Columns in 16 bits of a layer with that many inputs: a sixteenth, in steps of 8, from 8 to 64.
 fn columns(inputs: usize) -> usize {
-    (inputs / 16).next_multiple_of(8).clamp(8, 64).min(inputs)
+    (inputs / 16).next_multiple_of(8).clamp(8, MAX_OUTLIERS).min(inputs)
 }
 
 /// Storage of a layer with that many inputs.
-pub(super) fn kind(_inputs: usize) -> WeightKind {
-    WeightKind::Int8
+pub(super) fn kind(inputs: usize) -> WeightKind {
+    WeightKind::Int8Outliers { columns: columns(inputs) as u16 }
 }
 
 /// The columns with the largest magnitudes, in ascending order.
@@ -30,12 +30,7 @@ pub(super) fn outliers(absmax: &[f32]) -> Vec<usize> {
 }
 
 /// A matrix with these columns in 16 bits.
-pub(super) fn quantize(matrix: &Matrix, _columns: &[usize]) -> Result<HostWeight> {
-    Ok(modelprofile_kernels::rtn::quantize(
-        WeightKind::Int8,
-        modelprofile_kernels::rtn::Grid::Symmetric,
-        matrix.rows,
-        matrix.cols,
-        &matrix.data,
-    )?)
+pub(super) fn quantize(matrix: &Matrix, columns: &[usize]) -> Result<HostWeight> {
+    let columns: Vec<u32> = columns.iter().map(|column| *column as u32).collect();
+    Ok(rtn::int8_outliers(matrix.rows, matrix.cols, &matrix.data, &columns)?)
 }

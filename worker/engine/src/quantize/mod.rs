@@ -26,7 +26,7 @@ mod smoothquant;
 mod statistics;
 mod threads;
 
-use modelprofile_kernels::{HostWeight, WeightKind, rtn};
+use modelprofile_kernels::{FP8_BLOCK, HostWeight, WeightKind, rtn};
 
 pub use importance::importance;
 pub(crate) use pipeline::{Pipeline, QuantizedLayer};
@@ -44,7 +44,8 @@ const CHUNK: usize = 1 << 22;
 /// that very format are taken over without change.
 ///
 /// # Errors
-/// NaN or infinity in the tensor, or a group that does not divide its columns; both name file and tensor.
+/// NaN or infinity in the tensor, a group that does not divide its columns, or a kind that holds what only calibration knows
+/// (static activations, outlier columns); all name file and tensor.
 pub fn round_to_nearest(tensor: &SourceTensor<'_>, format: WeightFormat, kind: WeightKind) -> Result<HostWeight> {
     let own_blocks = match (tensor.dtype, kind) {
         (SourceDtype::Q8_0, WeightKind::Int8Group { group: 32 }) => true,
@@ -61,8 +62,12 @@ pub fn round_to_nearest(tensor: &SourceTensor<'_>, format: WeightFormat, kind: W
         _ => rtn::Grid::Symmetric,
     };
     let named = |error| EngineError::checkpoint(tensor.file, format!("tensor {}: {error}", tensor.name));
-    // Rows are rounded on their own: an embedding need not be in memory in FP32 as a whole.
-    let rows = (CHUNK / tensor.cols.max(1)).max(1);
+    let tensor_scale = match (format, kind) {
+        (WeightFormat::Fp8Tensor, WeightKind::Fp8) => Some(rtn::fp8_scale(magnitude(tensor)?)),
+        _ => None,
+    };
+    // Rows are rounded on their own, or in FP8's blocks: an embedding need not be in memory in FP32 as a whole.
+    let rows = (CHUNK / tensor.cols.max(1)).max(1).next_multiple_of(FP8_BLOCK);
     let mut chunks = Vec::new();
     let mut values = Vec::new();
     for first in (0..tensor.rows).step_by(rows) {
@@ -71,9 +76,25 @@ pub fn round_to_nearest(tensor: &SourceTensor<'_>, format: WeightFormat, kind: W
         for (row, out) in values.chunks_exact_mut(tensor.cols.max(1)).enumerate() {
             tensor.row_f32(first + row, out)?;
         }
-        chunks.push(rtn::quantize(kind, grid, count, tensor.cols, &values).map_err(named)?);
+        let chunk = match tensor_scale {
+            Some(scale) => rtn::fp8_with_scale(count, tensor.cols, &values, scale),
+            None => rtn::quantize(kind, grid, count, tensor.cols, &values),
+        };
+        chunks.push(chunk.map_err(named)?);
     }
     HostWeight::concat_rows(chunks).map_err(named)
+}
+
+/// The largest magnitude of a tensor.
+fn magnitude(tensor: &SourceTensor<'_>) -> Result<f32> {
+    let mut values = vec![0.0f32; tensor.cols];
+    let mut largest = 0.0f32;
+    for row in 0..tensor.rows {
+        tensor.row_f32(row, &mut values)?;
+        largest = values.iter().fold(largest, |m, v| m.max(v.abs()));
+    }
+    // An infinity is refused where the row is quantized, by its place.
+    Ok(largest.min(f32::MAX))
 }
 
 /// A vector's values (norm gains, biases), checked to be finite.

@@ -7,7 +7,7 @@
 
 use half::bf16;
 
-use crate::{HostWeight, KernelError, Result, WeightKind, WeightSpec};
+use crate::{HostWeight, KernelError, Result, WeightKind, WeightSpec, format::e4m3};
 
 mod groups;
 mod rows;
@@ -50,22 +50,35 @@ pub fn quantize(kind: WeightKind, grid: Grid, n: usize, k: usize, rows: &[f32]) 
 /// # Errors
 /// As [`quantize`].
 pub fn fp8_tensor(n: usize, k: usize, rows: &[f32]) -> Result<HostWeight> {
+    fp8_with_scale(n, k, rows, fp8_scale(absmax(rows)))
+}
+
+/// FP8 with a given scale for all rows: of a tensor that is quantized piece by piece.
+///
+/// # Errors
+/// As [`quantize`]; also when the scale is no positive number.
+pub fn fp8_with_scale(n: usize, k: usize, rows: &[f32], scale: f32) -> Result<HostWeight> {
     check(WeightKind::Fp8, n, k, rows)?;
-    let (codes, scales) = rows::fp8_tensor(n, k, rows);
+    positive("scale", scale)?;
+    let (codes, scales) = rows::fp8_with_scale(n, k, rows, scale);
     Ok(HostWeight::Fp8 { n, k, codes, scales })
 }
 
-/// FP8 with one scale for the whole tensor and one for all inputs: the largest magnitude that calibration saw, divided by
-/// 448. Larger inputs saturate.
+/// The FP8 scale of values up to a magnitude: magnitude / 448, at least the smallest normal number; 1 for zeros, which any
+/// scale represents.
+pub fn fp8_scale(magnitude: f32) -> f32 {
+    rows::of_magnitude(magnitude, e4m3::MAX)
+}
+
+/// FP8 with one scale for the whole tensor and one for all inputs: [`fp8_scale`] of the largest magnitude that calibration
+/// saw. Larger inputs saturate.
 ///
 /// # Errors
 /// As [`quantize`]; also when `input_scale` is no positive number.
 pub fn fp8_static(n: usize, k: usize, rows: &[f32], input_scale: f32) -> Result<HostWeight> {
     check(WeightKind::Fp8Static, n, k, rows)?;
-    if !(input_scale.is_finite() && input_scale > 0.0) {
-        return Err(KernelError::Format(format!("the input scale {input_scale} is no positive number")));
-    }
-    let (codes, scales) = rows::fp8_tensor(n, k, rows);
+    positive("input scale", input_scale)?;
+    let (codes, scales) = rows::fp8_with_scale(n, k, rows, fp8_scale(absmax(rows)));
     Ok(HostWeight::Fp8Static { n, k, codes, scales, input_scale })
 }
 
@@ -92,6 +105,13 @@ fn check(kind: WeightKind, n: usize, k: usize, rows: &[f32]) -> Result<()> {
         None => Ok(()),
         Some(at) => Err(KernelError::Format(format!("row {} column {} is {}", at / k, at % k, rows[at]))),
     }
+}
+
+fn positive(what: &str, scale: f32) -> Result<()> {
+    if scale.is_finite() && scale > 0.0 {
+        return Ok(());
+    }
+    Err(KernelError::Format(format!("the {what} {scale} is no positive number")))
 }
 
 fn absmax(values: &[f32]) -> f32 {

@@ -10,9 +10,9 @@ pub(super) fn fp8(n: usize, k: usize, rows: &[f32]) -> HostWeight {
     HostWeight::Fp8 { n, k, codes: codes(rows, k, &scales, e4m3::encode), scales }
 }
 
-/// Codes, and the tensor's scale for every row.
-pub(super) fn fp8_tensor(n: usize, k: usize, rows: &[f32]) -> (Vec<u8>, Vec<f32>) {
-    let scales = vec![scale(rows, e4m3::MAX); n];
+/// Codes, and the scale for every row.
+pub(super) fn fp8_with_scale(n: usize, k: usize, rows: &[f32], scale: f32) -> (Vec<u8>, Vec<f32>) {
+    let scales = vec![scale; n];
     (codes(rows, k, &scales, e4m3::encode), scales)
 }
 
@@ -58,17 +58,13 @@ fn int8_code(v: f32) -> i8 {
     v.round_ties_even().clamp(-127.0, 127.0) as i8
 }
 
-/// `absmax / largest code`, at least the smallest normal number; 1 for zeros, which any scale represents.
-fn scale(values: &[f32], largest: f32) -> f32 {
-    of_magnitude(absmax(values), largest)
-}
-
-fn of_magnitude(top: f32, largest: f32) -> f32 {
-    if top == 0.0 { 1.0 } else { (top / largest).max(f32::MIN_POSITIVE) }
+/// `magnitude / largest code`, at least the smallest normal number; 1 for zeros, which any scale represents.
+pub(super) fn of_magnitude(magnitude: f32, largest: f32) -> f32 {
+    if magnitude == 0.0 { 1.0 } else { (magnitude / largest).max(f32::MIN_POSITIVE) }
 }
 
 fn row_scales(rows: &[f32], k: usize, largest: f32) -> Vec<f32> {
-    rows.chunks_exact(k).map(|row| scale(row, largest)).collect()
+    rows.chunks_exact(k).map(|row| of_magnitude(absmax(row), largest)).collect()
 }
 
 fn codes<T>(rows: &[f32], k: usize, scales: &[f32], encode: impl Fn(f32) -> T) -> Vec<T> {
