@@ -7,6 +7,7 @@ pub mod checkpoint;
 mod config;
 mod error;
 pub mod evaluate;
+pub mod gguf;
 pub mod model;
 mod profile;
 pub mod quantize;

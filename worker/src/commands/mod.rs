@@ -3,6 +3,7 @@
 mod bench;
 mod calibration;
 mod evaluate;
+mod export;
 mod inspect;
 mod plan;
 mod quantize;
@@ -43,6 +44,8 @@ enum Command {
     Bench(bench::Bench),
     /// Score a text: perplexity of each format and its divergence from BF16.
     Evaluate(evaluate::Evaluate),
+    /// Write a checkpoint in a format that other engines read.
+    Export(export::Export),
 }
 
 impl Cli {
@@ -57,6 +60,7 @@ impl Cli {
             Command::Inspect(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Evaluate(command) => command.run(),
+            Command::Export(command) => command.run(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The ggml block formats, dequantized by the row.
+//! The ggml block formats, dequantized by the row. `crate::gguf` quantizes into them.
 //!
 //! A block is a run of columns of one row: 32 in the plain formats, 256 in the K formats. All numbers are little-endian.
 //! Scales are kept as bytes so that every block has alignment 1: a mapped file promises no more than its own alignment.
@@ -19,7 +19,7 @@ use super::SourceDtype;
 /// Elements of a plain block.
 pub(crate) const BLOCK: usize = 32;
 /// Elements of a K block.
-const SUPER_BLOCK: usize = 256;
+pub(crate) const SUPER_BLOCK: usize = 256;
 
 /// An FP16 number as stored.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -34,6 +34,12 @@ impl Half {
 
     fn get(self) -> f32 {
         self.f16().to_f32()
+    }
+}
+
+impl From<f16> for Half {
+    fn from(value: f16) -> Self {
+        Self(value.to_le_bytes())
     }
 }
 
@@ -68,55 +74,55 @@ const _: () = assert!(size_of::<BlockQ4_1>() == 20);
 /// Nibbles as in [`BlockQ4_0`], the fifth bit of element `j` in bit `j` of `qh`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct BlockQ5_0 {
-    d: Half,
-    qh: [u8; 4],
-    qs: [u8; BLOCK / 2],
+pub(crate) struct BlockQ5_0 {
+    pub(crate) d: Half,
+    pub(crate) qh: [u8; 4],
+    pub(crate) qs: [u8; BLOCK / 2],
 }
 const _: () = assert!(size_of::<BlockQ5_0>() == 22);
 
 /// As [`BlockQ5_0`], with a free minimum.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct BlockQ5_1 {
-    d: Half,
-    m: Half,
-    qh: [u8; 4],
-    qs: [u8; BLOCK / 2],
+pub(crate) struct BlockQ5_1 {
+    pub(crate) d: Half,
+    pub(crate) m: Half,
+    pub(crate) qh: [u8; 4],
+    pub(crate) qs: [u8; BLOCK / 2],
 }
 const _: () = assert!(size_of::<BlockQ5_1>() == 24);
 
 /// Eight groups of 32: each 32 bytes of `qs` hold one group in the low nibbles and the next in the high ones.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct BlockQ4K {
-    d: Half,
-    dmin: Half,
-    scales: [u8; 12],
-    qs: [u8; SUPER_BLOCK / 2],
+pub(crate) struct BlockQ4K {
+    pub(crate) d: Half,
+    pub(crate) dmin: Half,
+    pub(crate) scales: [u8; 12],
+    pub(crate) qs: [u8; SUPER_BLOCK / 2],
 }
 const _: () = assert!(size_of::<BlockQ4K>() == 144);
 
 /// As [`BlockQ4K`], the fifth bit of element `l` of group `g` in bit `g` of `qh[l]`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct BlockQ5K {
-    d: Half,
-    dmin: Half,
-    scales: [u8; 12],
-    qh: [u8; SUPER_BLOCK / 8],
-    qs: [u8; SUPER_BLOCK / 2],
+pub(crate) struct BlockQ5K {
+    pub(crate) d: Half,
+    pub(crate) dmin: Half,
+    pub(crate) scales: [u8; 12],
+    pub(crate) qh: [u8; SUPER_BLOCK / 8],
+    pub(crate) qs: [u8; SUPER_BLOCK / 2],
 }
 const _: () = assert!(size_of::<BlockQ5K>() == 176);
 
 /// Two halves of 128 elements; low four bits in `ql`, high two in `qh`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct BlockQ6K {
-    ql: [u8; SUPER_BLOCK / 2],
-    qh: [u8; SUPER_BLOCK / 4],
-    scales: [i8; SUPER_BLOCK / 16],
-    d: Half,
+pub(crate) struct BlockQ6K {
+    pub(crate) ql: [u8; SUPER_BLOCK / 2],
+    pub(crate) qh: [u8; SUPER_BLOCK / 4],
+    pub(crate) scales: [i8; SUPER_BLOCK / 16],
+    pub(crate) d: Half,
 }
 const _: () = assert!(size_of::<BlockQ6K>() == 210);
 

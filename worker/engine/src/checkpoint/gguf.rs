@@ -10,7 +10,7 @@
 //! The file is hostile input: a count or length is compared with the bytes that are left before anything is allocated
 //! for it, and every sum and product is checked.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use super::{SourceDtype, store::StoredTensor};
 use crate::{EngineError, Result};
@@ -47,6 +47,8 @@ pub enum Value {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata {
     entries: BTreeMap<String, Value>,
+    /// Each key with the place of its value, type included, in the order of the file.
+    places: Vec<(String, Range<usize>)>,
 }
 
 impl Metadata {
@@ -116,6 +118,11 @@ impl Metadata {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.entries.iter().map(|(key, value)| (key.as_str(), value))
     }
+
+    /// All keys in the order of the file, with where the value's type and bytes lie in it: [`Value`] forgets widths.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (&str, Range<usize>)> {
+        self.places.iter().map(|(key, place)| (key.as_str(), place.clone()))
+    }
 }
 
 /// Reads the header of a GGUF file. Tensor offsets in the result are relative to the start of the file and in bounds.
@@ -138,7 +145,9 @@ pub(super) fn parse(bytes: &[u8], file: &str) -> Result<(Metadata, BTreeMap<Stri
     let mut metadata = Metadata::default();
     for _ in 0..entries {
         let key = reader.text("a metadata key")?;
+        let start = reader.at;
         let value = reader.typed_value(&key)?;
+        metadata.places.push((key.clone(), start..reader.at));
         if metadata.entries.insert(key.clone(), value).is_some() {
             return Err(reader.error(format!("metadata key {key} appears twice")));
         }
@@ -359,21 +368,43 @@ fn collect<T>(
     Ok(out)
 }
 
+/// Numbers of the types in tensor directories.
+const TYPES: [(u32, SourceDtype); 11] = [
+    (0, SourceDtype::F32),
+    (1, SourceDtype::F16),
+    (2, SourceDtype::Q4_0),
+    (3, SourceDtype::Q4_1),
+    (6, SourceDtype::Q5_0),
+    (7, SourceDtype::Q5_1),
+    (8, SourceDtype::Q8_0),
+    (12, SourceDtype::Q4_K),
+    (13, SourceDtype::Q5_K),
+    (14, SourceDtype::Q6_K),
+    (30, SourceDtype::Bf16),
+];
+
 fn dtype(kind: u32) -> Option<SourceDtype> {
-    Some(match kind {
-        0 => SourceDtype::F32,
-        1 => SourceDtype::F16,
-        2 => SourceDtype::Q4_0,
-        3 => SourceDtype::Q4_1,
-        6 => SourceDtype::Q5_0,
-        7 => SourceDtype::Q5_1,
-        8 => SourceDtype::Q8_0,
-        12 => SourceDtype::Q4_K,
-        13 => SourceDtype::Q5_K,
-        14 => SourceDtype::Q6_K,
-        30 => SourceDtype::Bf16,
-        _ => return None,
-    })
+    TYPES.into_iter().find(|(number, _)| *number == kind).map(|(_, dtype)| dtype)
+}
+
+/// The number of a type in a tensor directory.
+pub(crate) fn type_number(dtype: SourceDtype) -> u32 {
+    TYPES.into_iter().find(|(_, known)| *known == dtype).map_or(0, |(number, _)| number)
+}
+
+/// Columns and values of the F32 tensors of a GGUF file that is no model (an importance matrix).
+pub(crate) type FloatTensors = BTreeMap<String, (usize, Vec<f32>)>;
+
+/// Metadata and F32 tensors of a GGUF file that is no model.
+pub(crate) fn float_tensors(bytes: &[u8], file: &str) -> Result<(Metadata, FloatTensors)> {
+    let (metadata, tensors) = parse(bytes, file)?;
+    let floats = |(name, stored): (String, StoredTensor)| {
+        let values = bytes.get(stored.offset..stored.offset + stored.len).unwrap_or_default();
+        let values = values.as_chunks::<4>().0.iter().map(|v| f32::from_le_bytes(*v)).collect();
+        (name, (stored.matrix().1, values))
+    };
+    let is_float = |(_, stored): &(String, StoredTensor)| stored.dtype == SourceDtype::F32;
+    Ok((metadata, tensors.into_iter().filter(is_float).map(floats).collect()))
 }
 
 /// Names of the types that users meet and this reader does not know.

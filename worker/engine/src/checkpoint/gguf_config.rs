@@ -10,7 +10,7 @@ use crate::{Architecture, EngineError, ModelConfig, Result, RopeScaling};
 
 /// Texts that end a turn or a document in the supported families. A file names one end token and often one end-of-turn
 /// token; the others that its vocabulary has as control tokens end a generation too.
-const END_TEXTS: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>"];
+pub(crate) const END_TEXTS: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>"];
 /// `tokenizer.ggml.token_type` of a control token.
 const CONTROL: i64 = 3;
 

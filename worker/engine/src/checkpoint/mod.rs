@@ -17,9 +17,9 @@
 //! | `roles` | names and shapes of tensors by family and container |
 //! | `identity` | name, licence, content hash |
 
-mod ggml;
-mod gguf;
-mod gguf_config;
+pub(crate) mod ggml;
+pub(crate) mod gguf;
+pub(crate) mod gguf_config;
 mod hugging_face;
 mod identity;
 mod open;

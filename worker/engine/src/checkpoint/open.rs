@@ -149,6 +149,23 @@ impl Checkpoint {
         self.metadata.as_ref()
     }
 
+    /// The metadata of a GGUF file as stored, in its order: each key with the bytes of its value's type and value. Empty for a
+    /// directory.
+    pub fn gguf_entries(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let map = self.files.first().map(|file| &**file.map).unwrap_or_default();
+        let places = self.metadata.iter().flat_map(Metadata::places);
+        places.map(move |(key, place)| (key, map.get(place).unwrap_or_default()))
+    }
+
+    /// Gives back the memory that reading a tensor took: its pages are read again when they are asked for. Best effort.
+    pub fn release(&self, tensor: &SourceTensor<'_>) {
+        if let Some(stored) = self.tensors.get(tensor.name)
+            && let Some(file) = self.files.get(stored.file)
+        {
+            file.map.release(stored.offset, stored.len);
+        }
+    }
+
     /// The directory that holds the checkpoint's files.
     pub fn directory(&self) -> &Path {
         &self.directory

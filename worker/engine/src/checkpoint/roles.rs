@@ -91,8 +91,48 @@ impl Role {
         format!("blk.{layer}.{name}")
     }
 
+    /// The role of a name in a GGUF file; `None` for a tensor of another kind of model.
+    pub fn from_gguf_name(name: &str) -> Option<Self> {
+        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse().ok()).unwrap_or(0);
+        let all = [
+            Self::Embedding,
+            Self::FinalNorm,
+            Self::Output,
+            Self::AttentionNorm(layer),
+            Self::Query(layer),
+            Self::Key(layer),
+            Self::Value(layer),
+            Self::QueryBias(layer),
+            Self::KeyBias(layer),
+            Self::ValueBias(layer),
+            Self::QueryNorm(layer),
+            Self::KeyNorm(layer),
+            Self::AttentionOutput(layer),
+            Self::MlpNorm(layer),
+            Self::Gate(layer),
+            Self::Up(layer),
+            Self::Down(layer),
+        ];
+        all.into_iter().find(|role| role.gguf_name() == name)
+    }
+
+    /// True for norm gains and biases, which are vectors and never quantized.
+    pub fn is_vector(self) -> bool {
+        matches!(
+            self,
+            Self::FinalNorm
+                | Self::AttentionNorm(_)
+                | Self::MlpNorm(_)
+                | Self::QueryNorm(_)
+                | Self::KeyNorm(_)
+                | Self::QueryBias(_)
+                | Self::KeyBias(_)
+                | Self::ValueBias(_)
+        )
+    }
+
     /// Where this tensor's rows lie in a GGUF file: the converter reorders queries and keys of `llama` files only.
-    pub(super) fn gguf_row_map(self, config: &ModelConfig) -> RowMap {
+    pub(crate) fn gguf_row_map(self, config: &ModelConfig) -> RowMap {
         match (self, config.architecture) {
             (Self::Query(_) | Self::Key(_), Architecture::Llama | Architecture::Mistral) => {
                 RowMap::InterleavedHeads { head_dim: config.head_dim }

@@ -34,6 +34,17 @@ impl RowMap {
             }
         }
     }
+
+    /// The row that lies at row `file_row` of the file: the inverse of [`Self::file_row`].
+    pub fn row_at(self, file_row: usize) -> usize {
+        match self {
+            Self::Identity => file_row,
+            Self::InterleavedHeads { head_dim } => {
+                let (head, inner) = (file_row / head_dim, file_row % head_dim);
+                head * head_dim + inner % 2 * (head_dim / 2) + inner / 2
+            }
+        }
+    }
 }
 
 /// A tensor in a mapped checkpoint. Bounds were checked when the checkpoint was opened.

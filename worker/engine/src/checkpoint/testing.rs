@@ -1,6 +1,6 @@
 //! Writers of small GGUF files, for tests of this crate.
 
-use super::{SourceDtype, Value};
+use super::{SourceDtype, Value, gguf::type_number};
 use crate::{Architecture, ModelConfig, RopeScaling, checkpoint::Role};
 
 /// Builds a GGUF file (version 3) in memory.
@@ -58,7 +58,7 @@ impl GgufWriter {
             for dim in tensor.shape.iter().rev() {
                 out.extend((*dim as u64).to_le_bytes());
             }
-            out.extend(kind(tensor.dtype).to_le_bytes());
+            out.extend(type_number(tensor.dtype).to_le_bytes());
             out.extend((data.len() as u64).to_le_bytes());
             data.extend(&tensor.bytes);
             data.resize(data.len().next_multiple_of(32), 0);
@@ -178,20 +178,4 @@ fn encode(value: &Value) -> (u32, Vec<u8>) {
         }
     };
     (kind, out)
-}
-
-fn kind(dtype: SourceDtype) -> u32 {
-    match dtype {
-        SourceDtype::F32 => 0,
-        SourceDtype::F16 => 1,
-        SourceDtype::Q4_0 => 2,
-        SourceDtype::Q4_1 => 3,
-        SourceDtype::Q5_0 => 6,
-        SourceDtype::Q5_1 => 7,
-        SourceDtype::Q8_0 => 8,
-        SourceDtype::Q4_K => 12,
-        SourceDtype::Q5_K => 13,
-        SourceDtype::Q6_K => 14,
-        SourceDtype::Bf16 => 30,
-    }
 }

@@ -15,6 +15,23 @@ pub fn inverse_frequencies(config: &ModelConfig) -> Vec<f32> {
         .collect()
 }
 
+/// What each frequency is divided by where the scaling differs between frequencies; `None` where it does not. This is how
+/// GGUF files store Llama 3's scaling.
+pub(crate) fn divisors(config: &ModelConfig) -> Option<Vec<f32>> {
+    match &config.rope_scaling {
+        RopeScaling::None | RopeScaling::Linear { .. } => None,
+        RopeScaling::Factors(factors) => Some(factors.clone()),
+        scaling @ RopeScaling::Llama3 { .. } => {
+            let d = config.head_dim as f64;
+            let divisor = |i: usize| {
+                let frequency = f64::from(config.rope_theta).powf(-2.0 * i as f64 / d);
+                (frequency / scaled(frequency, i, scaling)) as f32
+            };
+            Some((0..config.head_dim / 2).map(divisor).collect())
+        }
+    }
+}
+
 fn scaled(frequency: f64, index: usize, scaling: &RopeScaling) -> f64 {
     match scaling {
         RopeScaling::None => frequency,

@@ -6,7 +6,7 @@ use super::pieces::BYTE_CHARS;
 use super::{GgufVocab, Tokenizer};
 
 /// All bytes as tokens 0..256, then `<|end|>` (control, 256), `<tool>` (user-defined, 257), then one token per merge.
-pub(super) fn byte_level(pre: Option<&str>, merges: &[(&str, &str)]) -> GgufVocab {
+pub(crate) fn byte_level(pre: Option<&str>, merges: &[(&str, &str)]) -> GgufVocab {
     let mut tokens: Vec<String> = BYTE_CHARS.iter().map(char::to_string).collect();
     let mut token_types = vec![1; 256];
     tokens.extend(["<|end|>".into(), "<tool>".into()]);
@@ -27,7 +27,7 @@ pub(super) fn byte_level(pre: Option<&str>, merges: &[(&str, &str)]) -> GgufVoca
 }
 
 /// `<unk>`, `<s>`, `</s>`, the 256 byte tokens (3..259), then `words` in order of falling score.
-pub(super) fn sentencepiece(words: &[&str]) -> GgufVocab {
+pub(crate) fn sentencepiece(words: &[&str]) -> GgufVocab {
     let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(Into::into).to_vec();
     let mut token_types = vec![2, 3, 3];
     for byte in 0..=255_u8 {

@@ -10,10 +10,11 @@ use serde_json::{Map, Value, json};
 use crate::{EngineError, Result};
 
 /// `tokenizer.ggml.token_type`.
-const NORMAL: i32 = 1;
+pub(crate) const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
+pub(crate) const CONTROL: i32 = 3;
+pub(crate) const USER_DEFINED: i32 = 4;
+pub(crate) const UNUSED: i32 = 5;
 
 /// Llama 3's split: contractions, words with one leading mark, up to three digits, punctuation, line ends, spaces.
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -46,12 +47,34 @@ pub struct GgufVocab {
     pub add_space_prefix: Option<bool>,
 }
 
+/// Normalizer and pre-tokenizer that a `tokenizer.ggml.pre` stands for, as in a `tokenizer.json`. `None` for a name that is
+/// not known here.
+pub(crate) fn byte_level_split(pre: &str) -> Option<(Value, Value)> {
+    let gpt2 = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let split = |regex: &str| {
+        json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        ]})
+    };
+    Some(match pre {
+        "default" | "gpt-2" => (Value::Null, gpt2),
+        "smollm" => {
+            let digits = json!({"type": "Digits", "individual_digits": true});
+            (Value::Null, json!({"type": "Sequence", "pretokenizers": [digits, gpt2]}))
+        }
+        "llama-bpe" | "llama3" | "llama-v3" => (Value::Null, split(LLAMA3_SPLIT)),
+        "qwen2" => (json!({"type": "NFC"}), split(QWEN2_SPLIT)),
+        _ => return None,
+    })
+}
+
 /// Bytes of the longest token that merges lead to; real vocabularies stay far below.
 const LONGEST_MERGED: usize = 1024;
 
 impl GgufVocab {
     /// The same tokenizer as a `tokenizer.json`.
-    pub(super) fn to_tokenizer_json(&self, file: &str) -> Result<Value> {
+    pub(crate) fn to_tokenizer_json(&self, file: &str) -> Result<Value> {
         self.check(file)?;
         let parts = match self.model.as_str() {
             "gpt2" => self.byte_level(file)?,
@@ -115,28 +138,12 @@ impl GgufVocab {
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        let gpt2 = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-        let split = |regex: &str| {
-            json!({"type": "Sequence", "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false},
-                {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
-            ]})
-        };
         let pre = self.pre.as_deref().unwrap_or("default");
-        let (normalizer, pre_tokenizer) = match pre {
-            "default" | "gpt-2" => (Value::Null, gpt2),
-            "smollm" => {
-                let digits = json!({"type": "Digits", "individual_digits": true});
-                (Value::Null, json!({"type": "Sequence", "pretokenizers": [digits, gpt2]}))
-            }
-            "llama-bpe" | "llama3" | "llama-v3" => (Value::Null, split(LLAMA3_SPLIT)),
-            "qwen2" => (json!({"type": "NFC"}), split(QWEN2_SPLIT)),
-            other => {
-                return Err(EngineError::Unsupported(format!(
-                    "{file}: tokenizer.ggml.pre = {other}; default, gpt-2, smollm, llama-bpe and qwen2 are. Use the \
-                     model's Hugging Face directory, whose tokenizer.json describes the split"
-                )));
-            }
+        let Some((normalizer, pre_tokenizer)) = byte_level_split(pre) else {
+            return Err(EngineError::Unsupported(format!(
+                "{file}: tokenizer.ggml.pre = {pre}; default, gpt-2, smollm, llama-bpe and qwen2 are. Use the model's \
+                 Hugging Face directory, whose tokenizer.json describes the split"
+            )));
         };
         let llama3 = matches!(pre, "llama-bpe" | "llama3" | "llama-v3");
         Ok(Parts {

@@ -43,7 +43,8 @@ impl Text {
     }
 }
 
-fn vocab(metadata: &Metadata) -> Result<GgufVocab> {
+/// The vocabulary in a GGUF file's metadata.
+pub(crate) fn vocab(metadata: &Metadata) -> Result<GgufVocab> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let model = metadata.text(&key("model")).ok_or_else(|| {
         EngineError::checkpoint("GGUF metadata", "tokenizer.ggml.model is missing; the file has no vocabulary")

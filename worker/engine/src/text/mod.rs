@@ -13,7 +13,7 @@
 //! - [`template`]: [`ChatTemplate`], the model's own Jinja template under bounds; `python` makes it print as Python does.
 
 pub mod gguf_vocab;
-mod load;
+pub(crate) mod load;
 mod pieces;
 mod python;
 pub mod stop;
@@ -29,6 +29,6 @@ pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 #[cfg(test)]
 mod hostile_tests;

@@ -82,6 +82,16 @@ impl ChatTemplate {
     ///
     /// As [`ChatTemplate::new`], and [`EngineError::Io`] or [`EngineError::Checkpoint`] for the files.
     pub fn from_hf_dir(dir: &Path) -> Result<Option<Self>> {
+        let (templates, config) = Self::sources(dir)?;
+        if templates.is_empty() {
+            return Ok(None);
+        }
+        let templates = templates.iter().map(|(name, source)| (name.as_str(), source.as_str()));
+        Self::named(templates, special_token(&config, "bos_token"), special_token(&config, "eos_token")).map(Some)
+    }
+
+    /// The sources by name of a directory's templates, and its `tokenizer_config.json` (null when there is none).
+    pub(crate) fn sources(dir: &Path) -> Result<(Vec<(String, String)>, Value)> {
         let config_path = dir.join("tokenizer_config.json");
         let config: Value = if config_path.exists() {
             serde_json::from_slice(&read_bounded(&config_path)?)
@@ -101,11 +111,7 @@ impl ChatTemplate {
         if templates.is_empty() {
             templates = from_config(&config);
         }
-        if templates.is_empty() {
-            return Ok(None);
-        }
-        let templates = templates.iter().map(|(name, source)| (name.as_str(), source.as_str()));
-        Self::named(templates, special_token(&config, "bos_token"), special_token(&config, "eos_token")).map(Some)
+        Ok((templates, config))
     }
 
     /// Takes the time for `strftime_now` from `clock` instead of the system.

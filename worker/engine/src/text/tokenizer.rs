@@ -167,13 +167,13 @@ impl Tokenizer {
 }
 
 /// The text of a special token in `tokenizer_config.json`: a string, or an object with `content`.
-pub(super) fn special_token<'a>(config: &'a Value, name: &str) -> Option<&'a str> {
+pub(crate) fn special_token<'a>(config: &'a Value, name: &str) -> Option<&'a str> {
     let token = config.get(name)?;
     token.as_str().or_else(|| token.get("content")?.as_str())
 }
 
 /// A whole file, unless it is too large to be what it claims.
-pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     use std::io::Read as _;
     let file = std::fs::File::open(path).map_err(|e| EngineError::io(path, e))?;
     let mut bytes = Vec::new();

@@ -1,0 +1,74 @@
+//! `export gguf`: a checkpoint as a GGUF file.
+
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::Context;
+use clap::Args;
+use modelprofile_engine::{
+    checkpoint::Checkpoint,
+    gguf::{self, FileType, Importance},
+};
+
+use crate::commands::{at_least_one, progress_bar};
+
+/// Options of `export gguf`.
+#[derive(Debug, Args)]
+pub(super) struct Gguf {
+    /// A Hugging Face directory or a GGUF file.
+    #[arg(long, value_name = "PATH")]
+    model: PathBuf,
+    /// F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_1 or Q4_0.
+    #[arg(long = "type", value_name = "TYPE")]
+    file_type: FileType,
+    /// An importance matrix of this model, as llama-imatrix writes it (either form).
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// Threads that quantize [default: the machine's cores].
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    threads: Option<usize>,
+    /// Quantize a source again that is quantized to another type already. Its error adds to the new one.
+    #[arg(long)]
+    requantize: bool,
+    /// The file to write; one of that name is replaced when the new one is whole.
+    #[arg(long, value_name = "FILE.gguf")]
+    output: PathBuf,
+}
+
+impl Gguf {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
+        let importance = self.importance()?;
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let options = gguf::Options {
+            file_type: self.file_type,
+            importance: importance.as_ref(),
+            threads: self.threads.unwrap_or(cores),
+            requantize: self.requantize,
+        };
+        let bar = progress_bar(self.file_type.name());
+        let started = Instant::now();
+        let summary = gguf::export(&checkpoint, &self.output, &options, &mut |progress| {
+            bar.set_length(progress.total);
+            bar.set_position(progress.done);
+            bar.set_message(progress.activity);
+        });
+        bar.finish_and_clear();
+        let summary = summary?;
+        let seconds = started.elapsed().as_secs_f64();
+        println!(
+            "{}  {}  {} MiB  {:.2} bits per weight  {seconds:.1} s  {:.1} M parameters/s",
+            self.output.display(),
+            self.file_type,
+            summary.bytes >> 20,
+            summary.bits_per_weight,
+            summary.parameters as f64 / seconds / 1e6
+        );
+        Ok(())
+    }
+
+    /// What errors in each column cost, from where the options say. A calibration pass over text joins here.
+    fn importance(&self) -> anyhow::Result<Option<Importance>> {
+        let Some(path) = &self.imatrix else { return Ok(None) };
+        Importance::read(path).context("the importance matrix cannot be read").map(Some)
+    }
+}

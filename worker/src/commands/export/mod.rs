@@ -1,0 +1,26 @@
+//! `export`: a checkpoint in the formats that other engines read.
+
+mod gguf;
+
+use clap::{Args, Subcommand};
+
+/// Options of `export`.
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    #[command(subcommand)]
+    format: Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum Format {
+    /// One GGUF file, for llama.cpp and what is built on it.
+    Gguf(gguf::Gguf),
+}
+
+impl Export {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        match self.format {
+            Format::Gguf(command) => command.run(),
+        }
+    }
+}
