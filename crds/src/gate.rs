@@ -123,9 +123,7 @@ impl Verdict {
         match self {
             Self::Passed => "",
             Self::NotMeasured => "restart its worker, which measures it, or set spec.quality.onFailure: Warn",
-            Self::Beyond(_) => {
-                "raise the limit, give it another method or format, or set spec.quality.onFailure: Warn"
-            }
+            Self::Beyond(_) => "raise the limit, give it another method or format, or set spec.quality.onFailure: Warn",
         }
     }
 }

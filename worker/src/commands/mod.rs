@@ -4,6 +4,7 @@ mod bench;
 mod calibration;
 mod evaluate;
 mod inspect;
+mod measure;
 mod plan;
 mod quantize;
 mod serve;
