@@ -30,43 +30,34 @@ pub struct Condition {
 /// Holds the ladder against its limits. While workers still prepare (`prepared` is false) a profile without a figure is one
 /// that is waited for, not one that failed.
 pub fn condition(limits: &Quality, ladder: &[Gated<'_>], prepared: bool) -> Condition {
-    let verdicts = || ladder.iter().map(|rung| (rung, limits.verdict(rung.quality)));
-    let failed = |wanted: fn(&Verdict) -> bool| -> Vec<String> {
-        verdicts().filter(|(_, verdict)| wanted(verdict)).map(|(rung, verdict)| verdict.sentence(rung.name)).collect()
+    let told = |wanted: fn(&Verdict) -> bool| -> Vec<String> {
+        let verdicts = ladder.iter().map(|rung| (rung.name, limits.verdict(rung.quality)));
+        verdicts.filter(|(_, verdict)| wanted(verdict)).map(|(name, verdict)| verdict.sentence(name)).collect()
     };
-    let beyond = failed(|verdict| matches!(verdict, Verdict::Beyond(_)));
-    if !beyond.is_empty() {
-        let [profile, is] = if beyond.len() == 1 { ["the profile", "is"] } else { ["these profiles", "are"] };
-        let next = if limits.admits(&Verdict::NotMeasured) {
-            format!("{profile} {is} used all the same, because spec.quality.onFailure is Warn")
-        } else {
-            let remedy = Verdict::Beyond([None; 2]).remedy();
-            format!("{profile} {is} not used (spec.quality.onFailure is Block); to use it, {remedy}")
-        };
-        let message = format!("{}; {next}", beyond.join("; "));
-        return Condition { status: ConditionStatus::False, reason: reason::BEYOND_LIMITS, message };
+    let beyond = told(|verdict| matches!(verdict, Verdict::Beyond(_)));
+    let unknown = told(|verdict| *verdict == Verdict::NotMeasured);
+    let (status, reason, message) = if !beyond.is_empty() {
+        let next = consequence(limits, beyond.len(), &Verdict::Beyond([None; 2]));
+        (ConditionStatus::False, reason::BEYOND_LIMITS, format!("{}; {next}", beyond.join("; ")))
+    } else if ladder.is_empty() || !prepared && !unknown.is_empty() {
+        (ConditionStatus::Unknown, reason::PENDING, "the profiles are being prepared and measured".to_owned())
+    } else if !unknown.is_empty() {
+        let next = consequence(limits, unknown.len(), &Verdict::NotMeasured);
+        (ConditionStatus::Unknown, reason::NOT_MEASURED, format!("{}; {next}", unknown.join("; ")))
+    } else {
+        let figures = ladder.iter().filter_map(|rung| Some(figures(rung.name, rung.quality?)));
+        (ConditionStatus::True, reason::WITHIN_LIMITS, figures.collect::<Vec<_>>().join("; "))
+    };
+    Condition { status, reason, message }
+}
+
+/// What becomes of so many profiles of this verdict, and what a person can do.
+pub fn consequence(limits: &Quality, profiles: usize, verdict: &Verdict) -> String {
+    let [it, is] = if profiles == 1 { ["it", "is"] } else { ["they", "are"] };
+    if limits.admits(verdict) {
+        return format!("{it} {is} used all the same, because spec.quality.onFailure is Warn");
     }
-    let unknown = failed(|verdict| *verdict == Verdict::NotMeasured);
-    if !prepared && (!unknown.is_empty() || ladder.is_empty()) {
-        let message = "the profiles are being prepared and measured".to_owned();
-        return Condition { status: ConditionStatus::Unknown, reason: reason::PENDING, message };
-    }
-    if !unknown.is_empty() || ladder.is_empty() {
-        let message = if ladder.is_empty() { "no profile was measured".to_owned() } else { unknown.join("; ") };
-        let next = if limits.admits(&Verdict::NotMeasured) {
-            "what was not measured is used all the same, because spec.quality.onFailure is Warn".to_owned()
-        } else {
-            format!(
-                "what was not measured is not used (spec.quality.onFailure is Block); to use it, {}",
-                Verdict::NotMeasured.remedy()
-            )
-        };
-        let message = format!("{message}; {next}");
-        return Condition { status: ConditionStatus::Unknown, reason: reason::NOT_MEASURED, message };
-    }
-    let figures = ladder.iter().filter_map(|rung| Some(figures(rung.name, rung.quality?)));
-    let message = figures.collect::<Vec<_>>().join("; ");
-    Condition { status: ConditionStatus::True, reason: reason::WITHIN_LIMITS, message }
+    format!("{it} {is} kept out of the ladder, because spec.quality.onFailure is Block: {}", verdict.remedy())
 }
 
 /// `density: perplexity +0.42 %, mean KL divergence 0.0031`.
@@ -125,15 +116,15 @@ mod tests {
     #[test]
     fn a_profile_beyond_a_limit_is_named_with_figure_and_limit_and_what_becomes_of_it() {
         let beyond = "BeyondLimits: quality is beyond the quality limits: its perplexity is 3.10 % above the original's, the \
-                      limit is 1 % (spec.quality.maxPerplexityIncreasePercent); the profile is ";
+                      limit is 1 % (spec.quality.maxPerplexityIncreasePercent); it is ";
         let ladder = [Some((3.1, 0.02)), Some((0.3, 0.004))];
         assert_eq!(
             condition_of(OnFailure::Block, ladder, true),
             (
                 ConditionStatus::False,
                 format!(
-                    "{beyond}not used (spec.quality.onFailure is Block); to use it, raise the limit, give it another method or \
-                     format, or set spec.quality.onFailure: Warn"
+                    "{beyond}kept out of the ladder, because spec.quality.onFailure is Block: raise the limit, give it another method or format, \
+                     or set spec.quality.onFailure: Warn"
                 )
             )
         );
@@ -156,9 +147,8 @@ mod tests {
             condition_of(OnFailure::Block, ladder, true),
             (
                 ConditionStatus::Unknown,
-                "NotMeasured: the quality of density was not measured; what was not measured is not used \
-                 (spec.quality.onFailure is Block); to use it, restart its worker, which measures it, or set \
-                 spec.quality.onFailure: Warn"
+                "NotMeasured: the quality of density was not measured; it is kept out of the ladder, because spec.quality.onFailure is Block: \
+                 restart its worker, which measures it, or set spec.quality.onFailure: Warn"
                     .to_owned()
             )
         );
