@@ -109,7 +109,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "some text").unwrap();
         let uri = format!("file://{}", file.path().display());
-        let read = dataset(&quality(&format!(r#"{{"uri": "{uri}", "contextTokens": 64, "maxTokens": 1000}}"#))).unwrap();
+        let read =
+            dataset(&quality(&format!(r#"{{"uri": "{uri}", "contextTokens": 64, "maxTokens": 1000}}"#))).unwrap();
         assert_eq!(read, Dataset::new(&uri, "some text").with_window(64).with_most_tokens(Some(1000)));
         assert_eq!(dataset(&Quality::default()).unwrap(), Dataset::built_in());
     }

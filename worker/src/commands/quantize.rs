@@ -75,7 +75,8 @@ impl Quantize {
                 checkpoint.parameters() as f64 / seconds / 1e6
             );
             if !self.no_measure {
-                let quality = measure.artifact(&artifact, &Dataset::built_in(), &mut |progress| show(&bar, progress))?;
+                let quality =
+                    measure.artifact(&artifact, &Dataset::built_in(), &mut |progress| show(&bar, progress))?;
                 println!("  {}", figures(&quality));
             }
             bar.finish_and_clear();
