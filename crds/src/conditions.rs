@@ -22,8 +22,9 @@ pub const PREPARED: &str = "Prepared";
 
 /// Every profile is within the quality limits.
 ///
-/// `True`: [`reason::WITHIN_LIMITS`]. `False`: [`reason::BEYOND_LIMITS`] (the message names the profiles). `Unknown`:
-/// [`reason::NOT_MEASURED`].
+/// `True`: [`reason::WITHIN_LIMITS`] (the message has the figures). `False`: [`reason::BEYOND_LIMITS`] (the message names each
+/// profile with figure and limit, and whether it is used). `Unknown`: [`reason::PENDING`], profiles are being prepared and
+/// measured; [`reason::NOT_MEASURED`], they are prepared and one was not measured, which with `onFailure: Block` is not used.
 pub const QUALITY_GATE_PASSED: &str = "QualityGatePassed";
 
 /// Decisions have fresh metrics.
@@ -35,7 +36,8 @@ pub const METRICS_AVAILABLE: &str = "MetricsAvailable";
 /// At least one worker answers requests.
 ///
 /// `True`: [`reason::WORKER_READY`], a worker has answered. `False`: [`reason::NO_WORKER_READY`],
-/// [`reason::WAITING_FOR_ACCELERATOR`] (a pod can not be scheduled for want of one).
+/// [`reason::WAITING_FOR_ACCELERATOR`] (a pod can not be scheduled for want of one), [`reason::BEYOND_LIMITS`] (no profile
+/// may serve within the quality limits; the message names the figures).
 pub const AVAILABLE: &str = "Available";
 
 /// Something is under way.
@@ -46,8 +48,8 @@ pub const PROGRESSING: &str = "Progressing";
 
 /// Less works than was asked for, though the model may well be available.
 ///
-/// `True`: [`reason::SWITCH_REFUSED`], [`reason::REPLICAS_MISSING`], [`reason::PREPARE_FAILED`]. `False`:
-/// [`reason::AS_EXPECTED`].
+/// `True`: [`reason::SWITCH_REFUSED`], [`reason::REPLICAS_MISSING`], [`reason::PREPARE_FAILED`], [`reason::BEYOND_LIMITS`] and
+/// [`reason::NOT_MEASURED`] (the quality gate keeps a profile out of the ladder). `False`: [`reason::AS_EXPECTED`].
 pub const DEGRADED: &str = "Degraded";
 
 /// Every condition type, in the order in which a status lists them.

@@ -11,6 +11,7 @@
 //! | `model` | the checkpoint: [`ModelSpec`], [`ModelUri`], licence |
 //! | `profile` | one rung: [`Profile`], weight and KV formats, methods |
 //! | `switching` | when the profile changes: [`Switching`], targets, schedule |
+//! | `gate` | [`Verdict`]: what was measured, held against the limits of [`Quality`] |
 //! | `measured` | [`MeasuredQuality`]: what quantizing cost, as it was measured |
 //! | `scaling` | how many workers: [`Scaling`]; how good: [`Quality`] |
 //! | `placement` | where: [`Placement`], [`Cache`] |
@@ -25,6 +26,7 @@
 
 pub mod conditions;
 mod errors;
+mod gate;
 mod manifest;
 mod measured;
 mod model;
@@ -43,6 +45,7 @@ mod validate;
 pub mod worker;
 
 pub use errors::{Errors, FieldError};
+pub use gate::{Breach, Rule, Verdict, nearest};
 pub use manifest::{API_VERSION, KIND, Manifest, Metadata, Validated};
 pub use measured::MeasuredQuality;
 pub use model::{License, ModelSpec, ModelUri, SecretKeyRef, SecretRef};
@@ -57,8 +60,8 @@ pub use schema::{CrdError, REGENERATE, crd, crd_yaml};
 pub use spec::ModelProfile;
 pub use spec::{Engine, EngineType, EnvVar, ModelProfileSpec};
 pub use status::{
-    Condition, ConditionStatus, DecisionAction, LastDecision, ModelProfileStatus, ProfileStatus, SWITCH_HISTORY_LIMIT,
-    SwitchRecord,
+    Condition, ConditionStatus, DecisionAction, GateOutcome, LastDecision, ModelProfileStatus, ProfileStatus,
+    SWITCH_HISTORY_LIMIT, SwitchRecord,
 };
 pub use switching::{
     Day, Preference, Schedule, Strategy, Switching, SwitchingMode, Targets, ToDensity, ToQuality, Window,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Decimal;
+use crate::{Decimal, Verdict};
 
 /// What the operator observed and decided.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +69,9 @@ pub struct ProfileStatus {
     /// Perplexity on the data set. Left out: not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<Decimal>,
+    /// Perplexity of the original on the same tokens. Left out: not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference_perplexity: Option<Decimal>,
     /// Mean Kullback-Leibler divergence from the original, in nats. Left out: not measured.
     #[serde(rename = "meanKLDivergence", skip_serializing_if = "Option::is_none")]
     pub mean_kl_divergence: Option<Decimal>,
@@ -76,6 +79,43 @@ pub struct ProfileStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(extend("format" = "date-time")))]
     pub measured_at: Option<String>,
+    /// What the quality gate says of it. Left out: it is not prepared yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quality_gate: Option<GateOutcome>,
+}
+
+/// What the quality gate says of a profile; the same words as the condition's reasons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "kube", schemars(transform = crate::schema::plain_enum))]
+pub enum GateOutcome {
+    /// It may serve.
+    WithinLimits,
+    /// It lost more than `spec.quality` allows.
+    BeyondLimits,
+    /// Nobody knows what it lost.
+    NotMeasured,
+}
+
+impl GateOutcome {
+    /// The word itself.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::WithinLimits => "WithinLimits",
+            Self::BeyondLimits => "BeyondLimits",
+            Self::NotMeasured => "NotMeasured",
+        }
+    }
+}
+
+impl From<Verdict> for GateOutcome {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Passed => Self::WithinLimits,
+            Verdict::NotMeasured => Self::NotMeasured,
+            Verdict::Beyond(_) => Self::BeyondLimits,
+        }
+    }
 }
 
 /// The latest decision about profile and replicas.

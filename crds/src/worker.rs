@@ -3,14 +3,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::MeasuredQuality;
+use crate::{MeasuredQuality, Quality};
 
 /// Life of a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WorkerPhase {
-    /// Quantizing or loading; not ready.
+    /// Quantizing, measuring or loading; not ready.
     #[default]
     Preparing,
+    /// Prepared, but no profile may serve within the quality limits: it takes no request until they change, and `message`
+    /// names the figures.
+    Blocked,
     /// Serving.
     Ready,
     /// Finishing what it has; refuses new requests.
@@ -144,10 +147,17 @@ pub struct WorkerState {
     pub memory: WorkerMemory,
     /// The latest switch, if any.
     pub last_switch: Option<SwitchReport>,
+    /// Limits that it holds its profiles against. `None` from a worker without a gate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quality_limits: Option<Quality>,
 }
 
 /// Body of `PUT /admin/v1/profile`. The answer is a [`SwitchReport`] once the switch ended: status 200 `Completed`, 409
-/// `Refused` or `Replaced`; 404 for a name that is not in the ladder.
+/// `Refused` or `Replaced`; 404 for a name that is not in the ladder. A profile that may not serve within the quality limits is
+/// `Refused` with the figure and the limit.
+///
+/// The limits themselves change with `PUT /admin/v1/quality`, whose body is a [`Quality`] and which answers 204: an edit of
+/// `spec.quality` is followed without a restart.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SwitchRequest {

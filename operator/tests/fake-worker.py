@@ -6,7 +6,9 @@ quality and density; each look at its state prepares a bit more. A profile named
 FAKE_DIES, once it exists, makes it die; while the file named by FAKE_HANGS exists, it does not answer. The file named by
 FAKE_LOAD holds the percentage of KV blocks in use, 10 without it; while it says "none", there are no metrics. While the file
 named by FAKE_SWITCH says "cut", a switch gets no answer; while it says "die", the worker dies of it. The file named by FAKE_STALLED
-holds for how many seconds the engine has been stuck, 0 without it.
+holds for how many seconds the engine has been stuck, 0 without it. The file named by FAKE_QUALITY holds by how many percent the
+perplexity of quality and of density rises ("none" for one that is not measured), 0.5 0.2 without it; of the quality gate it knows
+the limit of that figure and onFailure.
 """
 
 import argparse
@@ -26,29 +28,67 @@ parser.add_argument("--exit-with-parent", action="store_true")
 parser.add_argument("--drain-seconds", type=int, required=True)
 args = parser.parse_args()
 with open(args.config) as file:
-    if args.profile not in file.read():
+    text = file.read()
+    if args.profile not in text:
         sys.exit(f"{args.config} has no profile {args.profile}")
+    limits = json.loads(text)["spec"]["quality"]
 token = os.environ["MODELPROFILE_ADMIN_TOKEN"]
 
 lock = threading.Lock()
 prepared = 0
-active = args.profile
+active = None
 last_switch = None
 
 
+def increase(name):
+    """Rise of perplexity of a profile in percent; None while it is not measured."""
+    figures = (content("FAKE_QUALITY") or "0.5 0.2").split()
+    figure = figures[("quality", "density").index(name)]
+    return None if figure == "none" or prepared < 100 else float(figure)
+
+
+def may_serve(name):
+    figure = increase(name)
+    within = figure is not None and figure <= limits["maxPerplexityIncreasePercent"]
+    return limits["onFailure"] == "Warn" or within
+
+
+def measured(name):
+    figure = increase(name)
+    return {} if figure is None else {
+        "quality": {
+            "perplexity": 20 + figure / 5,
+            "referencePerplexity": 20,
+            "meanKLDivergence": 0.01,
+            "p99KLDivergence": 0.1,
+            "top1AgreementPercent": 95,
+            "rmsProbabilityChangePercent": 2,
+            "tokens": 2048,
+            "dataset": "built-in",
+            "measuredAt": "2026-01-01T00:00:00Z",
+        }
+    }
+
+
 def state():
-    global prepared
+    global prepared, active
     prepared = min(100, prepared + 40)
-    ready = prepared == 100
+    if prepared == 100 and active is None:
+        wanted = [args.profile, "quality", "density"]
+        active = next((name for name in wanted if may_serve(name)), None)
+    ready = active is not None
+    blocked = prepared == 100 and not ready
     return {
         "version": "fake",
         "servedName": "demo",
-        "phase": "Ready" if ready else "Preparing",
-        "activeProfile": active if ready else None,
+        "phase": "Ready" if ready else "Blocked" if blocked else "Preparing",
+        "message": "every profile lost too much" if blocked else "",
+        "activeProfile": active,
         "profiles": [
-            {"name": name, "kvTokens": tokens, "weightBytes": 1000000, "preparedPercent": prepared}
+            {"name": name, "kvTokens": tokens, "weightBytes": 1000000, "preparedPercent": prepared} | measured(name)
             for name, tokens in (("quality", 1000), ("density", 2000))
         ],
+        "qualityLimits": limits,
         "requests": {"running": 1, "stalledSeconds": float(content("FAKE_STALLED") or 0)},
         "lastSwitch": last_switch,
     }
@@ -89,10 +129,12 @@ def report(profile, refusal):
 
 def switch(profile):
     global active, last_switch
-    if prepared < 100:
+    if active is None:
         return 503, "preparing the profiles"
     if profile not in ("quality", "density"):
         return 404, report(profile, f"no profile is named {profile}; there are quality, density")
+    if not may_serve(profile):
+        return 409, report(profile, f"{profile} lost too much")
     if profile == os.environ.get("FAKE_REFUSES"):
         return 409, report(profile, "its weights are damaged")
     last_switch = report(profile, "")
@@ -131,8 +173,13 @@ class Admin(BaseHTTPRequestHandler):
                 self.answer(200, state())
 
     def do_PUT(self):
+        global limits
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self.allowed():
+            return
+        if self.path == "/admin/v1/quality":
+            limits = body
+            self.answer(204, "", "text/plain")
             return
         if content("FAKE_SWITCH") == "die":
             os._exit(3)
@@ -148,7 +195,7 @@ class Admin(BaseHTTPRequestHandler):
 
 def finish(*_):
     with open(os.path.join(args.cache, "drained"), "w") as file:
-        file.write(active)
+        file.write(active or "")
     os._exit(0)
 
 

@@ -10,9 +10,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
-use modelprofile_api::worker::{
-    SwitchOutcome, SwitchReport, SwitchRequest, WorkerKv, WorkerMemory, WorkerPhase, WorkerProfile, WorkerRequests,
-    WorkerState,
+use modelprofile_api::{
+    Quality,
+    worker::{
+        SwitchOutcome, SwitchReport, SwitchRequest, WorkerKv, WorkerMemory, WorkerPhase, WorkerProfile, WorkerRequests,
+        WorkerState,
+    },
 };
 use modelprofile_engine::serve::{Snapshot, SwitchEnd, SwitchResult};
 use modelprofile_kernels::BLOCK_TOKENS;
@@ -27,6 +30,7 @@ pub fn router(app: Arc<App>) -> Router {
     let guarded = Router::new()
         .route("/admin/v1/state", get(state))
         .route("/admin/v1/profile", put(switch))
+        .route("/admin/v1/quality", put(quality))
         .route("/admin/v1/drain", post(drain))
         .layer(middleware::from_fn_with_state(app.clone(), authorize));
     Router::new()
@@ -105,7 +109,7 @@ fn describe(app: &App, snapshot: &Snapshot) -> WorkerState {
                 kv_tokens: p.kv_tokens,
                 prepared_percent: 100.0,
                 activity: String::new(),
-                quality: None,
+                quality: app.gate.quality(&p.name),
             })
             .collect(),
         kv: WorkerKv {
@@ -128,6 +132,7 @@ fn describe(app: &App, snapshot: &Snapshot) -> WorkerState {
             workspace_bytes: snapshot.memory.workspace,
         },
         last_switch: snapshot.last_switch.as_ref().map(report),
+        quality_limits: app.gate.limits(),
     }
 }
 
@@ -156,6 +161,10 @@ async fn switch(State(app): State<Arc<App>>, request: Request) -> Result<Respons
     let Some(ready) = app.ready() else {
         return Ok((StatusCode::SERVICE_UNAVAILABLE, app.preparation().message).into_response());
     };
+    if let Some(message) = app.gate.refusal(&request.profile) {
+        let report = refused(&ready.engine.snapshot().active, request.profile, message);
+        return Ok((StatusCode::CONFLICT, Json(report)).into_response());
+    }
     let Ok(result) = ready.engine.switch(&request.profile).await else {
         app.set_engine_ended();
         return Ok((StatusCode::INTERNAL_SERVER_ERROR, ENGINE_ENDED).into_response());
@@ -166,6 +175,35 @@ async fn switch(State(app): State<Arc<App>>, request: Request) -> Result<Respons
         SwitchEnd::Unknown => return Err(ApiError::no_such_profile(result.message)),
     };
     Ok((status, Json(report(&result))).into_response())
+}
+
+/// A switch that the gate refuses: the engine never hears of it.
+fn refused(active: &str, profile: String, message: String) -> SwitchReport {
+    SwitchReport {
+        from: active.to_owned(),
+        to: profile,
+        start_time: jiff::Timestamp::now().to_string(),
+        duration_millis: 0,
+        pause_millis: 0.0,
+        preempted: 0,
+        outcome: SwitchOutcome::Refused,
+        message,
+    }
+}
+
+/// Changes the limits of the quality gate, also while no profile is within them and the worker waits for others.
+async fn quality(State(app): State<Arc<App>>, request: Request) -> Result<StatusCode, ApiError> {
+    let body = body::object(&app.limits, request).await?;
+    let limits: Quality = serde_json::from_value(body.into())
+        .map_err(|error| ApiError::malformed(format!("send a spec.quality as JSON: {error}")))?;
+    if limits.max_mean_kl_divergence.to_f64().is_none() {
+        let text = &limits.max_mean_kl_divergence;
+        return Err(ApiError::malformed(format!(
+            "maxMeanKLDivergence: {text} is not a number of nats such as \"0.1\""
+        )));
+    }
+    app.gate.set_limits(limits);
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn drain(State(app): State<Arc<App>>) -> &'static str {

@@ -10,6 +10,7 @@ use std::{
 
 use modelprofile_api::worker::{WorkerPhase, WorkerProfile, WorkerState};
 use modelprofile_engine::{
+    artifact::Progress,
     serve::Engine,
     text::{ChatTemplate, Tokenizer},
 };
@@ -19,7 +20,9 @@ use tokio::{
 };
 
 use crate::{
-    admin, http,
+    admin,
+    gate::Gate,
+    http,
     metrics::Metrics,
     server::{self, ConnectionLimits},
 };
@@ -85,6 +88,8 @@ pub struct App {
     pub admin_token: Option<String>,
     /// Bounds.
     pub limits: Limits,
+    /// Which profiles may serve; open unless it is set.
+    pub gate: Gate,
     /// Counters.
     pub metrics: Metrics,
     ready: OnceLock<Ready>,
@@ -104,6 +109,7 @@ impl App {
             api_keys,
             admin_token,
             limits: Limits::default(),
+            gate: Gate::default(),
             metrics: Metrics::new(served_name),
             ready: OnceLock::new(),
             draining: AtomicBool::new(false),
@@ -154,9 +160,24 @@ impl App {
         change(&mut self.preparation.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Says how far the preparation of the profile `index` is.
+    pub fn progress(&self, index: usize, progress: Progress) {
+        self.prepare(|state| {
+            if let Some(profile) = state.profiles.get_mut(index) {
+                profile.prepared_percent = progress.done as f64 * 100.0 / progress.total.max(1) as f64;
+                profile.activity = progress.activity;
+            }
+        });
+    }
+
     /// What the worker said last of its preparation.
     pub fn preparation(&self) -> WorkerState {
-        self.preparation.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut state = self.preparation.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        state.quality_limits = self.gate.limits();
+        for profile in &mut state.profiles {
+            profile.quality = self.gate.quality(&profile.name);
+        }
+        state
     }
 
     /// Takes no new requests and waits until the ones in flight have ended.

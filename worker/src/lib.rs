@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`commands`] | `serve`, `quantize`, `inspect`, `bench`, `evaluate` |
 //! | [`app`] | what all handlers share, and the life of the two servers |
+//! | [`gate`] | which profiles may serve, by their measured quality |
 //! | [`http`] | the OpenAI API |
 //! | [`admin`] | probes, state, switch, drain |
 //! | [`server`] | one HTTP server: bounds on connections, an orderly end |
@@ -18,6 +19,7 @@
 pub mod admin;
 pub mod app;
 pub mod commands;
+pub mod gate;
 pub mod http;
 pub mod metrics;
 pub mod quality;

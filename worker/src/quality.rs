@@ -145,13 +145,10 @@ pub fn reference() -> ProfileSpec {
     }
 }
 
-/// The quality of a profile's artifact on a text: read beside the artifact, or measured and written there. `progress`
-/// first counts the bytes of artifacts being built, then windows of the text.
-///
-/// One profile's weights are resident at a time, and the reference's logits of half a window.
+/// The quality of a profile's artifact on a text: [`prepare`], then [`of_artifact`].
 ///
 /// # Errors
-/// A text that is shorter than a window; errors of the checkpoint, the device and the disk.
+/// Those of the two.
 pub fn measure_or_load<B: Backend>(
     backend: B,
     cache: &Path,
@@ -161,6 +158,24 @@ pub fn measure_or_load<B: Backend>(
     progress: &mut dyn FnMut(Progress),
 ) -> anyhow::Result<MeasuredQuality> {
     let artifact = prepare(cache, checkpoint, profile, progress)?;
+    of_artifact(backend, cache, checkpoint, &artifact, dataset, progress)
+}
+
+/// The quality of an artifact on a text: read beside it, or measured and written there. `progress` first counts the bytes of
+/// the reference being built, then windows of the text.
+///
+/// One profile's weights are resident at a time, and the reference's logits of half a window.
+///
+/// # Errors
+/// A text that is shorter than a window; errors of the checkpoint, the device and the disk.
+pub fn of_artifact<B: Backend>(
+    backend: B,
+    cache: &Path,
+    checkpoint: &Checkpoint,
+    artifact: &Artifact,
+    dataset: &Dataset,
+    progress: &mut dyn FnMut(Progress),
+) -> anyhow::Result<MeasuredQuality> {
     if let Some(found) = load(artifact.directory(), dataset) {
         return Ok(found);
     }
@@ -171,12 +186,12 @@ pub fn measure_or_load<B: Backend>(
     let mut evaluator =
         Evaluator::new(backend, config, KvFormat::Bf16, dataset.window(config))?.with_bos(leading_token(&tokenizer)?);
     let base_weights = ProfileWeights::load(evaluator.backend(), config, &base)?;
-    let weights = ProfileWeights::load(evaluator.backend(), config, &artifact)?;
+    let weights = ProfileWeights::load(evaluator.backend(), config, artifact)?;
     // The reference beside itself changes nothing, and costs half of that.
     let both = [&base_weights, &weights];
     let profiles = if base.manifest().key == artifact.manifest().key { &both[..1] } else { &both[..] };
     let scores = evaluator.compare(profiles, &tokens, &mut |done, total| {
-        let activity = format!("measuring the quality of {}", profile.name);
+        let activity = format!("measuring quality, window {done} of {total}");
         progress(Progress { done: done as u64, total: total as u64, activity });
     })?;
     let score = scores.last().context("no profile was scored")?;

@@ -3,6 +3,8 @@
 
 mod support;
 
+use modelprofile_api::{MeasuredQuality, Quality};
+use modelprofile_worker::{app::App, gate::Gate};
 use reqwest::{Method, header};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
@@ -39,6 +41,7 @@ async fn without_a_token_the_admin_api_is_closed_and_says_how_to_open_it() {
     for request in [
         server.admin(Method::GET, "/admin/v1/state"),
         server.admin(Method::PUT, "/admin/v1/profile").json(&json!({"profile": "density"})),
+        server.admin(Method::PUT, "/admin/v1/quality").json(&json!({})),
         server.admin(Method::POST, "/admin/v1/drain"),
     ] {
         let (status, text) = answer(request).await;
@@ -73,6 +76,60 @@ async fn the_outcome_of_a_switch_is_its_status() {
     let (status, text) = answer(request).await;
     let body: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((status.as_u16(), &body["error"]["message"]), (404, &json!("no profile has that name")));
+}
+
+/// Quality and density, whose perplexity rose by 3.1 and 0.2 percent, where 1 percent is allowed.
+fn gated(app: &mut App) {
+    let limits = Quality { max_perplexity_increase_percent: 1, ..Quality::default() };
+    app.gate = Gate::new(limits, &["quality".to_owned(), "density".to_owned()]);
+    for (name, perplexity) in [("quality", 20.62), ("density", 20.04)] {
+        let measured = MeasuredQuality {
+            perplexity,
+            reference_perplexity: 20.0,
+            mean_kl_divergence: 0.01,
+            p99_kl_divergence: 0.1,
+            top1_agreement_percent: 95.0,
+            rms_probability_change_percent: 2.0,
+            tokens: 1536,
+            dataset: "built-in".to_owned(),
+            measured_at: "2026-03-01T12:00:00Z".to_owned(),
+        };
+        app.gate.measured(name, measured);
+    }
+}
+
+#[tokio::test]
+async fn a_switch_to_a_profile_beyond_the_quality_limits_is_refused_until_they_are_raised() {
+    let server = Server::with(Setup { change: gated, ..Setup::default() }).await;
+    let switch = async |profile: &str| {
+        let request = server.admin(Method::PUT, "/admin/v1/profile").json(&json!({"profile": profile}));
+        let (status, text) = answer(request).await;
+        (status.as_u16(), serde_json::from_str::<Value>(&text).unwrap())
+    };
+    let (status, report) = switch("quality").await;
+    assert_eq!((status, &report["outcome"], &report["to"]), (409, &json!("Refused"), &json!("quality")));
+    let message = report["message"].as_str().unwrap();
+    assert!(message.contains("3.10 % above the original's, the limit is 1 %"), "{message}");
+    assert_eq!(switch("density").await.0, 200);
+    assert_eq!(switch("absent").await.0, 404);
+    let shown = state(&server).await;
+    assert_eq!(shown["qualityLimits"]["maxPerplexityIncreasePercent"], 1);
+    assert_eq!(shown["profiles"][0]["quality"]["perplexity"], 20.62);
+    let limits = json!({"maxPerplexityIncreasePercent": 4});
+    let request = server.admin(Method::PUT, "/admin/v1/quality").json(&limits);
+    assert_eq!(answer(request).await.0, 204);
+    assert_eq!(state(&server).await["qualityLimits"]["maxPerplexityIncreasePercent"], 4);
+    assert_eq!(switch("quality").await.0, 200);
+}
+
+#[tokio::test]
+async fn limits_that_are_none_change_nothing() {
+    let server = Server::with(Setup { change: gated, ..Setup::default() }).await;
+    for body in [r#"{"maxPerplexityIncreasePercent": "many"}"#, r#"{"maxMeanKLDivergence": "low"}"#, "[]"] {
+        let request = server.admin(Method::PUT, "/admin/v1/quality").header("content-type", "application/json");
+        assert_eq!(answer(request.body(body)).await.0, 400, "{body}");
+    }
+    assert_eq!(state(&server).await["qualityLimits"]["maxPerplexityIncreasePercent"], 1);
 }
 
 #[tokio::test]

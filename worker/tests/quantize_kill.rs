@@ -41,7 +41,8 @@ impl Cache {
             .args(["-c", &format!("{limits}exec \"$@\""), "sh", env!("CARGO_BIN_EXE_modelprofile-worker"), "quantize"])
             .arg("--model")
             .arg(model)
-            .args(["--format", format, "--cache"])
+            // Measuring needs a second artifact, the reference.
+            .args(["--no-measure", "--format", format, "--cache"])
             .arg(self.0.path())
             .env("RUST_LOG", "info")
             .stdin(Stdio::null())

@@ -33,8 +33,8 @@ fn bench(c: &mut Criterion) {
             })
             .collect(),
         rungs: vec![
-            Rung { kv_tokens: Some(25_000), weight_bytes: Some(70 << 30), gate_failed: false },
-            Rung { kv_tokens: Some(220_000), weight_bytes: Some(38 << 30), gate_failed: false },
+            Rung { kv_tokens: Some(25_000), weight_bytes: Some(70 << 30), ..Rung::default() },
+            Rung { kv_tokens: Some(220_000), weight_bytes: Some(38 << 30), ..Rung::default() },
         ],
         memory_bytes: Some(76 << 30),
         compute_bound_tokens: Some(130.0),

@@ -17,12 +17,14 @@
 //! | [`observation`] | what is known about the workers in one pass |
 //! | [`signals`] | which engine has which signal, under which metric |
 //! | [`pressure`] | load over target, and what it would be on another rung or with other replicas |
+//! | [`gate`] | the quality gate of a ladder, as a condition |
 //! | [`history`] | since when conditions hold, the switches of the last hour, workers that were asked for; bounded |
 //! | `learned` | what the profiles hold and how fast they are, as far as was seen |
 //! | [`decision`] | what comes out |
 
 pub mod decide;
 pub mod decision;
+pub mod gate;
 pub mod history;
 mod learned;
 pub mod observation;

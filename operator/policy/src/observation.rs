@@ -1,6 +1,7 @@
 //! What is known about the workers in one pass.
 
 use jiff::Timestamp;
+use modelprofile_api::Verdict;
 
 /// All that a decision is made on.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -81,8 +82,8 @@ pub struct Kv {
 /// What is known about one profile.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rung {
-    /// It failed its quality gate: it is not a rung.
-    pub gate_failed: bool,
+    /// What the quality gate says of it; unless it passed, it is no rung.
+    pub verdict: Verdict,
     /// Tokens that the KV cache of one worker holds in it, as the workers report.
     pub kv_tokens: Option<u64>,
     /// Packed weights in bytes per worker.

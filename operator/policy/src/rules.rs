@@ -1,7 +1,7 @@
 //! What the manifest asks for, read once.
 
 use jiff::SignedDuration;
-use modelprofile_api::{ModelProfileSpec, OnFailure, Preference, ScalingMode, SwitchingMode};
+use modelprofile_api::{ModelProfileSpec, Preference, Quality, ScalingMode, SwitchingMode};
 
 use crate::schedule::Schedule;
 use crate::signals::Signals;
@@ -48,8 +48,8 @@ pub struct Rules {
     pub asked_replicas: Option<u32>,
     /// How long the pressure predicted with one worker less is low before that worker goes.
     pub scale_down_window: SignedDuration,
-    /// A profile that failed its gate serves all the same.
-    pub gate_warns: bool,
+    /// How good a profile must be, and what happens to one that is not.
+    pub quality: Quality,
     /// Time between two looks at the workers' metrics.
     pub interval: SignedDuration,
     /// The engine's signals.
@@ -123,7 +123,7 @@ impl Rules {
             max_replicas: spec.scaling.max_replicas.max(spec.scaling.min_replicas).max(1),
             asked_replicas: spec.scaling.replicas,
             scale_down_window: span(spec.scaling.scale_down.stabilization_window_seconds),
-            gate_warns: spec.quality.on_failure == OnFailure::Warn,
+            quality: spec.quality.clone(),
             interval,
             signals: Signals::of(spec.engine.kind),
             names,

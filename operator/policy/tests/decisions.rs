@@ -4,7 +4,7 @@ mod support;
 
 use jiff::SignedDuration;
 use modelprofile_policy::{Action, Observation, Reading, Reason, Replica, decide};
-use support::{Plant, rules};
+use support::{Plant, beyond, rules};
 
 fn plant(switching: &str, scaling: &str) -> Plant {
     Plant::new(rules(2, switching, scaling), &[100.0, 200.0], &[1.0, 1.0])
@@ -117,10 +117,10 @@ fn dwell_and_budget_hold_up_moves_toward_quality() {
 #[test]
 fn a_failed_gate_takes_its_rung_out() {
     let mut plant = Plant::new(rules(3, "{}", "{}"), &[100.0, 150.0, 400.0], &[1.0; 3]);
-    plant.rungs[1].gate_failed = true;
+    plant.rungs[1].verdict = beyond();
     plant.run(4, 110.0, 0.1);
     assert_eq!(plant.active, 2);
-    plant.rungs[2].gate_failed = true;
+    plant.rungs[2].verdict = beyond();
     let decision = plant.pass(110.0, 0.1);
     assert_eq!((decision.reason, plant.active), (Reason::QualityGateFailed, 0));
 }

@@ -3,7 +3,7 @@
 mod support;
 
 use modelprofile_policy::{Action, Reason, decide};
-use support::{Plant, rules};
+use support::{Plant, beyond, rules};
 
 fn plant(rungs: usize, switching: &str, scaling: &str) -> Plant {
     Plant::new(rules(rungs, switching, scaling), &[100.0, 200.0, 400.0][..rungs], &[1.0; 3][..rungs])
@@ -43,14 +43,16 @@ fn a_pinned_profile_that_failed_its_gate_is_left_and_the_workers_follow_the_load
     let scaling = r#"{"maxReplicas": 4}"#;
     let mut plant = plant(3, r#"{"mode": "Pinned", "pinnedProfile": "middle"}"#, scaling);
     plant.active = 1;
-    plant.rungs[1].gate_failed = true;
+    plant.rungs[1].verdict = beyond();
     let left = plant.pass(10.0, 0.1);
     assert_eq!((left.action, left.reason, left.rung), (Action::Switch, Reason::QualityGateFailed, 0));
     let stays = plant.pass(10.0, 0.1);
     assert_eq!((stays.action, stays.reason), (Action::Hold, Reason::QualityGateFailed));
     assert_eq!(
         stays.message,
-        "middle is pinned but failed its quality gate, so quality stays; pin another profile, or set spec.quality.onFailure: Warn"
+        "middle is beyond the quality limits: its perplexity is 12.50 % above the original's, the limit is 10 % \
+         (spec.quality.maxPerplexityIncreasePercent), so its pin is not followed and quality serves; pin another profile, or raise \
+         the limit, give it another method or format, or set spec.quality.onFailure: Warn"
     );
     plant.run(8, 190.0, 0.1);
     assert_eq!((plant.active, plant.replicas), (0, 3));
@@ -60,7 +62,7 @@ fn a_pinned_profile_that_failed_its_gate_is_left_and_the_workers_follow_the_load
 fn a_failed_gate_does_not_redirect_a_switch_that_leaves_its_profile() {
     let plant = {
         let mut plant = plant(3, r#"{"mode": "Pinned", "pinnedProfile": "dense"}"#, "{}");
-        plant.rungs[0].gate_failed = true;
+        plant.rungs[0].verdict = beyond();
         plant
     };
     let mut seen = plant.observe(10.0, 0.1);

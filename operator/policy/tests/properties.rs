@@ -3,9 +3,10 @@
 mod support;
 
 use jiff::SignedDuration;
+use modelprofile_api::{OnFailure, Verdict};
 use modelprofile_policy::{Action, Reason, Replica, Rung, decide};
 use proptest::prelude::*;
-use support::{Plant, rules};
+use support::{Plant, beyond, rules};
 
 const LONG: usize = 1200; // passes: an hour and forty minutes
 
@@ -172,5 +173,54 @@ proptest! {
         }
         plant.run(5, 120.0, 0.1);
         prop_assert_eq!(plant.active, 1);
+    }
+
+    #[test]
+    fn a_blocked_rung_is_never_chosen_whatever_the_load(
+        (capacity, step) in ladder(), loads in prop::collection::vec((0.0f64..3000.0, 0.0f64..30.0, 1usize..60), 1..8),
+        blocked in prop::collection::vec(prop::option::of(any::<bool>()), 4), active in 0usize..4,
+        mode in prop::sample::select(vec!["{}", r#"{"mode": "Pinned", "pinnedProfile": "PIN"}"#, r#"{"mode": "Recommend"}"#]), pin in 0usize..4,
+    ) {
+        let n = capacity.len();
+        let names = rules(n, "{}", "{}").names;
+        let switching = mode.replace("PIN", &names[pin.min(n - 1)]);
+        let mut plant = Plant::new(rules(n, &switching, "{}"), &capacity, &step);
+        plant.active = active.min(n - 1);
+        for (rung, blocked) in plant.rungs.iter_mut().zip(&blocked) {
+            rung.verdict = blocked.map_or(Verdict::Passed, |figure| if figure { beyond() } else { Verdict::NotMeasured });
+        }
+        let may_serve: Vec<bool> = plant.rungs.iter().map(|rung| rung.verdict == Verdict::Passed).collect();
+        for (blocks, ttft, passes) in loads {
+            for _ in 0..passes {
+                let before = plant.active;
+                let decision = plant.pass(blocks, ttft);
+                if may_serve.contains(&true) {
+                    prop_assert!(may_serve[decision.rung], "{:?} of {:?}", decision, may_serve);
+                } else {
+                    prop_assert_eq!((decision.rung, decision.action == Action::Switch), (before, false));
+                }
+                if let Some(rung) = decision.recommended {
+                    prop_assert!(may_serve[rung], "recommended {:?} of {:?}", decision, may_serve);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_gate_that_warns_changes_no_decision(
+        (capacity, step) in ladder(), loads in prop::collection::vec((0.0f64..3000.0, 0.0f64..30.0, 1usize..60), 1..6),
+        failed in prop::collection::vec(any::<bool>(), 4),
+    ) {
+        let day = |failed: &[bool]| {
+            let mut rules = rules(capacity.len(), "{}", r#"{"maxReplicas": 4}"#);
+            rules.quality.on_failure = OnFailure::Warn;
+            let mut plant = Plant::new(rules, &capacity, &step);
+            for (rung, failed) in plant.rungs.iter_mut().zip(failed) {
+                rung.verdict = if *failed { beyond() } else { Verdict::Passed };
+            }
+            loads.iter().for_each(|(blocks, ttft, passes)| plant.run(*passes, *blocks, *ttft));
+            plant.decisions
+        };
+        prop_assert_eq!(day(&failed), day(&[]));
     }
 }

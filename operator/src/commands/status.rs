@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use jiff::Timestamp;
-use modelprofile_api::{ConditionStatus, ModelProfileStatus};
+use modelprofile_api::{ConditionStatus, Decimal, ModelProfileStatus, ProfileStatus};
 
 use super::output::Output;
 use super::served::Served;
@@ -48,6 +48,10 @@ fn text(name: &str, status: &ModelProfileStatus) -> String {
             decision.pressure_percent.map_or_else(String::new, |percent| format!(" at {percent} % pressure"));
         lines.push(format!("  decision  {}{pressure} since {}: {}", decision.reason, decision.time, decision.message));
     }
+    if !status.profiles.is_empty() {
+        lines.push("  profiles".to_owned());
+    }
+    lines.extend(status.profiles.iter().map(profile));
     lines.push("  conditions".to_owned());
     for condition in &status.conditions {
         let holds = match condition.status {
@@ -68,4 +72,25 @@ fn text(name: &str, status: &ModelProfileStatus) -> String {
         ));
     }
     lines.join("\n") + "\n"
+}
+
+/// One profile with its sizes, what it lost, and what the quality gate says of that.
+fn profile(profile: &ProfileStatus) -> String {
+    let sizes = profile.weight_bytes.zip(profile.kv_tokens);
+    let mut line = format!("    {:18}", profile.name);
+    if let Some((weights, tokens)) = sizes {
+        line.push_str(&format!(" {} MB, {tokens} KV tokens", weights / 1_000_000));
+    }
+    let number = |decimal: &Option<Decimal>| decimal.as_ref().and_then(Decimal::to_f64);
+    if let (Some(perplexity), Some(reference)) = (number(&profile.perplexity), number(&profile.reference_perplexity)) {
+        let increase = (perplexity / reference - 1.0) * 100.0;
+        line.push_str(&format!("  perplexity {perplexity:.2} ({increase:+.2} %)"));
+    }
+    if let Some(divergence) = &profile.mean_kl_divergence {
+        line.push_str(&format!("  mean KL divergence {divergence}"));
+    }
+    if let Some(gate) = profile.quality_gate {
+        line.push_str(&format!("  {}", gate.as_str()));
+    }
+    line
 }

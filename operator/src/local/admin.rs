@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use modelprofile_api::Quality;
 use modelprofile_api::worker::{SwitchReport, SwitchRequest, WorkerState};
 use reqwest::StatusCode;
 
@@ -81,6 +82,17 @@ impl Admin {
                     .map_err(|_| anyhow!("the worker answered {status}: {}", error_message(&text)))
             }
         }
+    }
+
+    /// `PUT /admin/v1/quality`: the limits to hold the profiles against from now on.
+    ///
+    /// # Errors
+    /// No answer within two seconds, or the worker does not take them.
+    pub async fn set_quality(&self, limits: &Quality) -> anyhow::Result<()> {
+        let url = format!("{}/admin/v1/quality", self.base);
+        let response = self.http.put(url).bearer_auth(&self.token).timeout(STATE_LIMIT).json(limits).send().await?;
+        response.error_for_status()?;
+        Ok(())
     }
 }
 

@@ -19,6 +19,15 @@ impl<W: Workers> Local<W> {
         if state.phase == WorkerPhase::Failed {
             return Err(self.journal.fail(notes::prepare_failed(&state.message)));
         }
+        for note in self.gate.news(&self.manifest.spec().quality, state) {
+            self.journal.tell(&note);
+        }
+        // A worker that starts again is blocked by the same figures, which is no news.
+        let blocked = (state.phase == WorkerPhase::Blocked).then(|| state.message.clone());
+        if blocked.is_some() && self.blocked != blocked {
+            self.journal.tell(&notes::blocked(&state.message));
+            self.blocked = blocked;
+        }
         if state.phase == WorkerPhase::Ready && !std::mem::replace(&mut self.ready, true) {
             self.retries.worker_ready(Instant::now());
             self.journal.record(&notes::worker_ready(&self.session.name, state.active_profile.as_deref()));
@@ -28,6 +37,7 @@ impl<W: Workers> Local<W> {
             self.pilot.decision().map(|decision| format!("{}: {}", decision.reason.as_str(), decision.message));
         if state.phase == WorkerPhase::Ready {
             self.restarts.ready(Instant::now());
+            self.blocked = None;
             self.served.clone_from(&state.active_profile);
         }
         self.journal.show(state, reason.as_deref());

@@ -17,6 +17,7 @@
 //! | `follow` | what a pass does about a worker that answers, and about an edited manifest |
 //! | [`signals`] | the signals that end the loop |
 //! | [`pilot`] | which profile should be active: the policy's decision, from what the worker says |
+//! | [`gate`] | what the quality gate says of the worker's profiles, and what of that is news: pure |
 //! | [`workers`] | the seam: what observing and acting on workers means, whatever they are |
 //! | [`process`] | workers as one child process |
 //! | [`admin`] | client of a worker's admin API |
@@ -33,6 +34,7 @@
 pub mod admin;
 pub mod events;
 mod follow;
+pub mod gate;
 pub mod journal;
 pub mod notes;
 mod pass;

@@ -15,16 +15,18 @@
 //! | `Fresh` | Normal | decisions have metrics again |
 //! | [`reason::EDIT_FOLLOWED`], [`reason::RESTART_NEEDED`] | Normal | an edit of the manifest takes effect; some of it waits |
 //! | `Invalid` | Warning | an edit of the manifest was rejected |
+//! | `BeyondLimits`, `NotMeasured` | Warning | the quality gate finds a profile, or the whole ladder, wanting |
 //! | `PrepareFailed` | Warning | a worker cannot prepare the model |
 //!
 //! Reasons without a link are those of [`modelprofile_api::conditions::reason`].
 
 use std::time::Duration;
 
-use modelprofile_api::Errors;
 use modelprofile_api::conditions::reason as condition;
 use modelprofile_api::worker::{SwitchOutcome, SwitchReport};
+use modelprofile_api::{Errors, Quality, Verdict};
 use modelprofile_policy::Decision;
+use modelprofile_policy::gate::consequence;
 use serde::{Deserialize, Serialize};
 
 /// Reasons that only events have.
@@ -220,6 +222,24 @@ pub fn restart_needed(fields: &[String]) -> Note {
 /// The worker runs, but cannot serve: `message` is its own.
 pub fn prepare_failed(message: &str) -> Note {
     warning(condition::PREPARE_FAILED, format!("the worker could not prepare the model: {message}"))
+}
+
+/// The quality gate did not pass the profile of that name; `None` if it did.
+pub fn gate(name: &str, limits: &Quality, verdict: &Verdict) -> Option<Note> {
+    let reason = match verdict {
+        Verdict::Passed => return None,
+        Verdict::NotMeasured => condition::NOT_MEASURED,
+        Verdict::Beyond(_) => condition::BEYOND_LIMITS,
+    };
+    Some(warning(reason, format!("{}; {}", verdict.sentence(name), consequence(limits, 1, verdict))))
+}
+
+/// No profile may serve, so the worker takes no request; `why` has the figures.
+pub fn blocked(why: &str) -> Note {
+    warning(
+        condition::BEYOND_LIMITS,
+        format!("no profile may serve, so no request is taken until an edit of spec.quality is saved: {why}"),
+    )
 }
 
 /// A switch as a sentence for a person; its reason where it did not complete.

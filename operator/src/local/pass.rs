@@ -11,6 +11,7 @@ use modelprofile_api::{ModelProfileStatus, Validated};
 use modelprofile_policy::Reason;
 use tokio::time::MissedTickBehavior;
 
+use super::gate;
 use super::journal::Journal;
 use super::notes;
 use super::pilot::{Pilot, pinned};
@@ -69,6 +70,10 @@ pub(super) struct Local<W> {
     pub(super) asked: Option<String>,
     /// Switches that did not come about, and when they may be asked for again.
     pub(super) retries: Retries,
+    /// Profiles that the quality gate did not pass, as they were told.
+    pub(super) gate: gate::Told,
+    /// Why no profile may serve, as it was told.
+    pub(super) blocked: Option<String>,
 }
 
 impl<W: Workers> Local<W> {
@@ -123,12 +128,23 @@ impl<W: Workers> Local<W> {
                 if self.silent.take().is_some() && self.ready {
                     self.journal.tell(&notes::worker_answers());
                 }
-                if self.is_stuck(&state) {
+                if self.is_stuck(&state) || self.set_quality(&state).await {
                     return Ok(());
                 }
                 self.follow(&state)
             }
         }
+    }
+
+    /// Whether the worker holds its profiles against other limits than the manifest has now; then it is told. A switch waits
+    /// for that: to a profile that the new limits let in, the old ones would refuse it.
+    async fn set_quality(&mut self, state: &WorkerState) -> bool {
+        let limits = &self.manifest.spec().quality;
+        let differ = state.quality_limits.as_ref().is_some_and(|held| held != limits);
+        if differ {
+            self.workers.set_quality(limits).await;
+        }
+        differ
     }
 
     /// Ends a worker that has not answered for too long; that it ended is seen in a later pass.
@@ -219,7 +235,7 @@ impl<W: Workers> Local<W> {
     /// Brings the status up to date, and writes it when it changed.
     fn update_status(&mut self, state: Option<&WorkerState>) {
         let decision = self.pilot.decision().map(|decision| (decision, self.pilot.name(decision.rung)));
-        let seen = Seen { state, decision, refused: self.retries.refused() };
+        let seen = Seen { state, decision, refused: self.retries.refused(), limits: &self.manifest.spec().quality };
         let status = status::next(&self.status, seen, Timestamp::now());
         let ended = state.and_then(|state| state.last_switch.as_ref());
         let ended = ended.filter(|last| self.recorded.as_ref() != Some(last));

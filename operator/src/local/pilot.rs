@@ -72,7 +72,7 @@ impl Pilot {
             let profile = state.profiles.iter().find(|profile| profile.name == *name);
             let known = |value: u64| (value > 0).then_some(value);
             Rung {
-                gate_failed: false,
+                verdict: self.rules.quality.verdict(profile.and_then(|p| p.quality.as_ref())),
                 kv_tokens: profile.and_then(|p| known(p.kv_tokens)),
                 weight_bytes: profile.and_then(|p| known(p.weight_bytes)),
             }
@@ -123,13 +123,18 @@ mod tests {
     use modelprofile_policy::Reason;
 
     use super::*;
+    use crate::local::gate::tests::measured;
     use crate::local::watch::fixture;
 
     const SECOND: Duration = Duration::from_secs(1);
 
     fn ready(active: &str) -> WorkerState {
-        let rung =
-            |name: &str, kv_tokens| WorkerProfile { name: name.to_owned(), kv_tokens, ..WorkerProfile::default() };
+        let rung = |name: &str, kv_tokens| WorkerProfile {
+            name: name.to_owned(),
+            kv_tokens,
+            quality: Some(measured(0.5)),
+            ..WorkerProfile::default()
+        };
         WorkerState {
             phase: WorkerPhase::Ready,
             active_profile: Some(active.to_owned()),
@@ -173,6 +178,34 @@ vllm:time_to_first_token_seconds_bucket{{le=\"+Inf\"}} 0\n"
         assert_eq!(pilot.wanted(), None);
         pilot.decide(&ready("density"), now);
         assert_eq!(pilot.wanted(), Some("quality"));
+    }
+
+    #[test]
+    fn a_profile_beyond_the_limits_is_left_and_not_chosen_and_an_edit_of_them_is_followed() {
+        let mut state = ready("quality");
+        state.profiles[0].quality = Some(measured(12.0));
+        let now: Timestamp = "2026-03-01T12:00:00Z".parse().unwrap();
+        let mut pilot = Pilot::new(&fixture::valid("{mode: Pinned, pinnedProfile: quality}"), SECOND).unwrap();
+        let decision = pilot.decide(&state, now);
+        assert_eq!(decision.reason, Reason::QualityGateFailed);
+        assert!(decision.message.contains("12.00 % above the original's, the limit is 10 %"), "{}", decision.message);
+        assert_eq!(pilot.wanted(), Some("density"));
+        state.active_profile = Some("density".to_owned());
+        let decision = pilot.decide(&state, now);
+        assert!(decision.message.contains("so its pin is not followed and density serves"), "{}", decision.message);
+        assert_eq!(pilot.wanted(), None);
+        let warns = fixture::text("{mode: Pinned, pinnedProfile: quality}") + "  quality: {onFailure: Warn}\n";
+        pilot.follow(&Validated::from_yaml(&warns).unwrap()).unwrap();
+        pilot.decide(&state, now);
+        assert_eq!(pilot.wanted(), Some("quality"));
+        state.profiles[1].quality = None;
+        pilot.follow(&fixture::valid("{}")).unwrap();
+        let decision = pilot.decide(&state, now);
+        assert!(
+            decision.message.starts_with("no profile passed its quality gate, so density stays"),
+            "{}",
+            decision.message
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use modelprofile_api::Validated;
+use modelprofile_api::{Quality, Validated};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
@@ -193,6 +193,11 @@ impl Workers for LocalWorkers {
             let _ = send.send(admin.switch(&profile).await.map_err(|error| format!("{error:#}")));
         });
         self.switch = Some(receive);
+    }
+
+    async fn set_quality(&mut self, limits: &Quality) {
+        // One that does not take them shows the old ones in its state.
+        let _ = self.admin.set_quality(limits).await;
     }
 
     fn kill(&mut self) {

@@ -11,6 +11,7 @@ use modelprofile_api::{ModelProfileStatus, Validated, notices};
 use rand::TryRng;
 use rand::rngs::SysRng;
 
+use super::gate::Told;
 use super::journal::Journal;
 use super::notes;
 use super::pass::Local;
@@ -127,6 +128,8 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
         stuck: 0,
         asked: None,
         retries: Retries::default(),
+        gate: Told::default(),
+        blocked: None,
     };
     local.run(&mut signals).await
 }

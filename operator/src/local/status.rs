@@ -2,12 +2,14 @@
 
 use jiff::Timestamp;
 use modelprofile_api::conditions::{self, reason};
-use modelprofile_api::worker::{SwitchOutcome, SwitchReport, WorkerPhase, WorkerState};
+use modelprofile_api::worker::{SwitchOutcome, SwitchReport, WorkerPhase, WorkerProfile, WorkerState};
 use modelprofile_api::{
-    Condition, ConditionStatus, DecisionAction, LastDecision, ModelProfileStatus, ProfileStatus, SWITCH_HISTORY_LIMIT,
-    SwitchRecord,
+    Condition, ConditionStatus, Decimal, DecisionAction, LastDecision, ModelProfileStatus, OnFailure, ProfileStatus,
+    Quality, SWITCH_HISTORY_LIMIT, SwitchRecord,
 };
 use modelprofile_policy::{Action, Decision, Reason};
+
+use super::gate;
 
 /// What a status is made of, beside the one before.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +20,8 @@ pub struct Seen<'a> {
     pub decision: Option<(&'a Decision, &'a str)>,
     /// The profile that the worker refused last, if no switch came about since.
     pub refused: Option<&'a str>,
+    /// The limits that profiles are held against.
+    pub limits: &'a Quality,
 }
 
 /// The status after a pass. A condition keeps the time of its last change.
@@ -29,7 +33,7 @@ pub fn next(before: &ModelProfileStatus, seen: Seen<'_>, now: Timestamp) -> Mode
         desired_profile: seen.decision.map(|(_, profile)| profile.to_owned()),
         replicas: 1,
         ready_replicas: u32::from(ready),
-        profiles: state.map_or_else(|| before.profiles.clone(), profiles),
+        profiles: state.map_or_else(|| before.profiles.clone(), |state| profiles(state, seen.limits)),
         last_decision: seen.decision.map(|(decision, _)| {
             let mut last = last_decision(before, decision, now);
             // The pressure of a worker that is gone is nobody's any more.
@@ -62,14 +66,22 @@ pub fn record(status: &mut ModelProfileStatus, report: &SwitchReport, reason: &s
     status.switch_history.truncate(SWITCH_HISTORY_LIMIT);
 }
 
-fn profiles(state: &WorkerState) -> Vec<ProfileStatus> {
+fn profiles(state: &WorkerState, limits: &Quality) -> Vec<ProfileStatus> {
     let known = |value: u64| i64::try_from(value).ok().filter(|value| *value > 0);
-    let one = |profile: &modelprofile_api::worker::WorkerProfile| ProfileStatus {
-        name: profile.name.clone(),
-        artifact_key: Some(profile.artifact_key.clone()).filter(|key| !key.is_empty()),
-        weight_bytes: known(profile.weight_bytes),
-        kv_tokens: known(profile.kv_tokens),
-        ..ProfileStatus::default()
+    let decimal = |value: f64| value.is_finite().then(|| Decimal(format!("{:.4}", value.max(0.0))));
+    let one = |profile: &WorkerProfile| {
+        let quality = profile.quality.as_ref();
+        ProfileStatus {
+            name: profile.name.clone(),
+            artifact_key: Some(profile.artifact_key.clone()).filter(|key| !key.is_empty()),
+            weight_bytes: known(profile.weight_bytes),
+            kv_tokens: known(profile.kv_tokens),
+            perplexity: quality.and_then(|quality| decimal(quality.perplexity)),
+            reference_perplexity: quality.and_then(|quality| decimal(quality.reference_perplexity)),
+            mean_kl_divergence: quality.and_then(|quality| decimal(quality.mean_kl_divergence)),
+            measured_at: quality.map(|quality| quality.measured_at.clone()),
+            quality_gate: gate::verdict(limits, state, profile).map(Into::into),
+        }
     };
     state.profiles.iter().map(one).collect()
 }
@@ -97,7 +109,9 @@ fn conditions(before: &[Condition], seen: Seen<'_>, ready: bool, now: Timestamp)
     let state = seen.state;
     let message = state.map(|state| state.message.clone()).unwrap_or_default();
     let prepared = match state.map(|state| state.phase) {
-        Some(WorkerPhase::Ready | WorkerPhase::Draining) => (True, reason::PREPARED, String::new()),
+        Some(WorkerPhase::Ready | WorkerPhase::Draining | WorkerPhase::Blocked) => {
+            (True, reason::PREPARED, String::new())
+        }
         Some(WorkerPhase::Failed) => (False, reason::PREPARE_FAILED, message.clone()),
         Some(WorkerPhase::Preparing) => (False, reason::PREPARING, preparing(state)),
         None => (Unknown, reason::PENDING, "the worker does not answer".to_owned()),
@@ -110,8 +124,18 @@ fn conditions(before: &[Condition], seen: Seen<'_>, ready: bool, now: Timestamp)
         Some((decision, _)) if decision.pressure.is_some() => (True, reason::FRESH, String::new()),
         _ => (Unknown, reason::PENDING, "no metrics were read yet".to_owned()),
     };
-    let available =
-        if ready { (True, reason::WORKER_READY, String::new()) } else { (False, reason::NO_WORKER_READY, message) };
+    let blocked = state.is_some_and(|state| state.phase == WorkerPhase::Blocked);
+    let available = match (ready, blocked) {
+        (true, _) => (True, reason::WORKER_READY, String::new()),
+        (false, true) => (False, reason::BEYOND_LIMITS, message),
+        (false, false) => (False, reason::NO_WORKER_READY, message),
+    };
+    let quality = match state.map(|state| gate::of(seen.limits, state)) {
+        Some(gate) => (gate.status, gate.reason, gate.message),
+        None => (Unknown, reason::PENDING, "the worker does not answer".to_owned()),
+    };
+    // Profiles that are still prepared are no loss yet, and those that serve with `Warn` are none.
+    let kept_out = quality.0 != True && quality.1 != reason::PENDING && seen.limits.on_failure == OnFailure::Block;
     let target = state.and_then(|state| state.target_profile.as_deref());
     let progressing = match target {
         Some(target) => (True, reason::SWITCHING, format!("switching to {target}")),
@@ -128,6 +152,7 @@ fn conditions(before: &[Condition], seen: Seen<'_>, ready: bool, now: Timestamp)
         ),
         None if !ready && state.is_none() => (True, reason::REPLICAS_MISSING, "the worker does not answer".to_owned()),
         None if prepared.1 == reason::PREPARE_FAILED => (True, reason::PREPARE_FAILED, prepared.2.clone()),
+        None if kept_out => (True, quality.1, quality.2.clone()),
         None => (False, reason::AS_EXPECTED, String::new()),
     };
     // Local mode serves validated manifests only; the worker checks the licence before it prepares anything.
@@ -135,7 +160,6 @@ fn conditions(before: &[Condition], seen: Seen<'_>, ready: bool, now: Timestamp)
         True => (True, reason::MATCHES, "the worker accepted the checkpoint's declaration".to_owned()),
         _ => (Unknown, reason::PENDING, String::new()),
     };
-    let quality = (Unknown, reason::NOT_MEASURED, "the quality of the profiles was not measured".to_owned());
     let all = [
         (conditions::ACCEPTED, (True, reason::VALID, String::new())),
         (conditions::LICENSE_ACCEPTED, license),
@@ -171,6 +195,9 @@ fn preparing(state: Option<&WorkerState>) -> String {
 mod tests {
     use std::time::Duration;
 
+    use modelprofile_api::GateOutcome;
+
+    use super::super::gate::tests::{limits, worker};
     use super::*;
 
     fn state(phase: WorkerPhase) -> WorkerState {
@@ -197,14 +224,14 @@ mod tests {
     #[test]
     fn every_condition_is_there_and_says_no_more_than_was_seen() {
         let now = Timestamp::UNIX_EPOCH;
-        let seen = Seen { state: None, decision: None, refused: None };
+        let seen = Seen { state: None, decision: None, refused: None, limits: &Quality::default() };
         let status = next(&ModelProfileStatus::default(), seen, now);
         let kinds: Vec<&str> = status.conditions.iter().map(|condition| &*condition.kind).collect();
         assert_eq!(kinds, conditions::ALL);
         assert_eq!(find(&status, conditions::AVAILABLE).status, ConditionStatus::False);
         assert_eq!(find(&status, conditions::METRICS_AVAILABLE).status, ConditionStatus::Unknown);
         let quality = find(&status, conditions::QUALITY_GATE_PASSED);
-        assert_eq!((quality.status, &*quality.reason), (ConditionStatus::Unknown, "NotMeasured"));
+        assert_eq!((quality.status, &*quality.reason), (ConditionStatus::Unknown, "Pending"));
         assert_eq!((status.active_profile, status.ready_replicas), (None, 0));
     }
 
@@ -213,7 +240,12 @@ mod tests {
         let (first, later) = (Timestamp::UNIX_EPOCH, Timestamp::from_second(60).unwrap());
         let ready = state(WorkerPhase::Ready);
         let fresh = decision(Reason::WithinTargets, Some(0.534));
-        let seen = Seen { state: Some(&ready), decision: Some((&fresh, "quality")), refused: None };
+        let seen = Seen {
+            state: Some(&ready),
+            decision: Some((&fresh, "quality")),
+            refused: None,
+            limits: &Quality::default(),
+        };
         let status = next(&ModelProfileStatus::default(), seen, first);
         assert_eq!(status.last_decision.as_ref().unwrap().pressure_percent, Some(53));
         let stale = decision(Reason::MetricsUnavailable, None);
@@ -226,11 +258,52 @@ mod tests {
     #[test]
     fn metrics_of_a_worker_that_is_gone_are_not_called_fresh() {
         let fresh = decision(Reason::WithinTargets, Some(0.5));
-        let seen = Seen { state: None, decision: Some((&fresh, "quality")), refused: None };
+        let seen =
+            Seen { state: None, decision: Some((&fresh, "quality")), refused: None, limits: &Quality::default() };
         let status = next(&ModelProfileStatus::default(), seen, Timestamp::UNIX_EPOCH);
         let metrics = find(&status, conditions::METRICS_AVAILABLE);
         assert_eq!((metrics.status, &*metrics.reason), (ConditionStatus::False, "MetricsUnavailable"));
         assert_eq!(status.last_decision.unwrap().pressure_percent, None);
+    }
+
+    #[test]
+    fn a_worker_without_a_profile_that_may_serve_is_prepared_but_neither_available_nor_as_expected() {
+        let mut state = worker(WorkerPhase::Blocked, Some(3.1), Some(2.5));
+        state.message = "the figures".to_owned();
+        let seen = Seen { state: Some(&state), decision: None, refused: None, limits: &limits(1) };
+        let status = next(&ModelProfileStatus::default(), seen, Timestamp::UNIX_EPOCH);
+        let row = |kind| {
+            let Condition { status, reason, .. } = find(&status, kind);
+            (*status, &**reason)
+        };
+        assert_eq!(row(conditions::PREPARED), (ConditionStatus::True, "Prepared"));
+        assert_eq!(row(conditions::AVAILABLE), (ConditionStatus::False, "BeyondLimits"));
+        assert_eq!(find(&status, conditions::AVAILABLE).message, "the figures");
+        assert_eq!(row(conditions::QUALITY_GATE_PASSED), (ConditionStatus::False, "BeyondLimits"));
+        assert_eq!(row(conditions::DEGRADED), (ConditionStatus::True, "BeyondLimits"));
+        assert_eq!(status.ready_replicas, 0);
+    }
+
+    #[test]
+    fn a_profile_shows_its_figures_and_what_the_gate_says_and_a_gate_that_warns_degrades_nothing() {
+        let state = worker(WorkerPhase::Ready, Some(3.1), Some(0.5));
+        let limits = Quality { on_failure: OnFailure::Warn, ..limits(1) };
+        let seen = Seen { state: Some(&state), decision: None, refused: None, limits: &limits };
+        let status = next(&ModelProfileStatus::default(), seen, Timestamp::UNIX_EPOCH);
+        let decimal = |text: &str| Some(Decimal(text.to_owned()));
+        let expected = ProfileStatus {
+            name: "quality".to_owned(),
+            perplexity: decimal("20.6200"),
+            reference_perplexity: decimal("20.0000"),
+            mean_kl_divergence: decimal("0.0123"),
+            measured_at: Some("2026-03-01T12:00:00Z".to_owned()),
+            quality_gate: Some(GateOutcome::BeyondLimits),
+            ..ProfileStatus::default()
+        };
+        assert_eq!(status.profiles[0], expected);
+        assert_eq!(status.profiles[1].quality_gate, Some(GateOutcome::WithinLimits));
+        assert_eq!(find(&status, conditions::QUALITY_GATE_PASSED).status, ConditionStatus::False);
+        assert_eq!(find(&status, conditions::DEGRADED).status, ConditionStatus::False);
     }
 
     #[test]

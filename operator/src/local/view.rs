@@ -144,7 +144,9 @@ fn change_key(state: &WorkerState) -> String {
 fn preparing_line(state: &WorkerState, step: f64) -> String {
     let one = |profile: &modelprofile_api::worker::WorkerProfile| {
         let percent = (profile.prepared_percent / step).floor() * step;
-        format!("{} {percent:.0} %", profile.name)
+        // A profile is quantized first and measured then: its percentage starts anew.
+        let measuring = if profile.activity.starts_with("measuring") { " measured" } else { "" };
+        format!("{} {percent:.0} %{measuring}", profile.name)
     };
     let profiles: Vec<String> = state.profiles.iter().map(one).collect();
     format!("preparing: {}", if profiles.is_empty() { "reading the model".to_owned() } else { profiles.join(", ") })
@@ -154,6 +156,7 @@ fn preparing_line(state: &WorkerState, step: f64) -> String {
 fn line(state: &WorkerState) -> String {
     let phase = match state.phase {
         WorkerPhase::Preparing => "preparing",
+        WorkerPhase::Blocked => "blocked",
         WorkerPhase::Ready => "serving",
         WorkerPhase::Draining => "draining",
         WorkerPhase::Failed => "failed",
@@ -164,11 +167,15 @@ fn line(state: &WorkerState) -> String {
 
 /// The state as a block of lines.
 fn table(state: &WorkerState, zone: &TimeZone) -> String {
-    let mut lines = vec![String::new(), format!("  {:16} {:>12} {:>12}", "PROFILE", "WEIGHTS", "KV TOKENS")];
+    let measured = state.profiles.iter().any(|rung| rung.quality.is_some());
+    let head = if measured { format!(" {:>12}", "PERPLEXITY") } else { String::new() };
+    let mut lines = vec![String::new(), format!("  {:16} {:>12} {:>12}{head}", "PROFILE", "WEIGHTS", "KV TOKENS")];
     for rung in &state.profiles {
         let mark = if state.active_profile.as_ref() == Some(&rung.name) { '>' } else { ' ' };
         let weights = format!("{} MB", rung.weight_bytes / 1_000_000);
-        lines.push(format!("{mark} {:16} {weights:>12} {:>12}", rung.name, grouped(rung.kv_tokens)));
+        let increase = rung.quality.as_ref().map(|quality| quality.perplexity_increase_percent());
+        let increase = increase.map_or_else(String::new, |percent| format!(" {:>12}", format!("{percent:+.2} %")));
+        lines.push(format!("{mark} {:16} {weights:>12} {:>12}{increase}", rung.name, grouped(rung.kv_tokens)));
     }
     lines.extend([String::new(), format!("  {}   {}", profile(state), load(state))]);
     if let Some(switch) = &state.last_switch {
@@ -222,6 +229,7 @@ fn grouped(number: u64) -> String {
 mod tests {
     use modelprofile_api::worker::{SwitchOutcome, SwitchReport, WorkerKv, WorkerProfile, WorkerRequests};
 
+    use super::super::gate::tests::measured;
     use super::*;
 
     fn serving() -> WorkerState {
@@ -272,6 +280,20 @@ mod tests {
     }
 
     #[test]
+    fn the_table_shows_by_how_much_perplexity_rose_where_that_was_measured() {
+        let mut state = serving();
+        state.profiles[1].quality = Some(measured(0.25));
+        let table = table(&state, &TimeZone::UTC);
+        let rows: Vec<&str> = table.lines().skip(1).take(3).collect();
+        let expected = [
+            "  PROFILE               WEIGHTS    KV TOKENS   PERPLEXITY",
+            "  quality                163 MB        9,984",
+            "> density                109 MB    1,012,992      +0.25 %",
+        ];
+        assert_eq!(rows, expected);
+    }
+
+    #[test]
     fn a_line_says_where_a_switch_is_going() {
         let state = WorkerState { target_profile: Some("quality".to_owned()), ..serving() };
         assert_eq!(
@@ -312,6 +334,8 @@ mod tests {
         state.profiles[0].prepared_percent = 47.9;
         assert_eq!(preparing_line(&state, 1.0), "preparing: quality 47 %, density 100 %");
         assert_eq!(preparing_line(&state, 10.0), "preparing: quality 40 %, density 100 %");
+        state.profiles[0].activity = "measuring quality of quality, window 3 of 16".to_owned();
+        assert_eq!(preparing_line(&state, 1.0), "preparing: quality 47 % measured, density 100 %");
         assert_eq!(preparing_line(&WorkerState::default(), 1.0), "preparing: reading the model");
     }
 }

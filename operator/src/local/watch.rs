@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use modelprofile_api::{Manifest, Validated, validate};
+use modelprofile_api::{Manifest, Quality, Validated, validate};
 use serde_json::Value;
 
 /// A file that is looked at now and then. It is polled because editors replace files in many ways, and because a look at the
@@ -58,8 +58,12 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some((metadata.modified().ok()?, metadata.len()))
 }
 
-/// Sections of the spec that a running worker follows at once; every other one shapes the worker itself.
+/// Sections of the spec that a running worker follows at once; every other one shapes the worker itself. But for the text that
+/// quality is measured with: a worker measures when it starts.
 const LIVE: [&str; 3] = ["spec.switching", "spec.scaling", "spec.quality"];
+
+/// See [`LIVE`].
+const DATASET: &str = "spec.quality.dataset";
 
 /// What an edit means for the worker that runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,11 +79,11 @@ pub struct Edit {
 pub fn edit(running: &Validated, new: &Validated) -> Edit {
     let (running, new) = (running.manifest(), new.manifest());
     let mut restart = changes(running, new);
-    restart.retain(|path| !LIVE.iter().any(|live| path.starts_with(live)));
+    restart.retain(|path| path.starts_with(DATASET) || !LIVE.iter().any(|live| path.starts_with(live)));
     let mut merged = running.clone();
     merged.spec.switching = new.spec.switching.clone();
     merged.spec.scaling = new.spec.scaling.clone();
-    merged.spec.quality = new.spec.quality.clone();
+    merged.spec.quality = Quality { dataset: running.spec.quality.dataset.clone(), ..new.spec.quality.clone() };
     Edit { live: validate(&merged).ok(), restart }
 }
 
@@ -160,6 +164,17 @@ mod tests {
         let edit = edit(&running, &new);
         assert_eq!(edit.restart, ["spec.model.uri", "spec.profiles[0].weights.format"]);
         assert_eq!(edit.live, Some(fixture::valid(PINNED)));
+    }
+
+    #[test]
+    fn quality_limits_are_followed_at_once_and_another_text_to_measure_with_waits() {
+        let running = fixture::valid("{mode: Recommend}");
+        let text = |quality: &str| format!("{}  quality: {quality}\n", fixture::text("{mode: Recommend}"));
+        let new = "{maxPerplexityIncreasePercent: 1, dataset: {uri: 'file:///text'}}";
+        let edit = edit(&running, &Validated::from_yaml(&text(new)).unwrap());
+        assert_eq!(edit.restart, ["spec.quality.dataset"]);
+        let limits = Validated::from_yaml(&text("{maxPerplexityIncreasePercent: 1}")).unwrap();
+        assert_eq!(edit.live, Some(limits));
     }
 
     #[test]

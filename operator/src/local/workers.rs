@@ -1,8 +1,8 @@
 //! The seam between deciding and doing: a decision is made on what [`Workers::observe`] returns and carried out by the other
 //! methods. Here workers are a child process; nothing on the deciding side may know that.
 
-use modelprofile_api::Validated;
 use modelprofile_api::worker::{SwitchReport, WorkerState};
+use modelprofile_api::{Quality, Validated};
 
 /// How the worker is, as far as was seen in this pass.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +61,10 @@ pub trait Workers {
     /// Asks for a change of profile and returns at once. The answer comes with a later observation; until then a second call
     /// does nothing, because what is desired is compared anew in every pass.
     fn switch(&mut self, profile: &str);
+
+    /// Tells the worker the limits to hold its profiles against, within a bounded time. Whether it took them is seen in a later
+    /// observation, and until then they are told again.
+    fn set_quality(&mut self, limits: &Quality) -> impl Future<Output = ()>;
 
     /// Ends the worker at once, whatever it has; a later observation tells how it ended.
     fn kill(&mut self);

@@ -22,8 +22,15 @@ pub(crate) struct Local {
 impl Local {
     /// Starts it with the given `spec.switching`, and extra environment for the worker.
     pub(crate) fn start(switching: &str, environment: &[(&str, &str)]) -> Self {
+        Self::start_with(&manifest(switching), &[], environment)
+    }
+
+    /// Starts it with a manifest, files for the worker by name and content, and extra environment.
+    pub(crate) fn start_with(manifest: &str, files: &[(&str, &str)], environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("profile.yaml"), manifest(switching)).unwrap();
+        for (name, content) in files.iter().chain(&[("profile.yaml", manifest)]) {
+            std::fs::write(folder.path().join(name), content).unwrap();
+        }
         let (port, admin_port) = free_ports();
         Self::spawn(folder, port, admin_port, environment)
     }
@@ -40,6 +47,7 @@ impl Local {
             .args(["--hang-seconds", "1"])
             .env("FAKE_DIES", folder.path().join("die"))
             .env("FAKE_HANGS", folder.path().join("hang"))
+            .env("FAKE_QUALITY", folder.path().join("quality"))
             .env("FAKE_LOAD", folder.path().join("load"))
             .env("FAKE_SWITCH", folder.path().join("switch"))
             .env("FAKE_STALLED", folder.path().join("stalled"))

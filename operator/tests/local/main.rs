@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod events;
+mod gate;
 mod harness;
 mod restarts;
 mod switching;

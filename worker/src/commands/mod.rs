@@ -5,6 +5,7 @@ mod calibration;
 mod evaluate;
 mod export;
 mod inspect;
+mod measure;
 mod plan;
 mod quantize;
 mod serve;

@@ -4,12 +4,16 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::Context;
 use clap::Args;
+use indicatif::ProgressBar;
 use modelprofile_engine::{
-    artifact::Store,
+    artifact::{Progress, Store},
     checkpoint::Checkpoint,
     quantize::{Recipe, plan::Speeds},
     text::Text,
 };
+
+use super::measure::{Measure, figures};
+use crate::quality::Dataset;
 
 /// Options of `quantize`.
 #[derive(Debug, Args)]
@@ -26,6 +30,9 @@ pub(super) struct Quantize {
     plan: bool,
     #[command(flatten)]
     calibration: super::calibration::Calibration,
+    /// Do not measure what the artifacts cost in quality. A worker that serves one measures it then.
+    #[arg(long)]
+    no_measure: bool,
     #[command(flatten)]
     compute: super::Compute,
     #[command(flatten)]
@@ -35,7 +42,9 @@ pub(super) struct Quantize {
 impl Quantize {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
-        let store = Store::new(&self.cache.directory());
+        let cache = self.cache.directory();
+        let store = Store::new(&cache);
+        let measure = Measure { checkpoint: &checkpoint, cache: &cache, compute: &self.compute };
         let calibration = match self.format.iter().any(|recipe| recipe.needs_calibration()) {
             true => Some(self.calibration.sequences(&Text::load(&checkpoint)?.tokenizer)?),
             false => None,
@@ -55,13 +64,8 @@ impl Quantize {
                 &checkpoint,
                 recipe,
                 calibration.as_ref(),
-                &mut |progress| {
-                    bar.set_length(progress.total);
-                    bar.set_position(progress.done);
-                    bar.set_message(progress.activity);
-                },
+                &mut |progress| show(&bar, progress),
             )?;
-            bar.finish_and_clear();
             let (manifest, seconds) = (artifact.manifest(), start.elapsed().as_secs_f64());
             println!(
                 "{}  {} MiB  {}  {seconds:.1} s  {:.2} M parameters/s",
@@ -70,7 +74,19 @@ impl Quantize {
                 manifest.key,
                 checkpoint.parameters() as f64 / seconds / 1e6
             );
+            if !self.no_measure {
+                let quality =
+                    measure.artifact(&artifact, &Dataset::built_in(), &mut |progress| show(&bar, progress))?;
+                println!("  {}", figures(&quality));
+            }
+            bar.finish_and_clear();
         }
         Ok(())
     }
+}
+
+fn show(bar: &ProgressBar, progress: Progress) {
+    bar.set_length(progress.total);
+    bar.set_position(progress.done);
+    bar.set_message(progress.activity);
 }

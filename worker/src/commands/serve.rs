@@ -13,7 +13,7 @@ use modelprofile_api::{License, Validated, worker::WorkerPhase};
 use modelprofile_engine::{
     Method, ProfileSpec, WeightFormat, ZeroPoint,
     checkpoint::Checkpoint,
-    serve::{EngineConfig, start},
+    serve::{EngineConfig, prepare, start_with},
     text::Text,
 };
 use modelprofile_kernels::KvFormat;
@@ -22,8 +22,10 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
+use super::measure::Measure;
 use crate::{
     app::{self, App, Ready, ServeLimits},
+    gate::Gate,
     server::ConnectionLimits,
 };
 
@@ -90,6 +92,7 @@ impl Serve {
         let token = std::env::var("MODELPROFILE_ADMIN_TOKEN").ok().filter(|t| !t.is_empty());
         let mut app = App::new(manifest.manifest().served_name(), &names, keys, token);
         app.limits.body_time = Duration::from_secs(self.body_seconds);
+        app.gate = Gate::new(manifest.spec().quality.clone(), &names);
         let app = Arc::new(app);
         // Blocking threads tokenize. A few suffice, and many would take the cores from the engine.
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
@@ -176,9 +179,9 @@ impl Serve {
         let text = Text::load(&checkpoint)?;
         let mut calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
         calibration.truncate(super::KV_CALIBRATION_TOKENS);
-        let config = EngineConfig {
+        let mut config = EngineConfig {
             cache: self.cache.directory(),
-            start: Some(self.profile.clone().unwrap_or_else(|| manifest.resting_profile().name.clone())),
+            start: None,
             memory_budget: manifest.memory_budget_bytes().map_or_else(default_budget, Ok)?,
             max_context_tokens: spec.model.max_context_tokens.map(|t| t as usize),
             calibration,
@@ -187,22 +190,30 @@ impl Serve {
             max_waiting: self.max_waiting,
             profiles,
         };
-        let engine = start(
-            self.compute.backend()?,
-            &checkpoint,
-            &config,
-            Box::new(app.metrics.clone()),
-            &mut |index, progress| {
-                app.prepare(|state| {
-                    if let Some(profile) = state.profiles.get_mut(index) {
-                        profile.prepared_percent = progress.done as f64 * 100.0 / progress.total.max(1) as f64;
-                        profile.activity = progress.activity;
-                    }
-                });
-            },
-        )?;
+        let mut backend = self.compute.backend()?;
+        let progress = &mut |index, progress| app.progress(index, progress);
+        let artifacts = prepare(&mut backend, &checkpoint, &config, progress)?;
+        let measure = Measure { checkpoint: &checkpoint, cache: &config.cache, compute: &self.compute };
+        measure.ladder(app, &spec.quality, &config.profiles, &artifacts)?;
+        config.start = Some(first_profile(app, self.profile.as_deref().unwrap_or(&manifest.resting_profile().name)));
+        let observer = Box::new(app.metrics.clone());
+        let engine = start_with(backend, &checkpoint, &config, &artifacts, observer, progress)?;
         Ok(Ready { engine: Arc::new(engine), tokenizer: text.tokenizer, template: text.template })
     }
+}
+
+/// The profile to start in: the wanted one, or the nearest that may serve. While none may, the worker says so and waits for
+/// other limits, rather than to end: whoever started it would only start it again.
+fn first_profile(app: &App, wanted: &str) -> String {
+    let first = app.gate.start(wanted, |sentences| {
+        tracing::warn!("no profile may serve: {sentences}");
+        app.prepare(|state| (state.phase, state.message) = (WorkerPhase::Blocked, sentences.to_owned()));
+    });
+    if first != wanted {
+        tracing::warn!("starting in {first}: {}", app.gate.refusal(wanted).unwrap_or_default());
+    }
+    app.prepare(|state| (state.phase, state.message) = (WorkerPhase::Preparing, "loading the profiles".to_owned()));
+    first
 }
 
 /// Resolves when standard input ends.

@@ -11,7 +11,7 @@ mod relief;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use modelprofile_api::{ScalingMode, SwitchingMode};
+use modelprofile_api::{ScalingMode, SwitchingMode, nearest};
 
 use crate::decision::{Action, Decision, Reason};
 use crate::history::History;
@@ -103,9 +103,10 @@ impl Pass<'_> {
     /// The number of workers still follows the load; the profile stays as it is.
     fn blocked_pin(&self, active: usize, pin: usize, decision: &Decision) -> Decision {
         let message = format!(
-            "{} is pinned but failed its quality gate, so {} stays; pin another profile, or set spec.quality.onFailure: Warn",
-            self.rules.name(pin),
-            self.rules.name(active)
+            "{}, so its pin is not followed and {} serves; pin another profile, or {}",
+            self.verdict(pin),
+            self.rules.name(active),
+            self.observation.rung(pin).verdict.remedy()
         );
         Decision { reason: Reason::QualityGateFailed, message, ..decision.clone() }
     }
@@ -117,11 +118,13 @@ impl Pass<'_> {
             return None;
         }
         let name = self.rules.name(active);
+        let verdict = self.verdict(active);
         let Some(other) = self.nearest_usable(active) else {
-            let message = format!("every profile failed its quality gate, so {name} stays; see status.profiles");
+            let remedy = self.observation.rung(active).verdict.remedy();
+            let message = format!("no profile passed its quality gate, so {name} stays: {verdict}; {remedy}");
             return Some(self.hold(active, Reason::QualityGateFailed, message));
         };
-        let message = format!("{name} failed its quality gate; {} is the nearest that did not", self.rules.name(other));
+        let message = format!("{verdict}; {} is the nearest that passed", self.rules.name(other));
         Some(self.switch(other, Reason::QualityGateFailed, message))
     }
 
@@ -198,13 +201,16 @@ impl Pass<'_> {
     }
 
     fn usable(&self, rung: usize) -> bool {
-        self.rules.gate_warns || !self.observation.rung(rung).gate_failed
+        self.rules.quality.admits(&self.observation.rung(rung).verdict)
+    }
+
+    fn verdict(&self, rung: usize) -> String {
+        self.observation.rung(rung).verdict.sentence(self.rules.name(rung))
     }
 
     /// The rung itself, else the nearest toward quality, else the nearest toward density.
     fn nearest_usable(&self, rung: usize) -> Option<usize> {
-        let denser = rung + 1..self.rules.names.len();
-        (0..=rung).rev().chain(denser).find(|rung| self.usable(*rung))
+        nearest(rung, self.rules.names.len(), |rung| self.usable(rung))
     }
 
     fn predicted(&self, from: usize, to: usize) -> f64 {

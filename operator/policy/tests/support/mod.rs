@@ -3,7 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use jiff::{SignedDuration, Timestamp};
-use modelprofile_api::ModelProfileSpec;
+use modelprofile_api::{Breach, ModelProfileSpec, Rule, Verdict};
 use modelprofile_policy::{Action, Decision, History, Kv, Observation, Reading, Replica, Rules, Rung, Sample, decide};
 
 /// Seconds between two passes.
@@ -21,6 +21,11 @@ pub fn rules(rungs: usize, switching: &str, scaling: &str) -> Rules {
     );
     let spec: ModelProfileSpec = serde_json::from_str(&text).unwrap();
     Rules::new(&spec, SignedDuration::from_secs(INTERVAL)).unwrap()
+}
+
+/// A profile that lost too much.
+pub fn beyond() -> Verdict {
+    Verdict::Beyond([Some(Breach { rule: Rule::PerplexityIncrease, figure: 12.5, limit: 10.0 }), None])
 }
 
 /// The truth that the policy does not know.

@@ -88,11 +88,8 @@ struct Fleet<'a> {
 impl<'a> Fleet<'a> {
     fn new(scenario: &'a Scenario, rules: Rules, last_arrival: f64) -> Self {
         let rungs = &scenario.rungs;
-        let known = |model: &RungModel| Rung {
-            gate_failed: false,
-            kv_tokens: None,
-            weight_bytes: Some(model.roofline.weight_bytes()),
-        };
+        // Nothing measures a simulated model, and its gate is open.
+        let known = |model: &RungModel| Rung { weight_bytes: Some(model.roofline.weight_bytes()), ..Rung::default() };
         let observation = Observation {
             rungs: rungs.iter().map(known).collect(),
             memory_bytes: Some(scenario.memory_bytes),

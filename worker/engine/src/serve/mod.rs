@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{GenerateRequest, TokenEvent};
 
 pub use handle::{EngineHandle, EngineLimits};
-pub use start::{EngineConfig, start};
+pub use start::{EngineConfig, prepare, start, start_with};
 pub use switch::SHRINK_PATIENCE;
 
 /// Why a request was not taken.

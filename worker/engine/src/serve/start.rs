@@ -53,10 +53,10 @@ pub struct EngineConfig {
     pub max_waiting: usize,
 }
 
-/// Prepares every profile and starts the engine thread. `progress` gets the index of the profile.
+/// Prepares every profile and starts the engine thread: [`prepare`], then [`start_with`].
 ///
 /// # Errors
-/// A format that does not fit the model, a budget that is too small, a checkpoint or artifact error; each says what to do.
+/// Those of the two.
 pub fn start<B: Calibrate>(
     mut backend: B,
     checkpoint: &Checkpoint,
@@ -64,6 +64,20 @@ pub fn start<B: Calibrate>(
     observer: Box<dyn Observer>,
     progress: &mut dyn FnMut(usize, Progress),
 ) -> Result<EngineHandle> {
+    let artifacts = prepare(&mut backend, checkpoint, config, progress)?;
+    start_with(backend, checkpoint, config, &artifacts, observer, progress)
+}
+
+/// The artifacts of the ladder, found or built. `progress` gets the index of the profile.
+///
+/// # Errors
+/// A format that does not fit the model, a checkpoint or artifact error; each says what to do.
+pub fn prepare<B: Calibrate>(
+    backend: &mut B,
+    checkpoint: &Checkpoint,
+    config: &EngineConfig,
+    progress: &mut dyn FnMut(usize, Progress),
+) -> Result<Vec<Artifact>> {
     let model_config = checkpoint.config();
     let first = config.profiles.first().ok_or_else(|| EngineError::Config("the ladder has no profile".into()))?;
     for profile in &config.profiles {
@@ -75,14 +89,6 @@ pub fn start<B: Calibrate>(
             )));
         }
     }
-    let active = match &config.start {
-        None => 0,
-        Some(name) => config
-            .profiles
-            .iter()
-            .position(|p| p.name == *name)
-            .ok_or_else(|| EngineError::Config(format!("no profile is named {name}")))?,
-    };
     let store = Store::new(&config.cache);
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut artifacts: Vec<Artifact> = Vec::with_capacity(config.profiles.len());
@@ -93,7 +99,7 @@ pub fn start<B: Calibrate>(
             false => None,
         };
         artifacts.push(store.prepare_calibrated(
-            &mut backend,
+            backend,
             threads,
             checkpoint,
             recipe,
@@ -101,16 +107,42 @@ pub fn start<B: Calibrate>(
             &mut |p| progress(index, p),
         )?);
     }
+    Ok(artifacts)
+}
+
+/// Starts the engine thread on the artifacts of the ladder, in its order. `progress` gets the index of the profile.
+///
+/// # Errors
+/// A start profile that is not in the ladder, a budget that is too small, a checkpoint or artifact error; each says what to
+/// do.
+pub fn start_with<B: Calibrate>(
+    mut backend: B,
+    checkpoint: &Checkpoint,
+    config: &EngineConfig,
+    artifacts: &[Artifact],
+    observer: Box<dyn Observer>,
+    progress: &mut dyn FnMut(usize, Progress),
+) -> Result<EngineHandle> {
+    let model_config = checkpoint.config();
+    let first = config.profiles.first().ok_or_else(|| EngineError::Config("the ladder has no profile".into()))?;
+    let active = match &config.start {
+        None => 0,
+        Some(name) => config
+            .profiles
+            .iter()
+            .position(|p| p.name == *name)
+            .ok_or_else(|| EngineError::Config(format!("no profile is named {name}")))?,
+    };
     let layout = model_config.kv_layout(first.kv);
     let workspace = Model::<B>::workspace_bytes(model_config, config.max_batched_tokens);
     let memory = MemoryPlan::new(config.memory_budget, workspace, &layout);
     let sizes: Vec<(String, u64)> =
-        config.profiles.iter().zip(&artifacts).map(|(p, a)| (p.name.clone(), a.weight_bytes())).collect();
+        config.profiles.iter().zip(artifacts).map(|(p, a)| (p.name.clone(), a.weight_bytes())).collect();
     let (blocks, max_context_tokens) = memory.ladder(&sizes, config.max_context_tokens, model_config.max_positions)?;
     let rungs = config
         .profiles
         .iter()
-        .zip(&artifacts)
+        .zip(artifacts)
         .zip(&blocks)
         .map(|((profile, artifact), blocks)| {
             Ok(Rung {
