@@ -11,7 +11,7 @@ use modelprofile_engine::{
 
 /// Options of commands that may calibrate.
 #[derive(Debug, Clone, Args)]
-pub(super) struct Calibration {
+pub(in crate::commands) struct Calibration {
     /// Text file, UTF-8, of the kind that the model will see; AWQ, GPTQ, SmoothQuant and LLM-INT8 look at it [default: a
     /// text of this program's own].
     #[arg(long, value_name = "FILE")]
@@ -25,8 +25,13 @@ pub(super) struct Calibration {
 }
 
 impl Calibration {
+    /// Whether a text was named.
+    pub(in crate::commands) fn is_given(&self) -> bool {
+        self.calibration.is_some()
+    }
+
     /// The sequences.
-    pub(super) fn sequences(&self, tokenizer: &Tokenizer) -> anyhow::Result<Sequences> {
+    pub(in crate::commands) fn sequences(&self, tokenizer: &Tokenizer) -> anyhow::Result<Sequences> {
         let text = match &self.calibration {
             None => super::CALIBRATION.to_owned(),
             Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,

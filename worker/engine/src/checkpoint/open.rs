@@ -134,8 +134,17 @@ impl Checkpoint {
 
     /// Gives back the memory of the pages that hold a role's tensor; they are read again when they are needed.
     pub fn release(&self, role: Role) {
-        if let Some(stored) = self.roles.get(&role).and_then(|(name, _)| self.tensors.get(name)) {
-            self.files[stored.file].map.release(stored.offset, stored.len);
+        if let Some((name, _)) = self.roles.get(&role) {
+            self.release_named(name);
+        }
+    }
+
+    /// [`Self::release`] for a tensor by its name in the files.
+    pub fn release_named(&self, name: &str) {
+        if let Some(stored) = self.tensors.get(name)
+            && let Some(file) = self.files.get(stored.file)
+        {
+            file.map.release(stored.offset, stored.len);
         }
     }
 
@@ -155,15 +164,6 @@ impl Checkpoint {
         let map = self.files.first().map(|file| &**file.map).unwrap_or_default();
         let places = self.metadata.iter().flat_map(Metadata::places);
         places.map(move |(key, place)| (key, map.get(place).unwrap_or_default()))
-    }
-
-    /// Gives back the memory that reading a tensor took: its pages are read again when they are asked for. Best effort.
-    pub fn release(&self, tensor: &SourceTensor<'_>) {
-        if let Some(stored) = self.tensors.get(tensor.name)
-            && let Some(file) = self.files.get(stored.file)
-        {
-            file.map.release(stored.offset, stored.len);
-        }
     }
 
     /// The directory that holds the checkpoint's files.

@@ -83,7 +83,7 @@ pub fn export(
                 let job = Job { planned: tensor, source, map: role.gguf_row_map(checkpoint.config()), columns };
                 job.write(&mut writer, options.threads.max(1), &mut |bytes| {
                     // What was read is not needed again: resident memory stays that of a piece.
-                    checkpoint.release(source);
+                    checkpoint.release_named(source.name);
                     progress(Progress { done: done + bytes, total, activity: tensor.info.name.clone() });
                 })?;
             }
@@ -107,7 +107,10 @@ struct Planned<'a> {
 }
 
 enum Source<'a> {
-    Tensor { role: Role, tensor: SourceTensor<'a> },
+    Tensor {
+        role: Role,
+        tensor: SourceTensor<'a>,
+    },
     /// FP32 values that the container wants as a tensor.
     Values(Vec<f32>),
 }

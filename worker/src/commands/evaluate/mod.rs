@@ -212,8 +212,8 @@ impl Evaluate {
             .zip(answers[0].iter().zip(&answers[1]))
             .map(|(prompt, (a, b))| Pair { prompt: prompt.readable(), answers: [a.text.clone(), b.text.clone()] })
             .collect();
-        let mut random = rand::rngs::StdRng::try_from_rng(&mut rand::rngs::SysRng)
-            .context("the system gives no random numbers")?;
+        let mut random =
+            rand::rngs::StdRng::try_from_rng(&mut rand::rngs::SysRng).context("the system gives no random numbers")?;
         let nonce = format!("{:032x}", random.random::<u128>());
         let sheet = Sheet::new([a.name.clone(), b.name.clone()], &pairs, seed, &nonce);
         sheet.write(directory)?;

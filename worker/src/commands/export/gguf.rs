@@ -7,9 +7,11 @@ use clap::Args;
 use modelprofile_engine::{
     checkpoint::Checkpoint,
     gguf::{self, FileType, Importance},
+    quantize::importance,
+    text::Text,
 };
 
-use crate::commands::{at_least_one, progress_bar};
+use crate::commands::{Compute, calibration::Calibration, progress_bar};
 
 /// Options of `export gguf`.
 #[derive(Debug, Args)]
@@ -23,9 +25,13 @@ pub(super) struct Gguf {
     /// An importance matrix of this model, as llama-imatrix writes it (either form).
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
-    /// Threads that quantize [default: the machine's cores].
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    threads: Option<usize>,
+    /// Measure the importance of every input column on a text of this program's own, or on `--calibration`'s.
+    #[arg(long, conflicts_with = "imatrix")]
+    importance: bool,
+    #[command(flatten)]
+    calibration: Calibration,
+    #[command(flatten)]
+    compute: Compute,
     /// Quantize a source again that is quantized to another type already. Its error adds to the new one.
     #[arg(long)]
     requantize: bool,
@@ -37,12 +43,11 @@ pub(super) struct Gguf {
 impl Gguf {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
-        let importance = self.importance()?;
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let importance = self.importance(&checkpoint)?;
         let options = gguf::Options {
             file_type: self.file_type,
             importance: importance.as_ref(),
-            threads: self.threads.unwrap_or(cores),
+            threads: self.compute.threads(),
             requantize: self.requantize,
         };
         let bar = progress_bar(self.file_type.name());
@@ -66,9 +71,22 @@ impl Gguf {
         Ok(())
     }
 
-    /// What errors in each column cost, from where the options say. A calibration pass over text joins here.
-    fn importance(&self) -> anyhow::Result<Option<Importance>> {
-        let Some(path) = &self.imatrix else { return Ok(None) };
-        Importance::read(path).context("the importance matrix cannot be read").map(Some)
+    /// What errors in each column cost, from where the options say.
+    fn importance(&self, checkpoint: &Checkpoint) -> anyhow::Result<Option<Importance>> {
+        if let Some(path) = &self.imatrix {
+            return Importance::read(path).context("the importance matrix cannot be read").map(Some);
+        }
+        if !self.importance && !self.calibration.is_given() {
+            return Ok(None);
+        }
+        let sequences = self.calibration.sequences(&Text::load(checkpoint)?.tokenizer)?;
+        let bar = progress_bar("importance");
+        let columns = importance(&mut self.compute.backend()?, checkpoint, &sequences, &mut |progress| {
+            bar.set_length(progress.total);
+            bar.set_position(progress.done);
+            bar.set_message(progress.activity);
+        })?;
+        bar.finish_and_clear();
+        Ok(Some(Importance::new(columns)?))
     }
 }

@@ -198,14 +198,7 @@ impl Group {
 
     /// Sums of the codes `0..=top` nearest to `(x - min) / scale`.
     #[inline(always)]
-    pub(super) fn encode<const N: usize>(
-        &self,
-        x: &[f32; N],
-        w: &[f32; N],
-        inverse: f32,
-        min: f32,
-        top: f32,
-    ) -> Codes {
+    pub(super) fn encode<const N: usize>(&self, x: &[f32; N], w: &[f32; N], inverse: f32, min: f32, top: f32) -> Codes {
         let origin = self.origin;
         let [first, second, cross] = sums::<N>(|i| {
             let q = code((x[i] - min) * inverse, 0.0, top);

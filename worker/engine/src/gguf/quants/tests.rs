@@ -222,11 +222,7 @@ fn exact_block(dtype: SourceDtype, rng: &mut ChaCha8Rng) -> Vec<f32> {
 /// With importance equal for all columns in the second pair.
 #[rstest]
 #[case(SourceDtype::Q8_0, [0.0, 0.0], [0.0, 0.0])]
-fn errors_stay_within_what_was_measured(
-    #[case] dtype: SourceDtype,
-    #[case] without: [f64; 2],
-    #[case] with: [f64; 2],
-) {
+fn errors_stay_within_what_was_measured(#[case] dtype: SourceDtype, #[case] without: [f64; 2], #[case] with: [f64; 2]) {
     let even = vec![1.0; COLS];
     for (limits, imp) in [(without, None), (with, Some(even.as_slice()))] {
         for (limit, tail) in limits.into_iter().zip([0.0, 0.3]) {
