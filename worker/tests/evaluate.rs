@@ -10,7 +10,7 @@ use std::{
 
 use modelprofile_engine::{Method, ProfileSpec, WeightFormat, artifact::Store, checkpoint::Checkpoint};
 use modelprofile_kernels::{
-    KvFormat,
+    GroupedActivations, KvFormat,
     cpu::{Cpu, CpuOptions},
 };
 use modelprofile_worker::quality::{self, Dataset};
@@ -138,7 +138,8 @@ fn a_quality_is_measured_once_for_an_artifact_and_text() {
     let directory = directory(WeightFormat::Q4_1);
     let _ = fs::remove_file(directory.join(quality::FILE));
     let measure = |dataset: &Dataset| {
-        let cpu = Cpu::new(CpuOptions { threads: 2, ..CpuOptions::default() }).unwrap();
+        let cpu =
+            Cpu::new(CpuOptions { threads: 2, isa: None, grouped_activations: GroupedActivations::Int8 }).unwrap();
         let mut windows = 0;
         let found = quality::measure_or_load(cpu, &cache(), &checkpoint, &profile, dataset, &mut |progress| {
             windows += usize::from(progress.activity.starts_with("measuring"));
