@@ -197,7 +197,8 @@ pub fn of_artifact<B: Backend>(
     let score = scores.last().context("no profile was scored")?;
     let quality = measured(&score.comparison(), dataset);
     store(artifact.directory(), &quality)?;
-    Ok(quality)
+    // As it is read: the first start and all later ones tell the same figures, to the last bit.
+    load(artifact.directory(), dataset).context("the measured quality was written but cannot be read")
 }
 
 /// This moment in RFC 3339, to the second.

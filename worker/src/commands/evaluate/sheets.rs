@@ -212,6 +212,7 @@ fn row_sha256(row: &[String; 3]) -> String {
     hex(&hash.finalize())
 }
 
+/// Lower-case hexadecimal.
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::new(), |mut text, byte| {
