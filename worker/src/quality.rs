@@ -145,22 +145,6 @@ pub fn reference() -> ProfileSpec {
     }
 }
 
-/// The quality of a profile's artifact on a text: [`prepare`], then [`of_artifact`].
-///
-/// # Errors
-/// Those of the two.
-pub fn measure_or_load<B: Backend>(
-    backend: B,
-    cache: &Path,
-    checkpoint: &Checkpoint,
-    profile: &ProfileSpec,
-    dataset: &Dataset,
-    progress: &mut dyn FnMut(Progress),
-) -> anyhow::Result<MeasuredQuality> {
-    let artifact = prepare(cache, checkpoint, profile, progress)?;
-    of_artifact(backend, cache, checkpoint, &artifact, dataset, progress)
-}
-
 /// The quality of an artifact on a text: read beside it, or measured and written there. `progress` first counts the bytes of
 /// the reference being built, then windows of the text.
 ///
@@ -168,7 +152,7 @@ pub fn measure_or_load<B: Backend>(
 ///
 /// # Errors
 /// A text that is shorter than a window; errors of the checkpoint, the device and the disk.
-pub fn of_artifact<B: Backend>(
+pub fn measure_or_load<B: Backend>(
     backend: B,
     cache: &Path,
     checkpoint: &Checkpoint,
