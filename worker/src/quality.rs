@@ -145,22 +145,6 @@ pub fn reference() -> ProfileSpec {
     }
 }
 
-/// The quality of a profile's artifact on a text: [`prepare`], then [`of_artifact`].
-///
-/// # Errors
-/// Those of the two.
-pub fn measure_or_load<B: Backend>(
-    backend: B,
-    cache: &Path,
-    checkpoint: &Checkpoint,
-    profile: &ProfileSpec,
-    dataset: &Dataset,
-    progress: &mut dyn FnMut(Progress),
-) -> anyhow::Result<MeasuredQuality> {
-    let artifact = prepare(cache, checkpoint, profile, progress)?;
-    of_artifact(backend, cache, checkpoint, &artifact, dataset, progress)
-}
-
 /// The quality of an artifact on a text: read beside it, or measured and written there. `progress` first counts the bytes of
 /// the reference being built, then windows of the text.
 ///
@@ -168,7 +152,7 @@ pub fn measure_or_load<B: Backend>(
 ///
 /// # Errors
 /// A text that is shorter than a window; errors of the checkpoint, the device and the disk.
-pub fn of_artifact<B: Backend>(
+pub fn measure_or_load<B: Backend>(
     backend: B,
     cache: &Path,
     checkpoint: &Checkpoint,
@@ -194,6 +178,8 @@ pub fn of_artifact<B: Backend>(
         let activity = format!("measuring quality, window {done} of {total}");
         progress(Progress { done: done as u64, total: total as u64, activity });
     })?;
+    // The artifact stays mapped by whoever goes on to serve it, and what was read of it would count against its budget.
+    profiles.iter().for_each(|weights| weights.release(evaluator.backend()));
     let score = scores.last().context("no profile was scored")?;
     let quality = measured(&score.comparison(), dataset);
     store(artifact.directory(), &quality)?;

@@ -76,21 +76,16 @@ fn text(name: &str, status: &ModelProfileStatus) -> String {
 
 /// One profile with its sizes, what it lost, and what the quality gate says of that.
 fn profile(profile: &ProfileStatus) -> String {
-    let sizes = profile.weight_bytes.zip(profile.kv_tokens);
-    let mut line = format!("    {:18}", profile.name);
-    if let Some((weights, tokens)) = sizes {
-        line.push_str(&format!(" {} MB, {tokens} KV tokens", weights / 1_000_000));
+    let mut parts = vec![format!("    {:18}", profile.name)];
+    if let Some((weights, tokens)) = profile.weight_bytes.zip(profile.kv_tokens) {
+        parts.push(format!("{} MB, {tokens} KV tokens", weights / 1_000_000));
     }
     let number = |decimal: &Option<Decimal>| decimal.as_ref().and_then(Decimal::to_f64);
     if let (Some(perplexity), Some(reference)) = (number(&profile.perplexity), number(&profile.reference_perplexity)) {
         let increase = (perplexity / reference - 1.0) * 100.0;
-        line.push_str(&format!("  perplexity {perplexity:.2} ({increase:+.2} %)"));
+        parts.push(format!("perplexity {perplexity:.2} ({increase:+.2} %)"));
     }
-    if let Some(divergence) = &profile.mean_kl_divergence {
-        line.push_str(&format!("  mean KL divergence {divergence}"));
-    }
-    if let Some(gate) = profile.quality_gate {
-        line.push_str(&format!("  {}", gate.as_str()));
-    }
-    line
+    parts.extend(profile.mean_kl_divergence.as_ref().map(|divergence| format!("mean KL divergence {divergence}")));
+    parts.extend(profile.quality_gate.map(|gate| gate.as_str().to_owned()));
+    parts.join("  ")
 }

@@ -13,7 +13,7 @@ use modelprofile_engine::{
 use super::Compute;
 use crate::{
     app::App,
-    quality::{Dataset, load, of_artifact},
+    quality::{Dataset, load, measure_or_load},
 };
 
 /// What measuring needs, whatever the artifact.
@@ -60,7 +60,7 @@ impl Measure<'_> {
     ) -> anyhow::Result<MeasuredQuality> {
         match load(artifact.directory(), dataset) {
             Some(found) => Ok(found),
-            None => of_artifact(self.compute.backend()?, self.cache, self.checkpoint, artifact, dataset, progress),
+            None => measure_or_load(self.compute.backend()?, self.cache, self.checkpoint, artifact, dataset, progress),
         }
     }
 }

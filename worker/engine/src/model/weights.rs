@@ -75,6 +75,12 @@ impl<D: Device> ProfileWeights<D> {
         }
     }
 
+    /// Gives back the memory of all of them: they are read again when they are used again.
+    pub fn release(&self, device: &D) {
+        self.release_ends(device);
+        self.layers.iter().for_each(|layer| layer.release(device));
+    }
+
     /// Gives back the memory of the embedding and the output layer.
     pub fn release_ends(&self, device: &D) {
         for weight in [Some(&self.embedding), self.output.as_ref()].into_iter().flatten() {
