@@ -19,6 +19,8 @@ mod importance;
 mod llm_int8;
 mod pipeline;
 mod recipe;
+#[cfg(test)]
+mod rounding_tests;
 mod runner;
 mod smoothquant;
 mod statistics;
