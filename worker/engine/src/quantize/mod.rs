@@ -21,6 +21,8 @@ mod llm_int8;
 mod pipeline;
 pub mod plan;
 mod recipe;
+#[cfg(test)]
+mod rounding_tests;
 mod runner;
 mod smoothquant;
 mod statistics;

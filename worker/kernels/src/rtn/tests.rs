@@ -114,3 +114,35 @@ fn a_group_that_does_not_divide_is_refused_with_those_that_do() {
     let error = quantize(WeightKind::Int4 { group: 128 }, Grid::Minimum, 1, 576, &[0.0; 576]).unwrap_err().to_string();
     assert!(error.contains("32, 64"), "{error}");
 }
+
+#[test]
+fn codes_of_given_grids_are_those_of_the_grids_own_search() {
+    let (n, k) = (3, 128);
+    let rows = rows_of_sizes(&[-20, 0, 9], k, 11);
+    for (bits, group) in [(4, 32), (8, 64)] {
+        let kind = if bits == 4 {
+            WeightKind::Int4 { group: group as u16 }
+        } else {
+            WeightKind::Int8Group { group: group as u16 }
+        };
+        for grid in [Grid::Symmetric, Grid::Integer, Grid::Minimum] {
+            let found = quantize(kind, grid, n, k, &rows).unwrap();
+            let row_scales: Vec<f32> = rows.chunks_exact(k).map(row_scale).collect();
+            let (mut scales, mut mins, mut codes) = (Vec::new(), Vec::new(), Vec::new());
+            for (row, scale) in rows.chunks_exact(k).zip(&row_scales) {
+                for values in row.chunks_exact(group) {
+                    let normal: Vec<f32> = values.iter().map(|v| v / scale).collect();
+                    let (s, m) = group_grid(grid, bits, &normal);
+                    codes.extend(normal.iter().map(|v| code(*v, s, m, top_code(bits))));
+                    scales.push(s);
+                    mins.push(m);
+                }
+            }
+            let given = quantize_with(bits, group, [n, k], &rows, row_scales, scales, mins).unwrap();
+            assert_eq!(found, given, "{bits} bits {grid:?}");
+            assert!(matches!(given, HostWeight::Grouped { codes: c, .. } if c == codes));
+        }
+    }
+    assert!(quantize_with(4, 48, [n, k], &rows, vec![1.0; n], vec![], vec![]).is_err());
+    assert!(quantize_with(4, 0, [n, k], &rows, vec![1.0; n], vec![], vec![]).is_err());
+}
