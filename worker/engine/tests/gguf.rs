@@ -127,7 +127,8 @@ fn a_file_of_16_bit_numbers_holds_what_its_source_says() {
     };
     assert_eq!(entries(&written), entries(&source));
     assert_eq!(written.gguf_metadata().unwrap().unsigned("general.file_type"), Some(32));
-    let tokens = |checkpoint: &Checkpoint| Text::load(checkpoint).unwrap().tokenizer.encode("def f(n): 12", true).unwrap();
+    let tokens =
+        |checkpoint: &Checkpoint| Text::load(checkpoint).unwrap().tokenizer.encode("def f(n): 12", true).unwrap();
     assert_eq!(tokens(&written), tokens(&source));
 }
 
@@ -274,7 +275,8 @@ fn importance_lowers_the_error_of_important_columns() {
     let cost = |name: &str, importance| {
         let options = Options { importance, ..options(FileType::Q4_K_M) };
         let (written, _) = write(&source, &directory.path().join(name), &options);
-        let (a, b) = (written.require(role).unwrap().to_f32().unwrap(), source.require(role).unwrap().to_f32().unwrap());
+        let (a, b) =
+            (written.require(role).unwrap().to_f32().unwrap(), source.require(role).unwrap().to_f32().unwrap());
         let each = a.iter().zip(&b).enumerate();
         each.map(|(i, (a, b))| f64::from(weight(i % 256)) * f64::from(a - b).powi(2)).sum::<f64>()
     };

@@ -107,7 +107,10 @@ struct Planned<'a> {
 }
 
 enum Source<'a> {
-    Tensor { role: Role, tensor: SourceTensor<'a> },
+    Tensor {
+        role: Role,
+        tensor: SourceTensor<'a>,
+    },
     /// FP32 values that the container wants as a tensor.
     Values(Vec<f32>),
 }

@@ -67,7 +67,10 @@ impl Importance {
         let size = std::fs::metadata(path).map_err(|e| EngineError::io(path, e))?.len();
         if size > MAX_FILE_BYTES {
             let limit = MAX_FILE_BYTES >> 20;
-            return Err(EngineError::checkpoint(path.display(), format!("larger than {limit} MiB: no importance matrix")));
+            return Err(EngineError::checkpoint(
+                path.display(),
+                format!("larger than {limit} MiB: no importance matrix"),
+            ));
         }
         let bytes = std::fs::read(path).map_err(|e| EngineError::io(path, e))?;
         Self::parse(&bytes, &path.display().to_string())

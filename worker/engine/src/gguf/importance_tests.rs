@@ -45,7 +45,9 @@ fn what_is_written_is_read_again() {
 #[test]
 fn the_older_form_divides_sums_by_calls() {
     let mut bytes = 2i32.to_le_bytes().to_vec();
-    for (name, calls, sums) in [("blk.3.attn_v.weight", 4i32, [2.0f32, 6.0]), ("blk.3.ffn_up_exps.weight", 1, [1.0, 1.0])] {
+    for (name, calls, sums) in
+        [("blk.3.attn_v.weight", 4i32, [2.0f32, 6.0]), ("blk.3.ffn_up_exps.weight", 1, [1.0, 1.0])]
+    {
         bytes.extend((name.len() as i32).to_le_bytes());
         bytes.extend(name.as_bytes());
         bytes.extend(calls.to_le_bytes());

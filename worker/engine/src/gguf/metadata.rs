@@ -104,8 +104,7 @@ fn base_models(readme: &str) -> Vec<(String, Entry)> {
     let plain = |text: &str| text.trim().trim_matches(['"', '\'']).to_owned();
     let inline = front[at]["base_model:".len()..].trim().trim_start_matches('[').trim_end_matches(']');
     let below = front[at + 1..].iter().map_while(|line| line.trim_start().strip_prefix("- "));
-    let models: Vec<String> =
-        inline.split(',').chain(below).map(plain).filter(|model| !model.is_empty()).collect();
+    let models: Vec<String> = inline.split(',').chain(below).map(plain).filter(|model| !model.is_empty()).collect();
     let mut entries = Vec::new();
     if !models.is_empty() {
         entries.push(("general.base_model.count".to_owned(), Entry::unsigned(models.len() as u32)));

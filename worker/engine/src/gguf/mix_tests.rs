@@ -30,7 +30,8 @@ fn values_and_down_projections_take_q6_k_in_the_published_layers(#[case] layers:
             // At 80 layers the values that get no Q6_K get at least Q5_K.
             let value = if layers == 80 && expected == SourceDtype::Q4_K { SourceDtype::Q5_K } else { expected };
             assert_eq!(of(Role::Value(layer)), value, "{file_type} layer {layer} of {layers}");
-            for role in [Role::Query(layer), Role::Key(layer), Role::AttentionOutput(layer), Role::Gate(layer), Role::Up(layer)]
+            for role in
+                [Role::Query(layer), Role::Key(layer), Role::AttentionOutput(layer), Role::Gate(layer), Role::Up(layer)]
             {
                 assert_eq!(of(role), most);
             }

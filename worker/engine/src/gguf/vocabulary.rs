@@ -86,7 +86,8 @@ fn vocabulary(json: &Value, rows: usize, file: &str) -> Result<GgufVocab> {
     let mut tokens: Vec<Option<(String, i32)>> = vec![None; rows];
     let mut place = |text: &str, id: Option<u64>, kind: i32| {
         let id = id.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < rows);
-        let id = id.ok_or_else(|| wrong(format!("token {text:?} has no id below {rows}, the rows of the embedding")))?;
+        let id =
+            id.ok_or_else(|| wrong(format!("token {text:?} has no id below {rows}, the rows of the embedding")))?;
         tokens[id] = Some((text.to_owned(), kind));
         Ok::<_, EngineError>(())
     };

@@ -63,7 +63,8 @@ pub(super) fn peak<const N: usize>(x: &[f32; N]) -> f32 {
 pub(super) fn weights<const N: usize>(x: &[f32; N], importance: Option<&[f32; N]>, sigma: f32) -> [f32; N] {
     let mut w = [1.0; N];
     match importance {
-        Some(importance) if sigma > 0.0 => {
+        // Columns that saw no input at all say nothing: they are weighed as if nothing were known.
+        Some(importance) if sigma > 0.0 && importance.iter().any(|v| *v > 0.0) => {
             let scale = 1.0 / sigma;
             for i in 0..N {
                 let relative = x[i] * scale;
@@ -81,6 +82,16 @@ pub(super) fn weights<const N: usize>(x: &[f32; N], importance: Option<&[f32; N]
         }
     }
     w
+}
+
+/// The weighted squared error of values `y`, term by term: exact where [`Codes::error`], the small difference of large sums,
+/// has lost digits.
+pub(super) fn residual<const N: usize>(x: &[f32; N], w: &[f32; N], y: impl Fn(f32) -> f32) -> f32 {
+    let [sum, ..] = sums::<N>(|i| {
+        let off = x[i] - y(x[i]);
+        [w[i] * off * off, 0.0, 0.0]
+    });
+    sum
 }
 
 /// Sums over a group that do not depend on its codes. Values are taken relative to `origin`, which keeps the digits that
@@ -198,14 +209,7 @@ impl Group {
 
     /// Sums of the codes `0..=top` nearest to `(x - min) / scale`.
     #[inline(always)]
-    pub(super) fn encode<const N: usize>(
-        &self,
-        x: &[f32; N],
-        w: &[f32; N],
-        inverse: f32,
-        min: f32,
-        top: f32,
-    ) -> Codes {
+    pub(super) fn encode<const N: usize>(&self, x: &[f32; N], w: &[f32; N], inverse: f32, min: f32, top: f32) -> Codes {
         let origin = self.origin;
         let [first, second, cross] = sums::<N>(|i| {
             let q = code((x[i] - min) * inverse, 0.0, top);
