@@ -1,29 +1,17 @@
-//! The plain formats: numbers, and blocks of 32 with one FP16 scale, or scale and minimum.
+//! The plain formats: blocks of 32 with one FP16 scale, or scale and minimum.
 //!
 //! `Q8_0`, `Q4_0` and `Q4_1` follow their definition as long as no importance is known; then, and for the formats that stand
 //! in for K formats, scale and minimum are searched. Codes are always those nearest under the scale as stored.
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::{
     search::{Group, code, peak, residual, symmetric, weights},
     super_block::inverse,
 };
-use crate::checkpoint::ggml::{BLOCK, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, Half};
+use crate::checkpoint::ggml::{BLOCK, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
 
 type Block = [f32; BLOCK];
-
-pub(super) fn f32(x: &[f32; 1], out: &mut [u8; 4]) {
-    *out = x[0].to_le_bytes();
-}
-
-pub(super) fn f16(x: &[f32; 1], out: &mut Half) {
-    *out = f16::from_f32(x[0]).into();
-}
-
-pub(super) fn bf16(x: &[f32; 1], out: &mut [u8; 2]) {
-    *out = bf16::from_f32(x[0]).to_le_bytes();
-}
 
 pub(super) fn q8_0(x: &Block, importance: Option<&Block>, sigma: f32) -> BlockQ8_0 {
     let d = match importance {
