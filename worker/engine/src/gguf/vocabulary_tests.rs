@@ -12,7 +12,7 @@ use crate::text::{
     load,
 };
 
-const MERGES: [(&str, &str); 4] = [("h", "e"), ("1", "2"), ("Ġ", "Ġ"), ("Ã", "¯")];
+const MERGES: [(&str, &str); 4] = [("h", "e"), ("3", "4"), ("Ġ", "Ġ"), ("Ã", "¯")];
 const ROWS: usize = 264;
 
 /// A vocabulary of the fixtures, and the `tokenizer.json` that says the same.

@@ -2,7 +2,7 @@
 //!
 //! | module | formats |
 //! |---|---|
-//! | `simple` | F32 F16 BF16, Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 |
+//! | `simple` | Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 |
 //! | `q4_k`, `q5_k`, `q6_k` | the K formats |
 //! | `super_block` | the 6-bit scales and minima that `Q4_K` and `Q5_K` share |
 //! | `search` | the search for a group's scale and minimum, and the weights of errors |
@@ -17,10 +17,11 @@ mod simple;
 mod super_block;
 
 use bytemuck::Pod;
+use half::{bf16, f16};
 
 use crate::checkpoint::{
     SourceDtype,
-    ggml::{BLOCK, SUPER_BLOCK},
+    ggml::{BLOCK, Half, SUPER_BLOCK},
 };
 
 /// The largest magnitude of a weight that every format holds: FP16 scales end there.
@@ -38,9 +39,11 @@ pub(super) fn quantize_row(dtype: SourceDtype, x: &[f32], importance: Option<&[f
         None => 0.0,
     };
     match dtype {
-        SourceDtype::F32 => each(x, None, out, |x, _, y| simple::f32(x, y)),
-        SourceDtype::F16 => each(x, None, out, |x, _, y| simple::f16(x, y)),
-        SourceDtype::Bf16 => each(x, None, out, |x, _, y| simple::bf16(x, y)),
+        SourceDtype::F32 => each::<_, 1>(x, None, out, |x, _, y: &mut [u8; 4]| *y = x[0].to_le_bytes()),
+        SourceDtype::F16 => each::<_, 1>(x, None, out, |x, _, y: &mut Half| *y = f16::from_f32(x[0]).into()),
+        SourceDtype::Bf16 => {
+            each::<_, 1>(x, None, out, |x, _, y: &mut [u8; 2]| *y = bf16::from_f32(x[0]).to_le_bytes())
+        }
         SourceDtype::Q8_0 => each::<_, BLOCK>(x, importance, out, |x, i, y| *y = simple::q8_0(x, i, sigma)),
         SourceDtype::Q4_0 => each::<_, BLOCK>(x, importance, out, |x, i, y| *y = simple::q4_0(x, i, sigma)),
         SourceDtype::Q4_1 => each::<_, BLOCK>(x, importance, out, |x, i, y| *y = simple::q4_1(x, i, sigma)),

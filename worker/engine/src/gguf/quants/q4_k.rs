@@ -12,6 +12,6 @@ pub(super) fn quantize(x: &[f32; SUPER_BLOCK], importance: Option<&[f32; SUPER_B
             *byte = codes[l] | codes[l + 32] << 4;
         }
     }
-    let scales = pack_scales(&block.scales, &block.mins);
+    let scales = pack_scales(block.scales, block.mins);
     BlockQ4K { d: block.d.into(), dmin: block.dmin.into(), scales, qs }
 }

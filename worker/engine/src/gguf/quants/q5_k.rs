@@ -12,6 +12,6 @@ pub(super) fn quantize(x: &[f32; SUPER_BLOCK], importance: Option<&[f32; SUPER_B
         qs[group / 2 * 32 + l] |= (code & 15) << (group % 2 * 4);
         qh[l] |= code >> 4 << group;
     }
-    let scales = pack_scales(&block.scales, &block.mins);
+    let scales = pack_scales(block.scales, block.mins);
     BlockQ5K { d: block.d.into(), dmin: block.dmin.into(), scales, qh, qs }
 }

@@ -47,11 +47,11 @@ pub(super) fn quantize(x: &[f32; SUPER_BLOCK], importance: Option<&[f32; SUPER_B
             cross += f64::from(scale * codes.cross);
             second += f64::from(scale * scale * codes.second);
         }
-        if !(second > 0.0) {
+        if second <= 0.0 {
             break;
         }
         let next = encode(x, &w, f16::from_f64(cross / second), best.codes.map(Codes::scale));
-        if !(next.error < best.error) {
+        if next.error >= best.error {
             break;
         }
         best = next;

@@ -16,21 +16,21 @@ const ALTERNATIONS: usize = 3;
 const NO_RANGE: f32 = 1e-12;
 
 /// Nearest integer, ties to even, for `|v| < 2^22`: adding 1.5 * 2^23 leaves no bits for the fraction.
-#[inline(always)]
+#[inline]
 fn nearest(v: f32) -> f32 {
     const SHIFT: f32 = 12_582_912.0;
     (v + SHIFT) - SHIFT
 }
 
 /// `v` in `low..=high`, rounded. Written as two selections, which are one instruction each.
-#[inline(always)]
+#[inline]
 pub(super) fn code(v: f32, low: f32, high: f32) -> f32 {
     let v = if v > low { v } else { low };
     nearest(if v < high { v } else { high })
 }
 
 /// Sum of `f(i)` over `0..N` for three terms at once.
-#[inline(always)]
+#[inline]
 fn sums<const N: usize>(f: impl Fn(usize) -> [f32; 3]) -> [f32; 3] {
     let mut lanes = [[0.0f32; LANES]; 3];
     for start in (0..N).step_by(LANES) {
@@ -63,7 +63,8 @@ pub(super) fn peak<const N: usize>(x: &[f32; N]) -> f32 {
 pub(super) fn weights<const N: usize>(x: &[f32; N], importance: Option<&[f32; N]>, sigma: f32) -> [f32; N] {
     let mut w = [1.0; N];
     match importance {
-        Some(importance) if sigma > 0.0 => {
+        // Columns that saw no input at all say nothing: they are weighed as if nothing were known.
+        Some(importance) if sigma > 0.0 && importance.iter().any(|v| *v > 0.0) => {
             let scale = 1.0 / sigma;
             for i in 0..N {
                 let relative = x[i] * scale;
@@ -81,6 +82,16 @@ pub(super) fn weights<const N: usize>(x: &[f32; N], importance: Option<&[f32; N]
         }
     }
     w
+}
+
+/// The weighted squared error of values `y`, term by term: exact where [`Codes::error`], the small difference of large sums,
+/// has lost digits.
+pub(super) fn residual<const N: usize>(x: &[f32; N], w: &[f32; N], y: impl Fn(f32) -> f32) -> f32 {
+    let [sum, ..] = sums::<N>(|i| {
+        let off = x[i] - y(x[i]);
+        [w[i] * off * off, 0.0, 0.0]
+    });
+    sum
 }
 
 /// Sums over a group that do not depend on its codes. Values are taken relative to `origin`, which keeps the digits that
@@ -184,7 +195,7 @@ impl Group {
     /// The best scale and minimum for given codes; `None` when the codes do not determine a positive scale.
     fn solve(&self, codes: Codes, most: f32) -> Option<Fit> {
         let det = self.weight * codes.second - codes.first * codes.first;
-        if !(det > 0.0) {
+        if det.is_nan() || det <= 0.0 {
             return None;
         }
         let mut scale = (self.weight * codes.cross - self.first * codes.first) / det;
@@ -197,7 +208,7 @@ impl Group {
     }
 
     /// Sums of the codes `0..=top` nearest to `(x - min) / scale`.
-    #[inline(always)]
+    #[inline]
     pub(super) fn encode<const N: usize>(&self, x: &[f32; N], w: &[f32; N], inverse: f32, min: f32, top: f32) -> Codes {
         let origin = self.origin;
         let [first, second, cross] = sums::<N>(|i| {
@@ -242,7 +253,7 @@ impl Group {
 pub(super) fn symmetric<const N: usize>(x: &[f32; N], w: &[f32; N], half: f32) -> Codes {
     let peak = peak(x);
     let mut best = Codes::default();
-    if !(peak.abs() > NO_RANGE) {
+    if peak.abs() <= NO_RANGE {
         return best;
     }
     let better = |inverse: f32, best: &mut Codes| {
@@ -268,7 +279,7 @@ pub(super) fn symmetric<const N: usize>(x: &[f32; N], w: &[f32; N], half: f32) -
 }
 
 /// Sums of the codes `-half..half` nearest to `x / scale`.
-#[inline(always)]
+#[inline]
 pub(super) fn encode_symmetric<const N: usize>(x: &[f32; N], w: &[f32; N], inverse: f32, half: f32) -> Codes {
     let [first, second, cross] = sums::<N>(|i| {
         let q = code(x[i] * inverse, -half, half - 1.0);

@@ -1,29 +1,17 @@
-//! The plain formats: numbers, and blocks of 32 with one FP16 scale, or scale and minimum.
+//! The plain formats: blocks of 32 with one FP16 scale, or scale and minimum.
 //!
 //! `Q8_0`, `Q4_0` and `Q4_1` follow their definition as long as no importance is known; then, and for the formats that stand
 //! in for K formats, scale and minimum are searched. Codes are always those nearest under the scale as stored.
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::{
-    search::{Group, code, encode_symmetric, peak, symmetric, weights},
+    search::{Group, code, peak, residual, symmetric, weights},
     super_block::inverse,
 };
-use crate::checkpoint::ggml::{BLOCK, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, Half};
+use crate::checkpoint::ggml::{BLOCK, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
 
 type Block = [f32; BLOCK];
-
-pub(super) fn f32(x: &[f32; 1], out: &mut [u8; 4]) {
-    *out = x[0].to_le_bytes();
-}
-
-pub(super) fn f16(x: &[f32; 1], out: &mut Half) {
-    *out = f16::from_f32(x[0]).into();
-}
-
-pub(super) fn bf16(x: &[f32; 1], out: &mut [u8; 2]) {
-    *out = bf16::from_f32(x[0]).to_le_bytes();
-}
 
 pub(super) fn q8_0(x: &Block, importance: Option<&Block>, sigma: f32) -> BlockQ8_0 {
     let d = match importance {
@@ -74,14 +62,12 @@ pub(super) fn q5_1(x: &Block, importance: Option<&Block>, sigma: f32) -> BlockQ5
 /// The best scale as stored: the searched one, or the definition's where FP16 happens to hold that better.
 fn scale(x: &Block, importance: Option<&Block>, sigma: f32, half: f32, plain: f32) -> f16 {
     let w = weights(x, importance, sigma);
-    let mut best = (f16::ZERO, 0.0);
-    for d in [symmetric(x, &w, half).scale(), plain].map(f16::from_f32) {
-        let error = encode_symmetric(x, &w, inverse(d.to_f32()), half).error(d.to_f32());
-        if error < best.1 {
-            best = (d, error);
-        }
-    }
-    best.0
+    let [searched, plain] = [symmetric(x, &w, half).scale(), plain].map(f16::from_f32);
+    let error = |d: f16| {
+        let (d, inverse) = (d.to_f32(), inverse(d.to_f32()));
+        residual(x, &w, |v| d * code(v * inverse, -half, half - 1.0))
+    };
+    if error(plain) < error(searched) { plain } else { searched }
 }
 
 /// The best scale and minimum as stored, as for [`scale`]: the minimum is the one for the scale after its rounding.
@@ -92,11 +78,11 @@ fn scale_and_min(x: &Block, importance: Option<&Block>, sigma: f32, top: f32) ->
     let d = f16::from_f32(fit.scale);
     let searched = (d, f16::from_f32(group.min_for(fit.codes, d.to_f32(), f32::INFINITY)));
     let plain = (f16::from_f32(group.range() / top), f16::from_f32(group.low()));
-    let [error, plain_error] = [searched, plain].map(|(d, m)| {
-        let (d, m) = (d.to_f32(), m.to_f32());
-        group.error(group.encode(x, &w, inverse(d), m, top), d, m)
-    });
-    if plain_error < error { plain } else { searched }
+    let error = |(d, m): (f16, f16)| {
+        let (d, m, inverse) = (d.to_f32(), m.to_f32(), inverse(d.to_f32()));
+        residual(x, &w, |v| d * code((v - m) * inverse, 0.0, top) + m)
+    };
+    if error(plain) < error(searched) { plain } else { searched }
 }
 
 /// Byte `j` holds the low bits of element `j` and, above, those of element `j + 16`.

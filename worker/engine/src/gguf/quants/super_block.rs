@@ -202,7 +202,7 @@ pub(super) fn inverse(scale: f32) -> f32 {
 
 /// The 12 bytes of eight 6-bit scales and eight 6-bit minima: the first four whole in the low bits of bytes 0-3 and 4-7; of
 /// the last four the low nibbles in bytes 8-11 and the high two bits above those of the first four.
-pub(super) fn pack_scales(scales: &[u8; GROUPS], mins: &[u8; GROUPS]) -> [u8; 12] {
+pub(super) fn pack_scales(scales: [u8; GROUPS], mins: [u8; GROUPS]) -> [u8; 12] {
     std::array::from_fn(|i| match i {
         0..4 => scales[i] | scales[i + 4] >> 4 << 6,
         4..8 => mins[i - 4] | mins[i] >> 4 << 6,
