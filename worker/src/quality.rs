@@ -12,7 +12,7 @@ use std::{fs, io::Write, path::Path};
 use anyhow::Context;
 use modelprofile_api::MeasuredQuality;
 use modelprofile_engine::{
-    ModelConfig, ProfileSpec, WeightFormat,
+    ModelConfig, WeightFormat,
     artifact::{Artifact, Progress, Store},
     checkpoint::Checkpoint,
     evaluate::{Comparison, Evaluator},
@@ -121,30 +121,6 @@ pub fn leading_token(tokenizer: &Tokenizer) -> anyhow::Result<Option<u32>> {
     Ok(around.first().copied().filter(|first| tokenizer.bos() == Some(*first)))
 }
 
-/// The artifact of a profile, found or built: the one place where this command line prepares one.
-///
-/// # Errors
-/// Those of [`Store::prepare`], and a format that does not fit the model.
-pub fn prepare(
-    cache: &Path,
-    checkpoint: &Checkpoint,
-    profile: &ProfileSpec,
-    progress: &mut dyn FnMut(Progress),
-) -> anyhow::Result<Artifact> {
-    profile.validate(checkpoint.config())?;
-    Ok(Store::new(cache).prepare(checkpoint, profile.weights, progress)?)
-}
-
-/// The reference of every measurement: the checkpoint in BF16.
-pub fn reference() -> ProfileSpec {
-    ProfileSpec {
-        name: "reference".into(),
-        weights: WeightFormat::Bf16,
-        method: modelprofile_engine::Method::RoundToNearest,
-        kv: KvFormat::Bf16,
-    }
-}
-
 /// The quality of an artifact on a text: read beside it, or measured and written there. `progress` first counts the bytes of
 /// the reference being built, then windows of the text.
 ///
@@ -166,7 +142,7 @@ pub fn measure_or_load<B: Backend>(
     let config = checkpoint.config();
     let tokenizer = Text::load(checkpoint)?.tokenizer;
     let tokens = dataset.tokens(&tokenizer, config)?;
-    let base = prepare(cache, checkpoint, &reference(), progress)?;
+    let base = Store::new(cache).prepare(checkpoint, WeightFormat::Bf16, progress)?;
     let mut evaluator =
         Evaluator::new(backend, config, KvFormat::Bf16, dataset.window(config))?.with_bos(leading_token(&tokenizer)?);
     let base_weights = ProfileWeights::load(evaluator.backend(), config, &base)?;

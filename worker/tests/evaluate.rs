@@ -8,9 +8,9 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use modelprofile_engine::{Method, ProfileSpec, WeightFormat, artifact::Store, checkpoint::Checkpoint};
+use modelprofile_engine::{WeightFormat, artifact::Store, checkpoint::Checkpoint};
 use modelprofile_kernels::{
-    GroupedActivations, KvFormat,
+    GroupedActivations,
     cpu::{Cpu, CpuOptions},
 };
 use modelprofile_worker::quality::{self, Dataset};
@@ -127,12 +127,7 @@ fn a_blind_sheet_is_written_filled_and_counted() {
 fn a_quality_is_measured_once_for_an_artifact_and_text() {
     let _alone = alone();
     let checkpoint = Checkpoint::open(&model()).unwrap();
-    let profile = ProfileSpec {
-        name: "density".into(),
-        weights: WeightFormat::Q4_1,
-        method: Method::RoundToNearest,
-        kv: KvFormat::Bf16,
-    };
+    let artifact = Store::new(&cache()).prepare(&checkpoint, WeightFormat::Q4_1, &mut |_| {}).unwrap();
     let text: String = Dataset::built_in().text().chars().take(1500).collect();
     let dataset = Dataset::new("a test's text", text).with_window(64).with_most_tokens(Some(200));
     let directory = directory(WeightFormat::Q4_1);
@@ -141,7 +136,7 @@ fn a_quality_is_measured_once_for_an_artifact_and_text() {
         let cpu =
             Cpu::new(CpuOptions { threads: 2, isa: None, grouped_activations: GroupedActivations::Int8 }).unwrap();
         let mut windows = 0;
-        let found = quality::measure_or_load(cpu, &cache(), &checkpoint, &profile, dataset, &mut |progress| {
+        let found = quality::measure_or_load(cpu, &cache(), &checkpoint, &artifact, dataset, &mut |progress| {
             windows += usize::from(progress.activity.starts_with("measuring"));
         });
         (found.unwrap(), windows)

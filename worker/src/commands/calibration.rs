@@ -20,7 +20,7 @@ pub(in crate::commands) struct Calibration {
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CALIBRATION_TOKENS, value_parser = super::at_least_one)]
     calibration_tokens: usize,
     /// Shifts which sequences are taken; the same seed gives the same artifact.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long = "calibration-seed", value_name = "N", default_value_t = 0)]
     seed: u64,
 }
 

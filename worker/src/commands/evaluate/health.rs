@@ -7,13 +7,14 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use modelprofile_engine::{
     FinishReason, GenerateRequest, ProfileSpec, SamplingParams, TokenEvent,
+    artifact::Artifact,
     checkpoint::Checkpoint,
     evaluate::{
         health::{Answer, AnswerHealth, Health, find_loop},
         needle::{self, NeedleResult},
     },
     model::Model,
-    serve::{Engine, EngineConfig, EngineHandle, Observation, Observer, start},
+    serve::{Engine, EngineConfig, EngineHandle, Observation, Observer, start_with},
     text::{ChatTemplate, Text, Tokenizer},
 };
 use modelprofile_kernels::{BLOCK_TOKENS, cpu::Cpu};
@@ -155,6 +156,7 @@ impl<'a> Generator<'a> {
         cache: &Path,
         checkpoint: &Checkpoint,
         profile: &ProfileSpec,
+        artifact: &Artifact,
         text: &'a Text,
         plan: &Plan,
         calibration: Vec<u32>,
@@ -170,7 +172,6 @@ impl<'a> Generator<'a> {
             plan.max_tokens,
             config.max_positions
         );
-        let artifact = crate::quality::prepare(cache, checkpoint, profile, &mut |_| {})?;
         // Room for one longest prompt, and beside it for a batch of short ones.
         let blocks = (context + RUNNING * 512).div_ceil(BLOCK_TOKENS) as u64;
         let memory_budget = artifact.weight_bytes()
@@ -187,7 +188,8 @@ impl<'a> Generator<'a> {
             max_running: RUNNING,
             max_waiting: usize::MAX,
         };
-        let engine = start(cpu, checkpoint, &engine_config, Box::new(Silent), &mut |_, _| {})?;
+        let artifacts = std::slice::from_ref(artifact);
+        let engine = start_with(cpu, checkpoint, &engine_config, artifacts, Box::new(Silent), &mut |_, _| {})?;
         Ok(Self { engine, text })
     }
 

@@ -26,7 +26,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use modelprofile_engine::{
     ProfileSpec, WeightFormat,
-    artifact::Artifact,
+    artifact::{Artifact, Store},
     calibrate::kv_scales,
     checkpoint::Checkpoint,
     evaluate::{Evaluator, Score},
@@ -76,7 +76,8 @@ impl Evaluate {
         let windows = tokens.len() / dataset.window(subject.checkpoint.config());
         println!("{} tokens, {windows} windows of {}", tokens.len(), dataset.window(subject.checkpoint.config()));
         print_scores(&scores);
-        let mut generations = if self.skip_generation { Vec::new() } else { self.generate(&subject, &dataset)? };
+        let mut generations =
+            if self.skip_generation { Vec::new() } else { self.generate(&subject, &dataset, &artifacts)? };
         generations.resize(scores.len(), None);
         let evaluation = self.evaluation(&subject, &dataset, &artifacts, scores, generations);
         println!();
@@ -98,21 +99,33 @@ impl Evaluate {
     }
 
     fn artifacts(&self, subject: &Subject) -> anyhow::Result<Vec<Artifact>> {
-        let cache = self.cache.directory();
+        let store = Store::new(&self.cache.directory());
+        let calibration = match self.format.iter().any(|recipe| recipe.needs_calibration()) {
+            true => Some(self.calibration.sequences(&subject.text.tokenizer)?),
+            false => None,
+        };
+        let mut backend = self.compute.backend()?;
         let bar = super::progress_bar("preparing");
         let prepared = subject
             .candidates
             .iter()
             .map(|profile| {
-                quality::prepare(&cache, &subject.checkpoint, profile, &mut |progress| {
-                    bar.set_length(progress.total);
-                    bar.set_position(progress.done);
-                    bar.set_message(progress.activity);
-                })
+                store.prepare_calibrated(
+                    &mut backend,
+                    self.compute.threads(),
+                    &subject.checkpoint,
+                    profile.recipe(),
+                    calibration.as_ref(),
+                    &mut |progress| {
+                        bar.set_length(progress.total);
+                        bar.set_position(progress.done);
+                        bar.set_message(progress.activity);
+                    },
+                )
             })
-            .collect();
+            .collect::<modelprofile_engine::Result<_>>()?;
         bar.finish_and_clear();
-        prepared
+        Ok(prepared)
     }
 
     /// Scores the text in every candidate, and in the first with 8-bit ends if that was asked for.
@@ -139,8 +152,7 @@ impl Evaluate {
         if self.output_layer {
             let mut weights = load(&artifacts[0], evaluator.backend())?;
             // Any quantized format has the output layer that is asked about.
-            let quantized = ProfileSpec { weights: WeightFormat::Fp8, ..subject.candidates[0].clone() };
-            let quantized = quality::prepare(&cache, &subject.checkpoint, &quantized, &mut |_| {})?;
+            let quantized = Store::new(&cache).prepare(&subject.checkpoint, WeightFormat::Fp8, &mut |_| {})?;
             let ends = load(&quantized, evaluator.backend())?;
             (weights.embedding, weights.output) = (ends.embedding, ends.output);
             names.push(format!("{} 8-bit output", names[0]));
@@ -156,7 +168,12 @@ impl Evaluate {
     }
 
     /// Answers of every candidate, one engine after the other.
-    fn generate(&self, subject: &Subject, dataset: &Dataset) -> anyhow::Result<Vec<Option<Generation>>> {
+    fn generate(
+        &self,
+        subject: &Subject,
+        dataset: &Dataset,
+        artifacts: &[Artifact],
+    ) -> anyhow::Result<Vec<Option<Generation>>> {
         let prompts = self.prompts()?;
         let plan = Plan {
             prompts: &prompts,
@@ -167,9 +184,9 @@ impl Evaluate {
         };
         let bar = super::progress_bar("answers");
         let mut generations = Vec::new();
-        for profile in &subject.candidates {
+        for (profile, artifact) in subject.candidates.iter().zip(artifacts) {
             bar.set_message(profile.name.clone());
-            let generation = self.generator(subject, profile, &plan)?.run(&plan, &mut |done, total| {
+            let generation = self.generator(subject, profile, artifact, &plan)?.run(&plan, &mut |done, total| {
                 bar.set_length(total as u64);
                 bar.set_position(done as u64);
             })?;
@@ -179,12 +196,19 @@ impl Evaluate {
         Ok(generations)
     }
 
-    fn generator<'a>(&self, subject: &'a Subject, profile: &ProfileSpec, plan: &Plan) -> anyhow::Result<Generator<'a>> {
+    fn generator<'a>(
+        &self,
+        subject: &'a Subject,
+        profile: &ProfileSpec,
+        artifact: &Artifact,
+        plan: &Plan,
+    ) -> anyhow::Result<Generator<'a>> {
         Generator::start(
             self.compute.backend()?,
             &self.cache.directory(),
             &subject.checkpoint,
             profile,
+            artifact,
             &subject.text,
             plan,
             subject.calibration.clone(),
@@ -201,9 +225,9 @@ impl Evaluate {
         let bar = super::progress_bar("answers");
         bar.set_length(2 * prompts.len() as u64);
         let mut answers = Vec::new();
-        for profile in [a, b] {
+        for (profile, artifact) in [a, b].into_iter().zip(&self.artifacts(subject)?) {
             bar.set_message(profile.name.clone());
-            let generator = self.generator(subject, profile, &plan)?;
+            let generator = self.generator(subject, profile, artifact, &plan)?;
             answers.push(generator.greedy(&prompts, max_tokens, &mut || bar.inc(1))?);
         }
         bar.finish_and_clear();

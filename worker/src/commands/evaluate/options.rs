@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use modelprofile_engine::{Method, ModelConfig, ProfileSpec, WeightFormat};
+use modelprofile_engine::{ModelConfig, ProfileSpec, quantize::Recipe};
 use modelprofile_kernels::KvFormat;
 
 use super::health::{self, Prompt};
 use crate::{
-    commands::{Activations, Cache, Compute, at_least_one, parse_format, parse_kv},
+    commands::{Activations, Cache, Compute, at_least_one, calibration::Calibration, parse_kv, parse_recipe},
     quality::{self, Dataset},
 };
 
@@ -21,8 +21,10 @@ pub(in crate::commands) struct Evaluate {
     #[arg(long, value_name = "PATH", required_unless_present = "score")]
     pub(super) model: Option<PathBuf>,
     /// Formats to evaluate; the first is the reference of the others.
-    #[arg(long, value_delimiter = ',', default_value = "BF16,FP8,INT8,Q4_1", value_parser = parse_format)]
-    pub(super) format: Vec<WeightFormat>,
+    #[arg(long, value_delimiter = ',', default_value = "BF16,FP8,INT8,Q4_1", value_parser = parse_recipe)]
+    pub(super) format: Vec<Recipe>,
+    #[command(flatten)]
+    pub(super) calibration: Calibration,
     /// Text file, UTF-8 [default: a text that comes with the worker].
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
@@ -98,7 +100,7 @@ impl Evaluate {
             && self.window == quality::WINDOW
             && self.kv == KvFormat::Bf16
             && self.compute.activations == Activations::Int8
-            && self.format.first() == Some(&WeightFormat::Bf16)
+            && self.format.first() == Some(&Recipe::from(modelprofile_engine::WeightFormat::Bf16))
     }
 
     /// The prompts to answer.
@@ -119,11 +121,11 @@ impl Evaluate {
         ensure!(!self.format.is_empty(), "--format names no format");
         self.format
             .iter()
-            .map(|format| {
+            .map(|recipe| {
                 let profile = ProfileSpec {
-                    name: format.canonical(),
-                    weights: *format,
-                    method: Method::RoundToNearest,
+                    name: recipe.canonical(),
+                    weights: recipe.format,
+                    method: recipe.method,
                     kv: self.kv,
                 };
                 profile.validate(config)?;
