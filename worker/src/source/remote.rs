@@ -6,13 +6,18 @@
 //! hub out of reach: the commit that the branch meant last, if complete -> done, with a warning
 //! ```
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use futures_util::{StreamExt, stream};
 
 use super::{
     Context, Located, Result, SourceError,
     cache::{Place, Record, is_commit},
+    digest::Digest,
     http::Answer,
     hub::{self, RemoteFile, Repository},
     retry::Retry,
@@ -66,10 +71,13 @@ pub(super) async fn fetch(context: &mut Context<'_, '_>, wanted: &Wanted<'_>) ->
     let weights = select::weights(&repository, base, wanted.file, index.as_deref())?;
 
     let bases = bases(context, &Licence::from_card(&repository.card)).await;
-    let licence = Licence::of_repository(&repository.card, &snapshot, &bases);
+    let mut licence = Licence::of_repository(&repository.card, &snapshot, &bases);
+    let only = (weights.len() == 1).then(|| weights[0].path.clone()).filter(|path| path.ends_with(".gguf"));
+    if let Some(file) = &only {
+        licence = licence.with(&gguf_licence(context, &repository, file).await?);
+    }
     (context.consent)(&licence)?;
 
-    let only = (weights.len() == 1).then(|| weights[0].path.clone()).filter(|path| path.ends_with(".gguf"));
     files.extend(fetch_all(context, &place, &repository, weights).await?);
     let record = Record {
         repository: wanted.id.to_owned(),
@@ -80,7 +88,7 @@ pub(super) async fn fetch(context: &mut Context<'_, '_>, wanted: &Wanted<'_>) ->
         bases,
     };
     let located = locate(&place, &record, only.as_deref())?;
-    // A GGUF file names its licence too, and it may be another one than its card's.
+    // What came must come under what was agreed to.
     if located.licence != licence {
         (context.consent)(&located.licence)?;
     }
@@ -147,6 +155,15 @@ async fn bases(context: &Context<'_, '_>, licence: &Licence) -> Vec<Base> {
     found
 }
 
+/// The licence that a GGUF file of the repository names in its head, which may be another one than its card's.
+async fn gguf_licence(context: &Context<'_, '_>, repository: &Repository, file: &str) -> Result<Licence> {
+    let endpoint = &context.settings.endpoint;
+    let what = format!("{}/{file}", repository.id);
+    let url = hub::resolve(endpoint, &repository.id, &repository.commit, file)?;
+    let judge = |answer: &Answer| hub::judge(answer, context.client, endpoint, &repository.id, &what);
+    super::web::head(context, &url, &what, &judge).await
+}
+
 /// Fetches files that are not there yet and links them into the snapshot; their names and sizes.
 async fn fetch_all(
     context: &Context<'_, '_>,
@@ -157,11 +174,24 @@ async fn fetch_all(
     let transfer = context.transfer();
     context.meter.expect(files.iter().filter_map(|file| file.size).sum());
     let transfer = &transfer;
-    let one = |file| fetch_one(context, transfer, place, repository, file);
-    let mut fetched = stream::iter(files).map(one).buffer_unordered(FILES);
+    // Equal files share a blob, which only one connection may fill: they go one after the other. So do files whose checksum
+    // nobody names, since any two of them may be equal.
+    let mut groups: BTreeMap<String, Vec<RemoteFile>> = BTreeMap::new();
+    for file in files {
+        let key = file.digest.as_ref().map_or("", Digest::hex).to_owned();
+        groups.entry(key).or_default().push(file);
+    }
+    let group = |files: Vec<RemoteFile>| async move {
+        let mut done = Vec::with_capacity(files.len());
+        for file in files {
+            done.push(fetch_one(context, transfer, place, repository, file).await?);
+        }
+        Ok::<_, SourceError>(done)
+    };
+    let mut fetched = stream::iter(groups.into_values()).map(group).buffer_unordered(FILES);
     let mut done = Vec::new();
-    while let Some(file) = fetched.next().await {
-        done.push(file?);
+    while let Some(files) = fetched.next().await {
+        done.extend(files?);
     }
     done.sort();
     Ok(done)

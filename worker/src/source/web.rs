@@ -65,7 +65,7 @@ fn confirm(context: &mut Context<'_, '_>, path: &Path, before: Licence, url: &st
 }
 
 /// Reads as much of the file's beginning as its licence needs.
-async fn head(
+pub(super) async fn head(
     context: &Context<'_, '_>,
     uri: &Uri,
     what: &str,
