@@ -193,8 +193,9 @@ impl<'a> Context<'a, '_> {
 /// `revision` is a commit, tag or branch of a hub repository (`None`: `main`) and is ignored by other schemes.
 ///
 /// # Guarantees
-/// `consent` sees the licence before a byte of the weights is asked for, except the head of a GGUF file, where its licence stands. A file appears under its name only when it is complete and verified. Two
-/// processes never fetch the same model at once: the second waits and finds it.
+/// `consent` sees the licence before a byte of the weights is asked for, except the head of a GGUF file, where its licence
+/// stands. A file appears under its name only when it is complete and verified. Two processes never fetch the same model
+/// at once: the second waits and finds it.
 ///
 /// # Errors
 /// See [`SourceError`]; each is a sentence that says what to do. What came before an error is kept for the next call.

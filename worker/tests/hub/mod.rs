@@ -76,7 +76,6 @@ struct Inner {
 /// The running servers; they end with it.
 pub(crate) struct Hub {
     pub(crate) url: String,
-    pub(crate) cdn: String,
     inner: Arc<Inner>,
     _runtime: tokio::runtime::Runtime,
 }
@@ -102,8 +101,8 @@ impl Hub {
             url
         };
         let (url, cdn) = (serve(false), serve(true));
-        *inner.cdn.lock().unwrap() = cdn.clone();
-        Self { url, cdn, inner, _runtime: runtime }
+        *inner.cdn.lock().unwrap() = cdn;
+        Self { url, inner, _runtime: runtime }
     }
 
     /// Adds a file; `large` ones lie on the content network.
