@@ -8,7 +8,10 @@ use std::{fs, path::Path, time::Duration};
 
 use hub::{COMMIT, Fault, Hub, ID};
 use modelprofile_api::ModelUri;
-use modelprofile_engine::checkpoint::{Value, testing::GgufWriter};
+use modelprofile_engine::checkpoint::{
+    SourceDtype, Value,
+    testing::{GgufWriter, tiny_llama},
+};
 use modelprofile_worker::{
     licence::{self, Licence},
     source::{Endpoint, Located, Progress, Retry, Settings, SourceError, Timing, fetch},
@@ -456,4 +459,42 @@ fn a_shard_index_decides_which_weights_are_fetched() {
     let located = get(&settings(&hub, cache.path())).unwrap();
     assert!(located.path.join("model-00002-of-00002.safetensors").is_file());
     assert!(hub.hits("consolidated.safetensors").is_empty() && hub.hits("/model.safetensors").is_empty());
+}
+
+#[test]
+fn quantize_takes_an_address_and_the_artifact_gets_a_card() {
+    let (hub, cache) = (Hub::start(), tempfile::tempdir().unwrap());
+    hub.card(json!({"license": "llama3.3"}));
+    hub.file("tiny.gguf", &tiny_llama(SourceDtype::F16).build(), true);
+    let quantize = |accepted: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_modelprofile-worker"))
+            .args(["quantize", "--no-measure", "--format", "FP8", "--model"])
+            .arg(format!("https://huggingface.co/{ID}/resolve/main/tiny.gguf"))
+            .arg("--cache")
+            .arg(cache.path())
+            .args(accepted)
+            .env("HF_ENDPOINT", &hub.url)
+            .env_remove("HF_TOKEN")
+            .env_remove("HF_HUB_OFFLINE")
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (done, errors) = quantize(&[]);
+    assert!(!done && errors.contains("--accept-licence"), "{errors}");
+    let heads = hub.hits("tiny.gguf").into_iter().filter(|hit| hit.range.as_deref() != Some("bytes=0-65535"));
+    assert_eq!(heads.count(), 0);
+    assert!(!cache.path().join("artifacts").exists());
+    let (done, errors) = quantize(&["--accept-licence", "llama3.3"]);
+    assert!(done, "{errors}");
+    let artifacts = fs::read_dir(cache.path().join("artifacts")).unwrap().map(|entry| entry.unwrap().path());
+    let card = artifacts.filter(|path| path.is_dir()).map(|path| fs::read_to_string(path.join("README.md")).unwrap());
+    let [card] = &card.collect::<Vec<_>>()[..] else { panic!("one artifact was expected") };
+    for part in
+        ["license: llama3.3\n", "base_model: acme/tiny\n", "base_model_relation: quantized\n", "| format | fp8", COMMIT]
+    {
+        assert!(card.to_lowercase().contains(part), "{part} is missing:\n{card}");
+    }
+    // The file itself says Apache-2.0, which needs no acceptance and is repeated.
+    assert!(card.contains("**apache-2.0**") && card.contains("Built with Llama"), "{card}");
 }

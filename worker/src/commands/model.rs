@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use modelprofile_api::{ModelSpec, ModelUri};
+use modelprofile_engine::artifact::Artifact;
 
 use crate::{
     licence::{self, Licence, card},
@@ -82,11 +83,11 @@ impl Fetch {
 }
 
 /// Writes the card of each artifact that has none. A card that cannot be written costs no start.
-pub(super) fn write_cards<'a>(cache: &Path, keys: impl Iterator<Item = &'a str>, model: &Located, name: &str) {
+pub(super) fn write_cards(cache: &Path, artifacts: &[&Artifact], model: &Located, name: &str) {
     // A path says nothing to others; the checkpoint's own name does.
     let base = if model.commit.is_some() || model.label.contains("://") { &model.label } else { name };
-    for key in keys {
-        let directory = cache.join("artifacts").join(key);
+    for artifact in artifacts {
+        let directory = cache.join("artifacts").join(&artifact.manifest().key);
         if let Err(error) = card::write(&directory, base, model.commit.as_deref(), &model.licence) {
             tracing::warn!(%error, "the artifact's card could not be written");
         }

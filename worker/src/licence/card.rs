@@ -7,6 +7,10 @@ use serde_json::{Map, Value, json};
 use super::{Claim, Licence, Origin, UNKNOWN, publishing_notes};
 use crate::source::{SourceError, replace};
 
+/// How the format in an artifact's manifest ends, by the method that made it; round to nearest adds nothing.
+const METHODS: [(&str, &str); 4] =
+    [("-awq", "AWQ"), ("-gptq", "GPTQ"), ("-smoothquant", "SmoothQuant"), ("-llm-int8", "LLM.int8")];
+
 /// What the card says beside the licence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Artwork<'a> {
@@ -42,12 +46,19 @@ pub fn card(artifact: &Artwork<'_>, licence: &Licence) -> String {
     if let Some(link) = &strictest.link {
         front.insert("license_link".into(), json!(link));
     }
-    // Hubs take names of repositories only.
-    if modelprofile_api::ModelUri::parse(&format!("hf://{}", artifact.base_model)).is_ok() {
-        front.insert("base_model".into(), json!(artifact.base_model));
+    // Hubs take names of repositories only: that of the source, or those that the source names as its own bases.
+    let is_repository = |name: &&str| modelprofile_api::ModelUri::parse(&format!("hf://{name}")).is_ok();
+    let source: Vec<&str> = [artifact.base_model].into_iter().filter(is_repository).collect();
+    let bases = if source.is_empty() { licence.base_models().filter(is_repository).collect() } else { source };
+    match bases[..] {
+        [] => {}
+        [base] => drop(front.insert("base_model".into(), json!(base))),
+        _ => drop(front.insert("base_model".into(), json!(bases))),
+    }
+    if !bases.is_empty() {
         front.insert("base_model_relation".into(), json!("quantized"));
     }
-    let format = artifact.format.split([' ', ':']).next().unwrap_or_default().to_lowercase();
+    let format = artifact.format.split([' ', ':', '-']).next().unwrap_or_default().to_lowercase();
     front.insert("tags".into(), json!(["quantized", format, "modelprofile"]));
     let front = serde_yaml::to_string(&Value::Object(front)).unwrap_or_default();
 
@@ -93,15 +104,11 @@ pub fn write(directory: &Path, base_model: &str, commit: Option<&str>, licence: 
     let text = std::fs::read(&manifest).map_err(SourceError::io(&manifest))?;
     let manifest: Value = serde_json::from_slice(&text).unwrap_or_default();
     let field = |key: &str| manifest.get(key).and_then(Value::as_str);
-    let card = card(
-        &Artwork {
-            base_model,
-            revision: commit.or(field("revision")).unwrap_or(UNKNOWN),
-            format: field("format").unwrap_or(UNKNOWN),
-            method: field("method").unwrap_or("RoundToNearest"),
-        },
-        licence,
-    );
+    let made = field("format").unwrap_or(UNKNOWN);
+    let method = METHODS.iter().find_map(|(suffix, name)| Some((made.strip_suffix(suffix)?, *name)));
+    let (format, method) = method.unwrap_or((made, "RoundToNearest"));
+    let revision = commit.or(field("revision")).unwrap_or(UNKNOWN);
+    let card = card(&Artwork { base_model, revision, format, method }, licence);
     replace(&path, card.as_bytes())
 }
 
@@ -149,16 +156,19 @@ mod tests {
         let text = card(&Artwork { base_model: "/models/x|y\n", ..ARTWORK }, &Licence::from_card(&json!({})));
         assert!(text.contains("license: unknown\n") && !text.contains("base_model:"), "{text}");
         assert!(text.contains("| base model | /models/xy |"), "{text}");
+        let known = json!({"license": "gemma", "base_model": "google/gemma-3-270m"});
+        let text = card(&Artwork { base_model: "Gemma 3 270m", ..ARTWORK }, &Licence::from_card(&known));
+        assert!(text.contains("\nbase_model: google/gemma-3-270m\n"), "{text}");
     }
 
     #[test]
     fn a_card_is_written_once() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("manifest.json"), r#"{"format": "FP8", "revision": "r"}"#).unwrap();
+        std::fs::write(folder.path().join("manifest.json"), r#"{"format": "int4-g64-symmetric-gptq", "revision": "r"}"#).unwrap();
         let licence = Licence::from_card(&json!({"license": "mit"}));
         write(folder.path(), "o/n", None, &licence).unwrap();
         let first = std::fs::read_to_string(folder.path().join("README.md")).unwrap();
-        assert!(first.contains("| format | FP8 |") && first.contains("| method | RoundToNearest |"), "{first}");
+        assert!(first.contains("| format | int4-g64-symmetric |") && first.contains("| method | GPTQ |"), "{first}");
         write(folder.path(), "other/name", None, &licence).unwrap();
         assert_eq!(std::fs::read_to_string(folder.path().join("README.md")).unwrap(), first);
     }

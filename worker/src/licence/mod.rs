@@ -307,10 +307,10 @@ mod tests {
             [base("a/x", Some("apache-2.0")), base("b/y", Some("cc-by-nc-4.0")), base("meta-llama/Llama-3.1-8B", None)];
         let licence = Licence::of_repository(&card, std::path::Path::new("/nowhere"), &bases);
         assert_eq!(licence.strictest().id, "cc-by-nc-4.0");
-        assert_eq!(licence.required(), ["cc-by-nc-4.0", "llama3.1"]);
+        assert_eq!(licence.required(), ["llama3.1", "cc-by-nc-4.0"]);
         let error = check(&licence, None).unwrap_err().to_string();
         assert!(error.contains("by its base b/y") && error.contains("by its base meta-llama/Llama-3.1-8B"), "{error}");
-        assert!(error.contains("license: {accepted: \"cc-by-nc-4.0, llama3.1\"}"), "{error}");
+        assert!(error.contains("license: {accepted: \"llama3.1, cc-by-nc-4.0\"}"), "{error}");
         assert!(check(&licence, Some("apache-2.0")).is_err());
         assert!(check(&licence, Some("llama3.1")).is_err());
         assert_eq!(check(&licence, Some("llama3.1, cc-by-nc-4.0")), Ok(()));

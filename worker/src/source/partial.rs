@@ -22,6 +22,9 @@ use super::{Result, SourceError};
 /// once.
 const SAVE_EVERY: u64 = 64 << 20;
 
+/// No model is larger. It bounds the state of a file whose size a server makes up.
+const MAX_SIZE: u64 = 16 << 40;
+
 /// Which bytes are there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
@@ -68,6 +71,9 @@ impl Partial {
     /// Opens or creates the partial file of `target`. Bytes that are there are kept if identity and size are the same.
     pub(super) fn open(target: &Path, identity: &str, size: u64, chunk: u64) -> Result<Self> {
         let path = beside(target, ".incomplete");
+        if size > MAX_SIZE {
+            return Err(SourceError::Config(format!("{}: {size} bytes are more than any model has", path.display())));
+        }
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(SourceError::io(&path))?;
         let len = file.metadata().map_err(SourceError::io(&path))?.len();
@@ -247,6 +253,13 @@ mod tests {
             let partial = Partial::open(&target, "v1", 10, 4).unwrap();
             assert_eq!((partial.resumed, partial.done(), partial.chunks()), (false, 0, 3), "{state}");
         }
+    }
+
+    #[test]
+    fn a_size_that_no_model_has_is_refused_before_room_is_made_for_it() {
+        let (_folder, target) = folder();
+        assert!(Partial::open(&target, "v1", u64::MAX, 4).is_err());
+        assert!(!beside(&target, ".incomplete").exists());
     }
 
     #[test]

@@ -172,7 +172,7 @@ async fn fetch_all(
     files: Vec<RemoteFile>,
 ) -> Result<Vec<(String, u64)>> {
     let transfer = context.transfer();
-    context.meter.expect(files.iter().filter_map(|file| file.size).sum());
+    files.iter().filter_map(|file| file.size).for_each(|size| context.meter.expect(size));
     let transfer = &transfer;
     // Equal files share a blob, which only one connection may fill: they go one after the other. So do files whose checksum
     // nobody names, since any two of them may be equal.

@@ -1,7 +1,8 @@
 //! `https://HOST/PATH.gguf`: a file from any web server.
 //!
 //! Nobody names a checksum for it, so what is held is its length and, over a resume, its entity tag or date. Its licence is in
-//! its own head, which is read before the rest is asked for.
+//! its own head, which is read before the rest is asked for. An address is taken to mean the same bytes for ever: what is in the
+//! cache is not asked for again.
 
 use std::path::Path;
 
