@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 pub struct ModelSpec {
     /// Where the checkpoint is: `hf://OWNER/NAME`, `pvc://CLAIM/PATH`, `file:///PATH` or `https://HOST/PATH`; a directory or
-    /// a `.gguf` file. A relative `file://./PATH` starts at the current directory of the process that reads the manifest, so
+    /// a `.gguf` file. One GGUF file of a hub's repository is `https://huggingface.co/OWNER/NAME/resolve/REVISION/FILE.gguf`. A relative `file://./PATH` starts at the current directory of the process that reads the manifest, so
     /// it suits local use only. Required; can not be changed afterwards: make another ModelProfile for another model.
     #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 1024)))]
     #[cfg_attr(feature = "kube", schemars(extend("x-kubernetes-validations" = [
@@ -31,11 +31,12 @@ pub struct ModelSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(range(min = 16, max = 16_777_216)))]
     pub max_context_tokens: Option<u32>,
-    /// Access token for a checkpoint that is not public. Left out: no token is sent.
+    /// Access token for a checkpoint that is not public. Left out: no token is sent. On one machine the environment variable
+    /// HF_TOKEN takes its place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_secret_ref: Option<SecretKeyRef>,
-    /// The licence that the user has accepted. Left out: none is required, and the worker's log says which one the
-    /// checkpoint declares.
+    /// The licence that the user has accepted. Left out: enough for permissive ones such as apache-2.0, mit and bsd; a
+    /// checkpoint under any other licence, or none, is refused with a sentence that says what to write here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub license: Option<License>,
 }
@@ -45,8 +46,9 @@ pub struct ModelSpec {
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct License {
-    /// Identifier that the checkpoint itself declares (`apache-2.0`, `llama3.3`), in upper or lower case. It must match,
-    /// else nothing is quantized; a checkpoint that declares none does not match. Required.
+    /// Identifier that the checkpoint itself declares (`apache-2.0`, `llama3.3`), in upper or lower case; several with
+    /// commas for a model made of others; `unknown` for a checkpoint that declares none. It must match, else nothing is
+    /// downloaded or quantized. Required.
     #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 128)))]
     pub accepted: String,
 }

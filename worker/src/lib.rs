@@ -15,12 +15,16 @@
 //! | [`server`] | one HTTP server: bounds on connections, an orderly end |
 //! | [`quality`] | what an artifact costs in quality, measured once and kept beside it |
 //! | [`metrics`] | Prometheus metrics under vLLM's names |
+//! | [`source`] | models from a hub, a web server, a volume or a path |
+//! | [`licence`] | what a model's licence asks, and whether it was accepted |
 
 pub mod admin;
 pub mod app;
 pub mod commands;
 pub mod gate;
 pub mod http;
+pub mod licence;
 pub mod metrics;
 pub mod quality;
 pub mod server;
+pub mod source;

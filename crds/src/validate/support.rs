@@ -1,6 +1,6 @@
 //! What is valid but not built yet: refused by name, never ignored silently. Whoever builds a thing removes its line here.
 
-use crate::{EngineType, FieldError, Manifest, Method, ModelUri, Strategy, WeightFormat};
+use crate::{EngineType, FieldError, Manifest, Method, Strategy, WeightFormat};
 
 /// Fields that ask for what this build does not have.
 pub fn unsupported(manifest: &Manifest) -> Vec<FieldError> {
@@ -9,15 +9,6 @@ pub fn unsupported(manifest: &Manifest) -> Vec<FieldError> {
     let mut refuse = |path: String, what: &str, instead: &str| {
         refused.push(FieldError::new(path, format!("{what} is not supported by this version; {instead}")));
     };
-    if let Ok(uri) = ModelUri::parse(&spec.model.uri)
-        && !matches!(uri, ModelUri::File(_))
-    {
-        refuse(
-            "spec.model.uri".into(),
-            &format!("the scheme {}://", uri.scheme()),
-            "download the checkpoint and write file:///PATH",
-        );
-    }
     if spec.engine.kind != EngineType::Native {
         refuse("spec.engine.type".into(), &format!("the engine {}", spec.engine.kind.as_str()), "write Native");
     }
@@ -62,6 +53,12 @@ pub fn notices(manifest: &Manifest) -> Vec<FieldError> {
         notices.push(FieldError::new(
             "spec.scaling.maxReplicas",
             "this version runs one worker; load changes its profile and not the number of workers",
+        ));
+    }
+    if !manifest.spec.cache.keep_original {
+        notices.push(FieldError::new(
+            "spec.cache.keepOriginal",
+            "this version keeps the original checkpoint: every start reads its configuration, tokenizer and checksum",
         ));
     }
     notices

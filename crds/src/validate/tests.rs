@@ -145,7 +145,6 @@ fn the_minimal_manifest_is_valid_and_has_the_documented_defaults() {
 #[case::relative_host_path(&[("cache/hostPath", json!("cache"))], "spec.cache.hostPath", "absolute")]
 #[case::size_limit(&[("cache/emptyDir", json!({"sizeLimit": "much"}))], "spec.cache.emptyDir.sizeLimit", "not a quantity")]
 // Not built yet.
-#[case::hub(&[("model/uri", json!("hf://a/b"))], "spec.model.uri", "hf:// is not supported")]
 #[case::fp16(&[("profiles/0/weights/format", json!("FP16"))], "spec.profiles[0].weights.format", "FP16 is not supported")]
 #[case::gguf_mixture(&[("profiles/0/weights/format", json!("Q5_K_M"))], "spec.profiles[0].weights.format", "Q5_K_M is not supported")]
 #[case::awq(&[("profiles/1/weights/method", json!("AWQ"))], "spec.profiles[1].weights.method", "AWQ is not supported")]
@@ -162,8 +161,6 @@ fn one_mistake_gives_one_error_at_its_field(
 }
 
 #[rstest]
-#[case(&[("model/uri", json!("pvc://models/llama"))])]
-#[case(&[("model/uri", json!("https://example.org/a.gguf"))])]
 #[case(&[("profiles/0/tensorParallel", json!(2)), ("profiles/1/tensorParallel", json!(2))])]
 #[case(&[("engine/type", json!("VLLM")), ("switching/strategy", json!("Recreate"))])]
 fn what_is_valid_but_not_built_breaks_no_rule(#[case] edits: &[(&str, Value)]) {

@@ -1,18 +1,24 @@
 //! `inspect`: what a checkpoint is, and what each format would take in memory.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
 
 use anyhow::Context;
 use clap::Args;
 use modelprofile_engine::{ModelConfig, WeightFormat, ZeroPoint, checkpoint::Checkpoint, model::Model};
 use modelprofile_kernels::{KvFormat, WeightSpec, cpu::Cpu, packed_len};
 
+use crate::licence::publishing_notes;
+
 /// Options of `inspect`.
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
-    /// A Hugging Face directory or a GGUF file.
-    #[arg(value_name = "PATH")]
-    model: PathBuf,
+    /// A Hugging Face directory, a GGUF file, or hf://OWNER/NAME, https://HOST/FILE.gguf, pvc://CLAIM/PATH.
+    #[arg(value_name = "PATH|URI")]
+    model: String,
+    #[command(flatten)]
+    fetch: super::model::Fetch,
+    #[command(flatten)]
+    cache: super::Cache,
     /// List every tensor.
     #[arg(long)]
     tensors: bool,
@@ -30,11 +36,18 @@ const FORMATS: [WeightFormat; 6] = [
 
 impl Inspect {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
+        let model = self.fetch.fetch(&self.model, &self.cache.directory())?;
+        let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         let config = checkpoint.config();
         println!("name          {}", checkpoint.name());
         println!("revision      {}", checkpoint.revision());
-        println!("licence       {}", checkpoint.licence().unwrap_or("not declared"));
+        for duties in model.licence.duties() {
+            println!("licence       {duties}");
+        }
+        match publishing_notes(&model.licence)[..] {
+            [] => println!("publishing    an artifact may be given to others with these notices"),
+            ref notes => notes.iter().for_each(|note| println!("publishing    {note}")),
+        }
         println!("architecture  {:?}", config.architecture);
         println!(
             "shape         {} layers, hidden {}, intermediate {}, {} heads, {} KV heads of {}, vocabulary {}",

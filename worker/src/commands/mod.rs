@@ -6,6 +6,7 @@ mod evaluate;
 mod export;
 mod inspect;
 mod measure;
+mod model;
 mod plan;
 mod quantize;
 mod serve;

@@ -1,6 +1,6 @@
 //! `quantize`: a checkpoint into the artifact cache, with a progress bar.
 
-use std::{path::PathBuf, time::Instant};
+use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
@@ -18,9 +18,11 @@ use crate::quality::Dataset;
 /// Options of `quantize`.
 #[derive(Debug, Args)]
 pub(super) struct Quantize {
-    /// A Hugging Face directory or a GGUF file.
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    /// A Hugging Face directory, a GGUF file, or hf://OWNER/NAME, https://HOST/FILE.gguf, pvc://CLAIM/PATH.
+    #[arg(long, value_name = "PATH|URI")]
+    model: String,
+    #[command(flatten)]
+    fetch: super::model::Fetch,
     /// BF16, FP8, INT8[:gptq|:smoothquant|:llm-int8], INT4[:g32|:g64|:g128][:symmetric|:integer|:minimum][:awq|:gptq], Q4_1,
     /// Q4_0, Q8_0; several with commas.
     #[arg(long, value_delimiter = ',', required = true, value_parser = super::parse_recipe)]
@@ -41,8 +43,9 @@ pub(super) struct Quantize {
 
 impl Quantize {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
         let cache = self.cache.directory();
+        let model = self.fetch.fetch(&self.model, &cache)?;
+        let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         let store = Store::new(&cache);
         let measure = Measure { checkpoint: &checkpoint, cache: &cache, compute: &self.compute };
         let calibration = match self.format.iter().any(|recipe| recipe.needs_calibration()) {
@@ -66,6 +69,7 @@ impl Quantize {
                 calibration.as_ref(),
                 &mut |progress| show(&bar, progress),
             )?;
+            super::model::write_cards(&cache, &[&artifact], &model, checkpoint.name());
             let (manifest, seconds) = (artifact.manifest(), start.elapsed().as_secs_f64());
             println!(
                 "{}  {} MiB  {}  {seconds:.1} s  {:.2} M parameters/s",

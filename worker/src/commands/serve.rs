@@ -2,14 +2,14 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use modelprofile_api::{License, Validated, worker::WorkerPhase};
+use modelprofile_api::{Validated, worker::WorkerPhase};
 use modelprofile_engine::{
     Method, ProfileSpec, WeightFormat, ZeroPoint,
     checkpoint::Checkpoint,
@@ -75,6 +75,8 @@ pub(super) struct Serve {
     /// it ends itself.
     #[arg(long)]
     exit_with_parent: bool,
+    #[command(flatten)]
+    volumes: super::model::Volumes,
     #[command(flatten)]
     compute: super::Compute,
     #[command(flatten)]
@@ -172,15 +174,19 @@ impl Serve {
     /// Prepares the profiles and starts the engine.
     fn load(&self, app: &App, manifest: &Validated, profiles: Vec<ProfileSpec>) -> anyhow::Result<Ready> {
         let spec = manifest.spec();
-        let path = model_path(&spec.model.uri)?;
-        let checkpoint = Checkpoint::open(&path).context("the checkpoint cannot be read")?;
-        // Before anything is written: a licence that was not accepted must leave no trace of the model.
-        check_licence(checkpoint.licence(), spec.model.license.as_ref())?;
+        let cache = self.cache.directory();
+        let say = |activity: &str| {
+            app.prepare(|state| state.profiles.iter_mut().for_each(|p| activity.clone_into(&mut p.activity)));
+        };
+        // The licence is held against what was accepted before weights are fetched or anything is quantized.
+        let model = self.volumes.fetch(&spec.model, &cache, &mut |progress| say(&progress.to_string()))?;
+        say("");
+        let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         let text = Text::load(&checkpoint)?;
         let mut calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
         calibration.truncate(super::KV_CALIBRATION_TOKENS);
         let mut config = EngineConfig {
-            cache: self.cache.directory(),
+            cache,
             start: None,
             memory_budget: manifest.memory_budget_bytes().map_or_else(default_budget, Ok)?,
             max_context_tokens: spec.model.max_context_tokens.map(|t| t as usize),
@@ -193,6 +199,7 @@ impl Serve {
         let mut backend = self.compute.backend()?;
         let progress = &mut |index, progress| app.progress(index, progress);
         let artifacts = prepare(&mut backend, &checkpoint, &config, progress)?;
+        super::model::write_cards(&config.cache, &artifacts.iter().collect::<Vec<_>>(), &model, checkpoint.name());
         let measure = Measure { checkpoint: &checkpoint, cache: &config.cache, compute: &self.compute };
         measure.ladder(app, &spec.quality, &config.profiles, &artifacts)?;
         config.start = Some(first_profile(app, self.profile.as_deref().unwrap_or(&manifest.resting_profile().name)));
@@ -233,40 +240,12 @@ fn end_of_stdin() -> std::io::Result<tokio::sync::oneshot::Receiver<()>> {
     Ok(end)
 }
 
-/// Holds the licence that was accepted against the one that the checkpoint declares, which is trimmed and lower-case.
-fn check_licence(declared: Option<&str>, accepted: Option<&License>) -> anyhow::Result<()> {
-    let Some(accepted) = accepted.map(|licence| licence.accepted.trim()) else {
-        let declared = declared.unwrap_or("none");
-        tracing::info!(declared, "spec.model.license.accepted is not set: any licence of the checkpoint will do");
-        return Ok(());
-    };
-    match declared {
-        Some(declared) if declared == accepted.to_lowercase() => Ok(()),
-        Some(declared) => bail!(
-            "the checkpoint declares the licence {declared}, but spec.model.license.accepted is {accepted}: read the \
-             checkpoint's licence and, if you accept it, write {declared} there; nothing was quantized"
-        ),
-        None => bail!(
-            "the checkpoint declares no licence, but spec.model.license.accepted is {accepted}: find out under which \
-             licence it comes and, if you accept that, take the field out; nothing was quantized"
-        ),
-    }
-}
-
 /// Three quarters of the machine's memory.
 fn default_budget() -> anyhow::Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").context("set placement.memoryBudget")?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:")).context("set placement.memoryBudget")?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("set placement.memoryBudget")?;
     Ok(kib * 1024 / 4 * 3)
-}
-
-/// The path of a `file://` URI; a relative one starts at the current directory.
-fn model_path(uri: &str) -> anyhow::Result<PathBuf> {
-    match uri.strip_prefix("file://") {
-        Some(path) if !path.is_empty() => Ok(Path::new(path).to_owned()),
-        _ => bail!("spec.model.uri: {uri} cannot be read here: use file://PATH"),
-    }
 }
 
 fn profile(profile: &modelprofile_api::Profile) -> anyhow::Result<ProfileSpec> {
@@ -302,33 +281,4 @@ fn profile(profile: &modelprofile_api::Profile) -> anyhow::Result<ProfileSpec> {
         ApiMethod::LlmInt8 => Method::LlmInt8,
     };
     Ok(ProfileSpec { name: profile.name.clone(), weights, method, kv })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(declared: Option<&str>, accepted: Option<&str>) -> Result<(), String> {
-        let accepted = accepted.map(|accepted| License { accepted: accepted.to_owned() });
-        check_licence(declared, accepted.as_ref()).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn the_accepted_licence_is_compared_without_regard_to_case_and_space() {
-        assert_eq!(check(Some("apache-2.0"), Some("apache-2.0")), Ok(()));
-        assert_eq!(check(Some("apache-2.0"), Some(" Apache-2.0 ")), Ok(()));
-    }
-
-    #[test]
-    fn without_an_accepted_licence_any_checkpoint_is_served() {
-        assert_eq!((check(Some("apache-2.0"), None), check(None, None)), (Ok(()), Ok(())));
-    }
-
-    #[test]
-    fn another_licence_or_none_is_refused_with_both_named() {
-        let error = check(Some("llama3.3"), Some("apache-2.0")).unwrap_err();
-        assert!(error.contains("declares the licence llama3.3") && error.contains("accepted is apache-2.0"), "{error}");
-        let error = check(None, Some("apache-2.0")).unwrap_err();
-        assert!(error.contains("declares no licence") && error.contains("accepted is apache-2.0"), "{error}");
-    }
 }

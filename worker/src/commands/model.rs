@@ -1,0 +1,95 @@
+//! The model of a command: fetched from where its URI or path points, held against what was accepted.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use modelprofile_api::{ModelSpec, ModelUri};
+use modelprofile_engine::artifact::Artifact;
+
+use crate::{
+    licence::{self, Licence, card},
+    source::{self, Located, Progress, Settings},
+};
+
+/// Where volumes of `pvc://` are mounted.
+#[derive(Debug, Clone, Args)]
+pub(super) struct Volumes {
+    /// Directory below which the volumes of pvc:// models are mounted, by the names of their claims.
+    #[arg(long, value_name = "DIR", default_value = "/volumes")]
+    volumes: PathBuf,
+}
+
+/// What a manifest says of its model, for commands without one.
+#[derive(Debug, Clone, Args)]
+pub(super) struct Fetch {
+    /// Commit, tag or branch of an hf:// model [default: main].
+    #[arg(long, value_name = "REVISION")]
+    revision: Option<String>,
+    /// Identifier of the licence that you have read and accepted, such as llama3.3; several with commas.
+    #[arg(long, value_name = "LICENCE", visible_alias = "accept-license")]
+    accept_licence: Option<String>,
+    #[command(flatten)]
+    volumes: Volumes,
+}
+
+impl Volumes {
+    /// Brings the model of a manifest.
+    ///
+    /// # Errors
+    /// Its licence was not accepted, or it cannot be fetched; each sentence says what to do.
+    pub(super) fn fetch(
+        &self,
+        model: &ModelSpec,
+        cache: &Path,
+        progress: &mut dyn FnMut(Progress),
+    ) -> anyhow::Result<Located> {
+        let uri = ModelUri::parse(&model.uri).map_err(|message| anyhow::anyhow!("spec.model.uri: {message}"))?;
+        let settings = Settings::new(cache, &self.volumes);
+        let accepted = model.license.as_ref().map(|licence| licence.accepted.as_str());
+        let mut consent = |licence: &Licence| {
+            licence::check(licence, accepted)?;
+            tracing::info!("licence: {}", licence.duties().join(" "));
+            Ok(())
+        };
+        Ok(source::fetch(&uri, model.revision.as_deref(), &settings, &mut consent, progress)?)
+    }
+}
+
+impl Fetch {
+    /// Brings the model of a command line, with a bar. A path is only told about: whoever types one has the file already.
+    ///
+    /// # Errors
+    /// As [`Volumes::fetch`].
+    pub(super) fn fetch(&self, model: &str, cache: &Path) -> anyhow::Result<Located> {
+        let uri = source::parse(model).map_err(|message| anyhow::anyhow!(message))?;
+        let settings = Settings::new(cache, &self.volumes.volumes);
+        let is_path = !model.contains("://");
+        let accepted = self.accept_licence.as_deref();
+        let mut consent = |licence: &Licence| {
+            if is_path && accepted.is_none() { Ok(()) } else { licence::check(licence, accepted) }
+        };
+        if matches!(uri, ModelUri::File(_)) {
+            return Ok(source::fetch(&uri, None, &settings, &mut consent, &mut |_| {})?);
+        }
+        let bar = super::progress_bar("download");
+        let located = source::fetch(&uri, self.revision.as_deref(), &settings, &mut consent, &mut |progress| {
+            bar.set_length(progress.total);
+            bar.set_position(progress.done);
+            bar.set_message(progress.activity);
+        });
+        bar.finish_and_clear();
+        Ok(located?)
+    }
+}
+
+/// Writes the card of each artifact that has none. A card that cannot be written costs no start.
+pub(super) fn write_cards(cache: &Path, artifacts: &[&Artifact], model: &Located, name: &str) {
+    // A path says nothing to others; the checkpoint's own name does.
+    let base = if model.commit.is_some() || model.label.contains("://") { &model.label } else { name };
+    for artifact in artifacts {
+        let directory = cache.join("artifacts").join(&artifact.manifest().key);
+        if let Err(error) = card::write(&directory, base, model.commit.as_deref(), &model.licence) {
+            tracing::warn!(%error, "the artifact's card could not be written");
+        }
+    }
+}

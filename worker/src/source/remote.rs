@@ -1,0 +1,252 @@
+//! `hf://OWNER/NAME`: what the repository is, its small files, the licence, and only then the weights.
+//!
+//! ```text
+//! commit pinned and complete in the cache ---------------------------> done, without network
+//! model information -> small files -> licence, of its bases too -> consent -> weights -> record -> done
+//! hub out of reach: the commit that the branch meant last, if complete -> done, with a warning
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+use futures_util::{StreamExt, stream};
+
+use super::{
+    Context, Located, Result, SourceError,
+    cache::{Place, Record, is_commit},
+    digest::Digest,
+    http::Answer,
+    hub::{self, RemoteFile, Repository},
+    retry::Retry,
+    select,
+    transfer::{Target, Transfer},
+};
+use crate::licence::{Base, Licence};
+
+/// Files at once.
+const FILES: usize = 4;
+/// Bases of a merge whose cards are looked up; more are named, and their licences count as unknown.
+const MAX_BASES: usize = 16;
+
+/// Which repository, at which revision, and which file of it when not the whole checkpoint.
+pub(super) struct Wanted<'a> {
+    pub(super) id: &'a str,
+    pub(super) revision: &'a str,
+    pub(super) file: Option<&'a str>,
+}
+
+/// Fetches a model, or finds it in the cache.
+pub(super) async fn fetch(context: &mut Context<'_, '_>, wanted: &Wanted<'_>) -> Result<Located> {
+    let place = Place::new(&context.settings.cache, wanted.id);
+    let _lock = place.lock(context.meter)?;
+    if is_commit(wanted.revision)
+        && let Some(record) = place.record(wanted.revision, wanted.file)
+    {
+        return from_cache(context, &place, &record);
+    }
+    let known = place.commit_of(wanted.revision).and_then(|commit| place.record(&commit, wanted.file));
+    let repository = match (info(context, wanted, known.is_some()).await, known) {
+        (Ok(repository), _) => repository,
+        (Err(error @ SourceError::Unreachable { .. }), Some(record)) => {
+            tracing::warn!(%error, "the hub cannot be reached: {} is taken as it was when it was fetched last, commit {}",
+                wanted.id, record.commit);
+            return from_cache(context, &place, &record);
+        }
+        (Err(error), _) => return Err(error),
+    };
+    let commit = repository.commit.clone();
+    if let Some(record) = place.record(&commit, wanted.file) {
+        place.remember(wanted.revision, &commit)?;
+        return from_cache(context, &place, &record);
+    }
+
+    let base = &context.settings.endpoint.url;
+    let small = select::small(&repository, wanted.file)?;
+    let mut files = fetch_all(context, &place, &repository, small).await?;
+    let snapshot = place.snapshot(&commit);
+    let index = fs::read(snapshot.join(select::INDEX)).ok().filter(|_| repository.file(select::INDEX).is_some());
+    let weights = select::weights(&repository, base, wanted.file, index.as_deref())?;
+
+    let bases = bases(context, &Licence::from_card(&repository.card)).await;
+    let mut licence = Licence::of_repository(&repository.card, &snapshot, &bases);
+    let only = (weights.len() == 1).then(|| weights[0].path.clone()).filter(|path| path.ends_with(".gguf"));
+    if let Some(file) = &only {
+        licence = licence.with(&gguf_licence(context, &repository, file).await?);
+    }
+    (context.consent)(&licence)?;
+
+    files.extend(fetch_all(context, &place, &repository, weights).await?);
+    let record = Record {
+        repository: wanted.id.to_owned(),
+        commit: commit.clone(),
+        file: wanted.file.map(str::to_owned),
+        files,
+        card: repository.card,
+        bases,
+    };
+    let located = locate(&place, &record, only.as_deref())?;
+    // What came must come under what was agreed to.
+    if located.licence != licence {
+        (context.consent)(&located.licence)?;
+    }
+    place.complete(&record)?;
+    place.remember(wanted.revision, &commit)?;
+    Ok(located)
+}
+
+/// Asks the hub; briefly when the cache has an answer as well.
+async fn info(context: &Context<'_, '_>, wanted: &Wanted<'_>, cached: bool) -> Result<Repository> {
+    let what = format!("{} at {}", wanted.id, wanted.revision);
+    if context.settings.endpoint.offline {
+        let reason = "HF_HUB_OFFLINE is set, and the cache does not have it".to_owned();
+        return Err(SourceError::Unreachable { what, reason, attempts: 0 });
+    }
+    context.meter.say(&format!("asking for {what}"));
+    let mut retry = context.settings.retry;
+    if cached {
+        retry = Retry { attempts: 2, longest_wait: retry.most, ..retry };
+    }
+    hub::info(context.client, &context.settings.endpoint, &retry, wanted.id, wanted.revision).await
+}
+
+fn from_cache(context: &mut Context<'_, '_>, place: &Place, record: &Record) -> Result<Located> {
+    let ggufs = record.files.iter().find(|(path, _)| path.ends_with(".gguf"));
+    let located = locate(place, record, ggufs.map(|(path, _)| path.as_str()))?;
+    (context.consent)(&located.licence)?;
+    Ok(located)
+}
+
+/// The path of a complete snapshot and the licence of all that is in it.
+fn locate(place: &Place, record: &Record, gguf: Option<&str>) -> Result<Located> {
+    let snapshot = place.snapshot(&record.commit);
+    let mut licence = Licence::of_repository(&record.card, &snapshot, &record.bases);
+    let path = gguf.map_or_else(|| snapshot.clone(), |file| snapshot.join(file));
+    if gguf.is_some() {
+        licence = licence.with(&Licence::of_path(&path).map_err(SourceError::io(&path))?);
+    }
+    Ok(Located { path, licence, label: record.repository.clone(), commit: Some(record.commit.clone()) })
+}
+
+/// The licences of the models that this one was made of, as their own cards declare them.
+async fn bases(context: &Context<'_, '_>, licence: &Licence) -> Vec<Base> {
+    let names: BTreeSet<&str> = licence.base_models().collect();
+    let mut found = Vec::with_capacity(names.len());
+    for (at, name) in names.into_iter().enumerate() {
+        let valid = at < MAX_BASES && modelprofile_api::ModelUri::parse(&format!("hf://{name}")).is_ok();
+        let settings = context.settings;
+        // What cannot be learned is not worth waiting for: the base then counts by its name alone.
+        let retry = Retry { attempts: 2, longest_wait: settings.retry.most, ..settings.retry };
+        let card = match valid {
+            true => hub::info(context.client, &settings.endpoint, &retry, name, "main").await.map(|base| base.card),
+            false => Err(SourceError::Config("no name of a repository".to_owned())),
+        };
+        let licence = match card {
+            Ok(card) => Licence::from_card(&card).declared().map(str::to_owned),
+            Err(error) => {
+                tracing::warn!(base = name, %error, "the licence of a base model could not be looked up");
+                None
+            }
+        };
+        found.push(Base { model: name.to_owned(), licence });
+    }
+    found
+}
+
+/// The licence that a GGUF file of the repository names in its head, which may be another one than its card's.
+async fn gguf_licence(context: &Context<'_, '_>, repository: &Repository, file: &str) -> Result<Licence> {
+    let endpoint = &context.settings.endpoint;
+    let what = format!("{}/{file}", repository.id);
+    let url = hub::resolve(endpoint, &repository.id, &repository.commit, file)?;
+    let judge = |answer: &Answer| hub::judge(answer, context.client, endpoint, &repository.id, &what);
+    super::web::head(context, &url, &what, &judge).await
+}
+
+/// Fetches files that are not there yet and links them into the snapshot; their names and sizes.
+async fn fetch_all(
+    context: &Context<'_, '_>,
+    place: &Place,
+    repository: &Repository,
+    files: Vec<RemoteFile>,
+) -> Result<Vec<(String, u64)>> {
+    let transfer = context.transfer();
+    files.iter().filter_map(|file| file.size).for_each(|size| context.meter.expect(size));
+    let transfer = &transfer;
+    // Equal files share a blob, which only one connection may fill: they go one after the other. So do files whose checksum
+    // nobody names, since any two of them may be equal.
+    let mut groups: BTreeMap<String, Vec<RemoteFile>> = BTreeMap::new();
+    for file in files {
+        let key = file.digest.as_ref().map_or("", Digest::hex).to_owned();
+        groups.entry(key).or_default().push(file);
+    }
+    let group = |files: Vec<RemoteFile>| async move {
+        let mut done = Vec::with_capacity(files.len());
+        for file in files {
+            done.push(fetch_one(context, transfer, place, repository, file).await?);
+        }
+        Ok::<_, SourceError>(done)
+    };
+    let mut fetched = stream::iter(groups.into_values()).map(group).buffer_unordered(FILES);
+    let mut done = Vec::new();
+    while let Some(files) = fetched.next().await {
+        done.extend(files?);
+    }
+    done.sort();
+    Ok(done)
+}
+
+async fn fetch_one(
+    context: &Context<'_, '_>,
+    transfer: &Transfer<'_, '_>,
+    place: &Place,
+    repository: &Repository,
+    file: RemoteFile,
+) -> Result<(String, u64)> {
+    let endpoint = &context.settings.endpoint;
+    let what = format!("{}/{}", repository.id, file.path);
+    let judge = |answer: &Answer| hub::judge(answer, context.client, endpoint, &repository.id, &what);
+    let mut target = Target {
+        what: what.clone(),
+        url: hub::resolve(endpoint, &repository.id, &repository.commit, &file.path)?,
+        size: file.size,
+        digest: file.digest.clone(),
+        validator: None,
+        judge: &judge,
+    };
+    if target.size.is_none() || target.digest.is_none() {
+        transfer.probe(&mut target).await?;
+        context.meter.expect(if file.size.is_none() { target.size.unwrap_or_default() } else { 0 });
+    }
+    let size = target.size.unwrap_or_default();
+    let name = match (&target.digest, &target.validator) {
+        (Some(digest), _) => digest.hex().to_owned(),
+        // A mirror that names no checksum: the tag, the commit and the path tell versions apart.
+        (None, tag) => {
+            let tag = tag.as_deref().unwrap_or_default();
+            super::digest::name_of(&format!("{}\n{}\n{tag}", repository.commit, file.path))
+        }
+    };
+    let blob = place.blob(&name)?;
+    if is_there(&blob, size) {
+        context.meter.found(size);
+    } else {
+        transfer.fetch(&mut target, &blob).await?;
+    }
+    place.link(&repository.commit, &file.path, &name)?;
+    Ok((file.path, size))
+}
+
+/// Blobs get their name after they were verified, so the length is enough to trust one.
+fn is_there(blob: &Path, size: u64) -> bool {
+    match fs::metadata(blob) {
+        Ok(found) if found.len() == size => true,
+        // Cut by something else than this program: of no use.
+        Ok(_) => {
+            let _ = fs::remove_file(blob);
+            false
+        }
+        Err(_) => false,
+    }
+}
