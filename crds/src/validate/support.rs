@@ -1,6 +1,6 @@
 //! What is valid but not built yet: refused by name, never ignored silently. Whoever builds a thing removes its line here.
 
-use crate::{EngineType, FieldError, Manifest, Method, Strategy, WeightFormat};
+use crate::{EngineType, FieldError, Manifest, Strategy, WeightFormat};
 
 /// Fields that ask for what this build does not have.
 pub fn unsupported(manifest: &Manifest) -> Vec<FieldError> {
@@ -25,14 +25,6 @@ pub fn unsupported(manifest: &Manifest) -> Vec<FieldError> {
                 "write Q8_0, Q4_1, Q4_0, INT8 or INT4; a file that holds it can be read all the same",
             ),
             _ => {}
-        }
-        if profile.weights.method != Method::RoundToNearest {
-            let method = profile.weights.method.as_str();
-            refuse(
-                format!("{at}.weights.method"),
-                &format!("the method {method}"),
-                "write RoundToNearest or leave it out",
-            );
         }
         if profile.tensor_parallel > 1 {
             refuse(format!("{at}.tensorParallel"), "more than one accelerator per worker", "write 1 or leave it out");

@@ -147,7 +147,6 @@ fn the_minimal_manifest_is_valid_and_has_the_documented_defaults() {
 // Not built yet.
 #[case::fp16(&[("profiles/0/weights/format", json!("FP16"))], "spec.profiles[0].weights.format", "FP16 is not supported")]
 #[case::gguf_mixture(&[("profiles/0/weights/format", json!("Q5_K_M"))], "spec.profiles[0].weights.format", "Q5_K_M is not supported")]
-#[case::awq(&[("profiles/1/weights/method", json!("AWQ"))], "spec.profiles[1].weights.method", "AWQ is not supported")]
 #[case::surge(&[("switching/strategy", json!("Surge"))], "spec.switching.strategy", "Surge is not supported")]
 fn one_mistake_gives_one_error_at_its_field(
     #[case] edits: &[(&str, Value)],
@@ -218,7 +217,7 @@ fn all_errors_come_at_once_whatever_found_them() {
         ("model/maxContextTokens", json!("many")),            // wrong type
         ("model/uri", json!("ftp://a/b")),                    // rule of one field
         ("profiles/1/kvCache", json!({"format": "FP8E5M2"})), // rule between fields
-        ("profiles/1/weights/method", json!("AWQ")),          // not built
+        ("profiles/1/weights/format", json!("Q5_K_M")),       // not built
         ("scaling", json!({"minReplicas": 2})),
     ]);
     let mut found = paths(&manifest);
@@ -230,7 +229,7 @@ fn all_errors_come_at_once_whatever_found_them() {
             "spec.model.uri",
             "spec.placment",
             "spec.profiles[1].kvCache.format",
-            "spec.profiles[1].weights.method",
+            "spec.profiles[1].weights.format",
             "spec.scaling.maxReplicas",
         ]
     );
