@@ -3,7 +3,7 @@
 //! ```text
 //! CACHE/artifacts/KEY/manifest.json   what is inside, with the checksum of
 //! CACHE/artifacts/KEY/packed-cpu.bin  all weights in the backend's layout, mapped at load, layer after layer
-//! CACHE/artifacts/KEY/model.safetensors, config.json   the same weights for other tools
+//! CACHE/artifacts/KEY/model.safetensors, config.json   the same weights for other tools, with the tokenizer's files
 //! CACHE/artifacts/KEY.lock            held while one process builds it
 //! ```
 //!
@@ -12,10 +12,11 @@
 //! | `build` | quantizes tensor by tensor, or layer by layer, and writes the files |
 //! | `packed` | the packed file as it grows |
 //! | `journal` | how far a build has come, for the one that goes on after a kill |
-//! | `tensors` | the interchange files, in the compressed-tensors layout |
+//! | `tensors`, `config` | the files for other tools, in the compressed-tensors layout: weights, configuration |
 //! | [`store`] | keys, lookup, locks, verification |
 
 pub(crate) mod build;
+mod config;
 mod journal;
 mod packed;
 pub mod store;
@@ -27,8 +28,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) use store::hex;
 pub use store::{Artifact, Store};
 
-/// Changes when the quantizer or the packed layout changes: old artifacts are then rebuilt under a new key.
-pub const FORMAT_VERSION: u32 = 1;
+/// Changes when the quantizer or a file's layout changes: old artifacts are then rebuilt under a new key.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Contents of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

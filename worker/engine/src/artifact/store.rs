@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Entry, FORMAT_VERSION, Manifest, Progress, build};
 use crate::{
-    EngineError, Result, WeightFormat,
+    EngineError, Method, Result, WeightFormat,
     checkpoint::Checkpoint,
     quantize::{Calibration, Pipeline, Recipe},
 };
@@ -80,7 +80,9 @@ impl Store {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Artifact> {
         recipe.validate()?;
-        if !recipe.needs_calibration() {
+        // Static scales of a checkpoint that is quantized already come with it.
+        let stored = checkpoint.quantization().is_some() && recipe.method == Method::RoundToNearest;
+        if stored || !recipe.needs_calibration() {
             return self.prepare(checkpoint, recipe.format, progress);
         }
         let calibration =
