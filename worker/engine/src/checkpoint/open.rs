@@ -196,6 +196,12 @@ impl Checkpoint {
         if let Some(stored) = self.roles.get(&role).and_then(|(name, _)| self.tensors.get(name)) {
             self.files[stored.file].map.release(stored.offset, stored.len);
         }
+        if let Some((_, module)) = self.quantized_layer(role) {
+            let parts = self.codes.range(module.clone()..).take_while(|(name, _)| name.starts_with(&module));
+            for (_, part) in parts {
+                self.files[part.file].map.release(part.offset, part.len);
+            }
+        }
     }
 
     /// The tensor of values of this name, whatever its role.
