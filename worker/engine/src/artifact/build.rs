@@ -246,6 +246,8 @@ impl<'a> Writer<'a> {
         interchange::companions(self.checkpoint, self.directory)?;
         self.packed.align(LAYER_ALIGNMENT)?;
         let (sha256, bytes, entries) = self.packed.finish()?;
+        let hash = |name: &str| Ok((name.to_owned(), store::file_sha256(&self.directory.join(name))?));
+        let files = store::HUB_FILES.into_iter().map(hash).collect::<Result<_>>()?;
         let manifest = Manifest {
             version: FORMAT_VERSION,
             key: self.key.to_owned(),
@@ -255,6 +257,7 @@ impl<'a> Writer<'a> {
             format: self.recipe.canonical(),
             sha256,
             bytes,
+            files,
             entries,
         };
         Journal::remove(self.directory, groups - 1)?;

@@ -22,6 +22,8 @@ mod packed;
 pub mod store;
 mod tensors;
 
+use std::collections::BTreeMap;
+
 use modelprofile_kernels::WeightKind;
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +53,9 @@ pub struct Manifest {
     pub sha256: String,
     /// Length of the packed file.
     pub bytes: u64,
+    /// SHA-256 of the files for other tools, which only [`store::check_files`] looks at: the engine never reads them.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
     /// Packed tensors, in file order.
     pub entries: Vec<Entry>,
 }

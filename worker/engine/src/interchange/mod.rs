@@ -71,13 +71,14 @@ struct Target {
 ///
 /// # Errors
 /// [`EngineError::Config`] when `output` is there already, the checkpoint is not quantized, or the layout cannot say what
-/// the checkpoint holds, with what can; [`EngineError::Checkpoint`] for a damaged one.
+/// the checkpoint holds, with what can; [`EngineError::Checkpoint`] and [`EngineError::Artifact`] for a damaged one.
 pub fn export(
     checkpoint: &Checkpoint,
     layout: Layout,
     output: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Exported> {
+    crate::artifact::store::check_files(checkpoint.directory())?;
     let target = plan(checkpoint, layout)?;
     let config = config_json(checkpoint, &target)?;
     if output.exists() {
