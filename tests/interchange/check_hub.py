@@ -1,14 +1,16 @@
-"""Loads a quantized checkpoint with foreign readers on the CPU and compares it with plain weights.
+"""Loads quantized checkpoints with foreign readers on the CPU and compares them with plain weights.
 
-    check_hub.py DIRECTORY [--reference DIRECTORY]
+    check_hub.py DIRECTORY [DIRECTORY ...]
+
+The directories are one checkpoint in several layouts. For each of them:
 
 1. Each linear layer is dequantized by a reader that is not ours: `compressed-tensors` for its own layout, the published
-   formulas in NumPy for AutoAWQ, GPTQ and ModelOpt.
-2. A plain FP32 model is built from those values with transformers; for `compressed-tensors` the directory itself is loaded
-   with `from_pretrained`, too. Both give the same logits on fixed tokens.
-3. With --reference, the same is done there, and both directories must hold the same weights: one checkpoint in two layouts.
+   formulas in NumPy for AutoAWQ, GPTQ and ModelOpt. All directories must hold the very same values.
+2. For `compressed-tensors`, `from_pretrained` loads the directory. With activations left in FP32, its logits are those of a
+   plain model of the same values, to 1e-4 of the largest; with activations quantized as the configuration says, the
+   divergence is printed.
 
-Prints one line of JSON. Needs torch, transformers, safetensors; compressed-tensors for its layout.
+Prints one line of JSON for each. Needs torch, transformers, safetensors, compressed-tensors.
 """
 
 import argparse
@@ -117,37 +119,50 @@ def model_of(config, values):
     return model.eval()
 
 
+def divergence(found, expected):
+    found, expected = found.log_softmax(-1), expected.log_softmax(-1)
+    return torch.nn.functional.kl_div(found, expected, log_target=True, reduction="none").sum(-1).mean().item()
+
+
+def load(directory, activations):
+    config = transformers.AutoConfig.from_pretrained(directory)
+    if not activations:
+        for group in config.quantization_config["config_groups"].values():
+            group["input_activations"] = None
+            # Kinds of the format that quantize activations, too, are the plain kind without.
+            group["format"] = None
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=torch.float32).eval()
+
+
+def check(directory, reference):
+    layout, config, values = plain(directory)
+    report = {"directory": str(directory), "layout": layout, "tensors": len(values)}
+    if layout == "compressed-tensors":
+        torch.manual_seed(0)
+        tokens = torch.randint(0, config["vocab_size"], (2, 24))
+        expected = logits(model_of(config, values), tokens)
+        found = logits(load(directory, activations=False), tokens)
+        report["worst"] = ((found - expected).abs().max() / expected.abs().max()).item()
+        if not report["worst"] <= 1e-4:
+            sys.exit(f"transformers gives other logits: {report}")
+        report["divergence"] = divergence(logits(load(directory, activations=True), tokens), expected)
+    if reference is not None:
+        if reference.keys() != values.keys():
+            sys.exit(f"{directory} holds other tensors: {reference.keys() ^ values.keys()}")
+        differing = [name for name in values if not torch.equal(values[name], reference[name])]
+        if differing:
+            sys.exit(f"{directory} holds other values: {differing}")
+    print(json.dumps(report), flush=True)
+    return values
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("directory", type=pathlib.Path)
-    parser.add_argument("--reference", type=pathlib.Path)
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    layout, config, values = plain(arguments.directory)
-    tokens = torch.randint(0, config["vocab_size"], (2, 24))
-    expected = logits(model_of(config, values), tokens)
-    report = {"layout": layout, "tensors": len(values)}
-    if layout == "compressed-tensors":
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(arguments.directory, dtype=torch.float32).eval()
-        found = logits(loaded, tokens)
-        report["kld"] = torch.nn.functional.kl_div(
-            found.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="none"
-        ).sum(-1).mean().item()
-        report["worst"] = ((found - expected).abs().max() / expected.abs().max()).item()
-        # Activations of FP8 and INT8 are quantized by the reader: the weights alone would agree to rounding.
-        activations = next(iter(config["quantization_config"]["config_groups"].values()))["input_activations"]
-        limit = 0.1 if activations else 1e-4
-        if not report["worst"] <= limit:
-            sys.exit(f"transformers gives other logits: {report}")
-    if arguments.reference:
-        _, _, reference = plain(arguments.reference)
-        if reference.keys() != values.keys():
-            sys.exit(f"other tensors than {arguments.reference}: {reference.keys() ^ values.keys()}")
-        worst = {n: (values[n] - reference[n]).abs().max().item() for n in values}
-        report["difference"] = max(worst.values())
-        if report["difference"] != 0:
-            sys.exit(f"other weights than {arguments.reference}: {max(worst, key=worst.get)} {report}")
-    print(json.dumps(report))
+    parser.add_argument("directories", type=pathlib.Path, nargs="+")
+    reference = None
+    for directory in parser.parse_args().directories:
+        values = check(directory, reference)
+        reference = values if reference is None else reference
 
 
 if __name__ == "__main__":
