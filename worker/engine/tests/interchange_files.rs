@@ -36,10 +36,13 @@ impl Files {
     }
 
     fn export(layout: Layout) -> Self {
+        let zero = if layout == Layout::ModelOpt { ZeroPoint::Symmetric } else { ZeroPoint::Integer };
+        Self::export_as(layout, WeightFormat::Int4 { group: 32, zero })
+    }
+
+    fn export_as(layout: Layout, format: WeightFormat) -> Self {
         let cache = tempfile::tempdir().unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llama3-tiny");
-        let zero = if layout == Layout::ModelOpt { ZeroPoint::Symmetric } else { ZeroPoint::Integer };
-        let format = WeightFormat::Int4 { group: 32, zero };
         let artifact =
             Store::new(cache.path()).prepare(&Checkpoint::open(&source).unwrap(), format, &mut |_| {}).unwrap();
         let own = Checkpoint::open(&cache.path().join("artifacts").join(&artifact.manifest().key)).unwrap();
@@ -230,6 +233,47 @@ fn inputs_that_the_layer_scales_are_refused() {
     files.tensors.get_mut(&name).unwrap().2[0..2].copy_from_slice(&f16::from_f32(0.5).to_le_bytes());
     let message = files.refusal();
     assert!(message.contains(&name) && message.contains("original checkpoint"), "{message}");
+}
+
+/// ModelOpt's `FP8` as it comes from the tool: scalars without dimensions, an FP8 cache with its scales.
+#[test]
+fn static_fp8_is_taken_over_with_its_scales_and_written_on() {
+    let mut files = Files::export_as(Layout::ModelOpt, WeightFormat::Fp8);
+    let one = |value: f32| (Dtype::F32, Vec::new(), value.to_le_bytes().to_vec());
+    let scales: Vec<String> = files.tensors.keys().filter(|name| name.ends_with(".weight_scale")).cloned().collect();
+    for name in scales {
+        files.tensors.insert(name.replace("weight_scale", "input_scale"), one(0.125));
+        files.tensors.insert(name, one(0.002));
+    }
+    for layer in 0..2 {
+        files.tensors.insert(format!("model.layers.{layer}.self_attn.k_proj.k_scale"), one(0.5));
+        files.tensors.insert(format!("model.layers.{layer}.self_attn.v_proj.v_scale"), one(0.25));
+    }
+    let modelopt = files.modelopt.as_mut().unwrap();
+    modelopt["quantization"]["quant_algo"] = json!("FP8");
+    modelopt["quantization"]["kv_cache_quant_algo"] = json!("FP8");
+    let directory = tempfile::tempdir().unwrap();
+    files.write(directory.path());
+
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    assert_eq!(checkpoint.quantization().unwrap().format(), Some(WeightFormat::Fp8Static));
+    assert!(checkpoint.quantization().unwrap().fp8_kv_cache);
+    let artifact = Store::new(directory.path()).prepare(&checkpoint, WeightFormat::Fp8Static, &mut |_| {}).unwrap();
+    let own = directory.path().join("artifacts").join(&artifact.manifest().key);
+    let weight = checkpoint.quantized(Role::Down(1)).unwrap().unwrap();
+    let mut row = vec![0.0; SHAPE.1];
+    artifact.weight("layers.1.down").unwrap().dequantize_row(3, &mut row).unwrap();
+    assert_eq!(row, weight.dequantize()[3 * SHAPE.1..4 * SHAPE.1]);
+    for (from, source) in [("published", &checkpoint), ("own", &Checkpoint::open(&own).unwrap())] {
+        for layout in [Layout::CompressedTensors, Layout::ModelOpt] {
+            let output = directory.path().join(format!("{from}-{}", layout.name()));
+            export(source, layout, &output, &mut |_| {}).unwrap();
+            let read = Checkpoint::open(&output).unwrap();
+            assert!(read.quantized(Role::Down(1)).unwrap().unwrap() == weight, "{from} {}", layout.name());
+            // The cache's scales are the published file's; the artifact has none.
+            assert_eq!(read.quantization().unwrap().fp8_kv_cache, from == "published", "{}", layout.name());
+        }
+    }
 }
 
 #[test]

@@ -133,7 +133,8 @@ impl StoredWeight {
                     (Fp8Scales::Tensor(scale), None) => HostWeight::Fp8 { n, k, codes, scales: vec![*scale; n] },
                     (Fp8Scales::Rows(scales), _) => HostWeight::Fp8 { n, k, codes, scales: scales.clone() },
                     (Fp8Scales::Blocks { size: [FP8_BLOCK, FP8_BLOCK], values }, _) if k.is_multiple_of(FP8_BLOCK) => {
-                        let of_row = |row: usize| values[row / FP8_BLOCK * (k / FP8_BLOCK)..].iter().take(k / FP8_BLOCK);
+                        let of_row =
+                            |row: usize| values[row / FP8_BLOCK * (k / FP8_BLOCK)..].iter().take(k / FP8_BLOCK);
                         HostWeight::Fp8Block { n, k, codes, scales: (0..n).flat_map(of_row).copied().collect() }
                     }
                     (Fp8Scales::Blocks { size: [rows, cols], .. }, _) => {

@@ -90,6 +90,22 @@ fn fp8_scales_of_a_block_and_of_a_tensor_are_each_applied_where_they_belong() {
     assert_eq!(host, HostWeight::Fp8 { n: 3, k: 4, codes, scales: vec![0.5; 3] });
 }
 
+#[test]
+fn fp8_blocks_and_static_scales_are_held_and_come_back() {
+    let codes: Vec<u8> = (0..130 * 256).map(|i| (i % 0x7f) as u8).collect();
+    let weight = |scales, input_scale| StoredWeight::Fp8 { n: 130, k: 256, codes: codes.clone(), scales, input_scale };
+    let blocks = Fp8Scales::Blocks { size: [128, 128], values: vec![1.0, 2.0, 3.0, 4.0] };
+    for stored in [weight(blocks, None), weight(Fp8Scales::Tensor(0.5), Some(0.25))] {
+        let (host, _) = stored.to_host().unwrap();
+        let mut row = vec![0.0; 256];
+        for (at, expected) in stored.dequantize().chunks_exact(256).enumerate() {
+            host.dequantize_row(at, &mut row);
+            assert_eq!(row, expected, "row {at}");
+        }
+        assert_eq!(StoredWeight::from_host(&host, ZeroPoint::Symmetric).unwrap(), stored);
+    }
+}
+
 proptest! {
     #[test]
     fn what_our_quantizer_made_survives_both_ways(
