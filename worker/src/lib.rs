@@ -7,7 +7,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`commands`] | `serve`, `quantize`, `inspect`, `bench`, `evaluate` |
+//! | [`commands`] | `serve`, `quantize`, `export`, `inspect`, `bench`, `evaluate` |
 //! | [`app`] | what all handlers share, and the life of the two servers |
 //! | [`gate`] | which profiles may serve, by their measured quality |
 //! | [`http`] | the OpenAI API |

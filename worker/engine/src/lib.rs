@@ -8,6 +8,7 @@ mod config;
 mod error;
 pub mod evaluate;
 pub mod gguf;
+pub mod interchange;
 pub mod model;
 mod profile;
 pub mod quantize;

@@ -62,6 +62,15 @@ impl WeightFormat {
         }
     }
 
+    /// The grid of group-wise weights; the other formats are symmetric.
+    pub fn zero(self) -> ZeroPoint {
+        match self {
+            Self::Int4 { zero, .. } => zero,
+            Self::Q4_1 => ZeroPoint::Minimum,
+            _ => ZeroPoint::Symmetric,
+        }
+    }
+
     /// Storage of the linear layers.
     pub fn kind(self) -> WeightKind {
         match self {

@@ -4,7 +4,14 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 use clap::Args;
-use modelprofile_engine::{ModelConfig, WeightFormat, ZeroPoint, checkpoint::Checkpoint, model::Model};
+use modelprofile_engine::{
+    ModelConfig, WeightFormat, ZeroPoint,
+    checkpoint::{
+        Checkpoint, Quantization, Role,
+        quantized::{self, Rounding},
+    },
+    model::Model,
+};
 use modelprofile_kernels::{KvFormat, WeightSpec, cpu::Cpu, packed_len};
 
 use crate::licence::publishing_notes;
@@ -63,17 +70,27 @@ impl Inspect {
         if let Some(window) = config.sliding_window {
             println!("window        {window} tokens");
         }
+        if let Some(quantization) = checkpoint.quantization() {
+            print_quantization(&checkpoint, quantization)?;
+        }
         let template = modelprofile_engine::text::Text::load(&checkpoint)?.template.is_some();
         println!("chat template {}", if template { "yes" } else { "none" });
         let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
-        let mut parameters = 0u64;
+        let parameters = checkpoint.parameters();
         for tensor in checkpoint.tensors() {
             let entry = types.entry(format!("{:?}", tensor.dtype)).or_default();
             entry.0 += 1;
             entry.1 += tensor.bytes.len() as u64;
-            parameters += (tensor.rows * tensor.cols) as u64;
             if self.tensors {
                 println!("  {:<48} {:?} [{}, {}]", tensor.name, tensor.dtype, tensor.rows, tensor.cols);
+            }
+        }
+        for (name, dtype, shape, bytes) in checkpoint.codes() {
+            let entry = types.entry(dtype.clone()).or_default();
+            entry.0 += 1;
+            entry.1 += bytes;
+            if self.tensors {
+                println!("  {name:<48} {dtype} {shape:?}");
             }
         }
         println!("parameters    {:.1} million", parameters as f64 / 1e6);
@@ -100,6 +117,30 @@ impl Inspect {
         println!("\nworkspace at 256 rows  {:>11.1} MiB", mib(Model::<Cpu>::workspace_bytes(config, 256)));
         Ok(())
     }
+}
+
+/// How the checkpoint is quantized, what takes it over, and what our scales cannot hold exactly.
+fn print_quantization(checkpoint: &Checkpoint, quantization: &Quantization) -> anyhow::Result<()> {
+    println!("quantization  {}", quantization.describe());
+    let Some(format) = quantization.format() else {
+        println!("taken over by BF16 alone, which dequantizes it");
+        return Ok(());
+    };
+    println!("taken over by {}, bit for bit; BF16 dequantizes it", quantized::written(format));
+    let mut worst = Rounding::default();
+    for role in Role::all(checkpoint.config()) {
+        match checkpoint.quantized(role)?.map(|weight| weight.to_host()) {
+            None => {}
+            Some(Ok((_, rounding))) => worst = worst.or(rounding),
+            Some(Err(error)) => {
+                println!("              not possible: {error}");
+                return Ok(());
+            }
+        }
+    }
+    let part = |error: f32| if error == 0.0 { "exact".to_owned() } else { format!("within {error:.1e}") };
+    println!("              scales {}, minima {}", part(worst.scales), part(worst.minima));
+    Ok(())
 }
 
 fn mib(bytes: u64) -> f64 {

@@ -5,10 +5,13 @@ use std::{fs::File, io::Write, path::Path};
 
 use modelprofile_kernels::{HostWeight, WeightKind};
 
-use super::{EntryKind, FORMAT_VERSION, Manifest, Progress, journal::Journal, packed::PackedWriter, store, tensors};
+use super::{
+    EntryKind, FORMAT_VERSION, Manifest, Progress, config, journal::Journal, packed::PackedWriter, store, tensors,
+};
 use crate::{
     EngineError, Result,
     checkpoint::{Checkpoint, Role},
+    interchange,
     quantize::{self, Recipe},
 };
 
@@ -91,22 +94,23 @@ pub(crate) fn build(
     mut layers: Option<&mut dyn Layers>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
-    let mut plan = tensors::TensorPlan::default();
+    quantize::admits(checkpoint, recipe)?;
+    let mut plan = tensors::TensorPlan::new(recipe.format);
     for (role, kind) in parts(checkpoint, recipe).iter().flat_map(|(_, parts)| parts).flat_map(Part::roles) {
-        let tensor = checkpoint.require(role)?;
+        let (rows, cols) = role.shape(checkpoint.config());
         match kind {
-            Some(kind) => plan.weight(&hub_name(role), stored_kind(role, kind), tensor.rows, tensor.cols),
-            None => plan.vector(&hub_name(role), tensor.rows * tensor.cols),
+            Some(kind) => plan.weight(&hub_name(role), stored_kind(role, kind), rows, cols),
+            None => plan.vector(&hub_name(role), rows * cols),
         }
     }
     let mut writer = Writer::open(directory, key, checkpoint, recipe, plan, &mut layers)?;
     let groups = parts(checkpoint, recipe);
     let count = groups.len();
-    let total = checkpoint.tensors().map(|t| t.bytes.len() as u64).sum();
+    let total = Role::all(checkpoint.config()).into_iter().map(|role| checkpoint.stored_bytes(role)).sum();
     let mut done = 0;
     for (index, (activity, parts)) in groups.into_iter().enumerate() {
         let roles = || parts.iter().flat_map(Part::roles).map(|(role, _)| role);
-        let bytes: u64 = roles().filter_map(|r| checkpoint.tensor(r)).map(|t| t.bytes.len() as u64).sum();
+        let bytes: u64 = roles().map(|role| checkpoint.stored_bytes(role)).sum();
         if index < writer.groups {
             done += bytes;
             continue;
@@ -187,18 +191,17 @@ impl<'a> Writer<'a> {
                 Part::Weight(name, roles, kind) => {
                     let mut weights: Vec<HostWeight> = Vec::with_capacity(roles.len());
                     for role in roles {
-                        let tensor = self.checkpoint.require(role)?;
                         let weight = match layer.weights.remove(&role) {
                             Some(weight) => weight,
-                            None => quantize::round_to_nearest(&tensor, self.recipe.format, kind)?,
+                            None => quantize::linear(self.checkpoint, role, self.recipe.format, kind)?,
                         };
                         if stored_kind(role, kind) == kind {
                             self.hub.weight(&weight)?;
                         } else {
-                            self.hub.bf16(&tensor)?;
+                            self.hub.bf16(&self.checkpoint.require(role)?)?;
                         }
                         weights.push(weight);
-                        done += tensor.bytes.len() as u64;
+                        done += self.checkpoint.stored_bytes(role);
                         self.checkpoint.release(role);
                         progress(done);
                     }
@@ -238,10 +241,13 @@ impl<'a> Writer<'a> {
 
     fn finish(mut self, groups: usize) -> Result<()> {
         self.hub.finish()?;
-        let config = tensors::config_json(self.checkpoint.config(), self.recipe);
+        let config = config::config_json(self.checkpoint.config(), self.recipe);
         write_json(&self.directory.join("config.json"), &config)?;
+        interchange::companions(self.checkpoint, self.directory)?;
         self.packed.align(LAYER_ALIGNMENT)?;
         let (sha256, bytes, entries) = self.packed.finish()?;
+        let hash = |name: &str| Ok((name.to_owned(), store::file_sha256(&self.directory.join(name))?));
+        let files = store::HUB_FILES.into_iter().map(hash).collect::<Result<_>>()?;
         let manifest = Manifest {
             version: FORMAT_VERSION,
             key: self.key.to_owned(),
@@ -251,6 +257,7 @@ impl<'a> Writer<'a> {
             format: self.recipe.canonical(),
             sha256,
             bytes,
+            files,
             entries,
         };
         Journal::remove(self.directory, groups - 1)?;

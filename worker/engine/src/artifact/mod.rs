@@ -3,7 +3,7 @@
 //! ```text
 //! CACHE/artifacts/KEY/manifest.json   what is inside, with the checksum of
 //! CACHE/artifacts/KEY/packed-cpu.bin  all weights in the backend's layout, mapped at load, layer after layer
-//! CACHE/artifacts/KEY/model.safetensors, config.json   the same weights for other tools
+//! CACHE/artifacts/KEY/model.safetensors, config.json   the same weights for other tools, with the tokenizer's files
 //! CACHE/artifacts/KEY.lock            held while one process builds it
 //! ```
 //!
@@ -12,14 +12,17 @@
 //! | `build` | quantizes tensor by tensor, or layer by layer, and writes the files |
 //! | `packed` | the packed file as it grows |
 //! | `journal` | how far a build has come, for the one that goes on after a kill |
-//! | `tensors` | the interchange files, in the compressed-tensors layout |
+//! | `tensors`, `config` | the files for other tools, in the compressed-tensors layout: weights, configuration |
 //! | [`store`] | keys, lookup, locks, verification |
 
 pub(crate) mod build;
+mod config;
 mod journal;
 mod packed;
 pub mod store;
 mod tensors;
+
+use std::collections::BTreeMap;
 
 use modelprofile_kernels::WeightKind;
 use serde::{Deserialize, Serialize};
@@ -27,8 +30,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) use store::hex;
 pub use store::{Artifact, Store};
 
-/// Changes when the quantizer or the packed layout changes: old artifacts are then rebuilt under a new key.
-pub const FORMAT_VERSION: u32 = 1;
+/// Changes when the quantizer or a file's layout changes: old artifacts are then rebuilt under a new key.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Contents of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +53,9 @@ pub struct Manifest {
     pub sha256: String,
     /// Length of the packed file.
     pub bytes: u64,
+    /// SHA-256 of the files for other tools, which only [`store::check_files`] looks at: the engine never reads them.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
     /// Packed tensors, in file order.
     pub entries: Vec<Entry>,
 }

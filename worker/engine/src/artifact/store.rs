@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Entry, FORMAT_VERSION, Manifest, Progress, build};
 use crate::{
-    EngineError, Result, WeightFormat,
+    EngineError, Method, Result, WeightFormat,
     checkpoint::Checkpoint,
     quantize::{Calibration, Pipeline, Recipe},
 };
@@ -21,6 +21,8 @@ use crate::{
 pub const PACKED: &str = "packed-cpu.bin";
 /// Name of the manifest.
 pub const MANIFEST: &str = "manifest.json";
+/// What other tools read of an artifact.
+pub(super) const HUB_FILES: [&str; 2] = ["config.json", "model.safetensors"];
 
 /// A cache directory of artifacts.
 #[derive(Clone, Debug)]
@@ -80,7 +82,9 @@ impl Store {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Artifact> {
         recipe.validate()?;
-        if !recipe.needs_calibration() {
+        // Static scales of a checkpoint that is quantized already come with it.
+        let stored = checkpoint.quantization().is_some() && recipe.method == Method::RoundToNearest;
+        if stored || !recipe.needs_calibration() {
             return self.prepare(checkpoint, recipe.format, progress);
         }
         let calibration =
@@ -235,8 +239,30 @@ impl Artifact {
     }
 }
 
+/// Checks the files of an artifact that other tools read against its manifest. A directory without a manifest, which is no
+/// artifact, passes.
+///
+/// # Errors
+/// [`EngineError::Artifact`] names the file that was changed.
+pub fn check_files(directory: &Path) -> Result<()> {
+    let path = directory.join(MANIFEST);
+    let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
+    let damaged = |message: String| EngineError::Artifact { path: directory.display().to_string(), message };
+    let manifest: Manifest = serde_json::from_str(&text).map_err(|e| damaged(format!("{MANIFEST}: {e}")))?;
+    for name in HUB_FILES {
+        let Some(expected) = manifest.files.get(name) else { continue };
+        let found = file_sha256(&directory.join(name))?;
+        if found != *expected {
+            return Err(damaged(format!(
+                "{name} has checksum {found}, expected {expected}; remove the directory and quantize again"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// SHA-256 of a file, read in pieces.
-fn file_sha256(path: &Path) -> Result<String> {
+pub(super) fn file_sha256(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(|e| EngineError::io(path, e))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0u8; 1 << 20];

@@ -1,21 +1,11 @@
-//! The interchange half of an artifact: `model.safetensors` and `config.json` in the `compressed-tensors` layout, so that
-//! other tools load what was quantized here. (Names and shapes: the vllm-project/compressed-tensors format description.)
+//! The half of an artifact that other tools read: `model.safetensors` in the `compressed-tensors` layout, whose tensors
+//! `checkpoint::quantized::compressed_tensors` describes. Embedding and output layer are stored in BF16, scales in FP32,
+//! which holds them exactly.
 //!
-//! | format | tensors of a linear layer `X` |
-//! |---|---|
-//! | BF16 | `X.weight` BF16 `[n, k]` |
-//! | FP8 (`float-quantized`) | `X.weight` F8_E4M3 `[n, k]`, `X.weight_scale` F32 `[n, 1]` |
-//! | FP8 with static activations | the same with F32 `[1]`, and `X.input_scale` F32 `[1]` |
-//! | FP8 in blocks | the same with F32 `[n/128, k/128]` |
-//! | INT8 (`int-quantized`) | `X.weight` I8 `[n, k]`, `X.weight_scale` F32 `[n, 1]` |
-//! | INT4 (`pack-quantized`) | `X.weight_packed` I32 `[n, k/8]`, lowest code in the lowest bits, `X.weight_scale` F32 `[n, k/group]`, `X.weight_shape` I64 `[2]`, and `X.weight_min` F32 `[n, k/group]` |
-//! | 8 bits in groups | as INT4 with `[n, k/4]` |
-//! | LLM.int8 | as INT8, zero in the outlier columns, and `X.outlier_weight` BF16 `[n, c]`, `X.outlier_columns` I32 `[c]` |
-//!
-//! `weight_min` is ours: `w = scale * code + min` with a free minimum, which integer zero points cannot say. The
-//! configuration then names the format `modelprofile-affine`, so that no reader takes it for the other; so it does with
-//! `modelprofile-llm-int8`. Embedding and
-//! output layer are stored in BF16.
+//! A grid with a free minimum (`w = s q + m`) is beyond that layout: its layers get `weight_min` instead of zero points, and
+//! the configuration names the method `modelprofile-affine`, so that no reader takes it for the other. So it
+//! does with `modelprofile-llm-int8`: INT8 with zeros in the outlier columns, `outlier_weight` BF16 `[n, c]` and
+//! `outlier_columns` I32 `[c]`.
 
 use std::{
     fs::{File, OpenOptions},
@@ -27,7 +17,11 @@ use half::bf16;
 use modelprofile_kernels::{FP8_BLOCK, HostWeight, WeightKind};
 use serde_json::{Map, Value, json};
 
-use crate::{Architecture, EngineError, ModelConfig, Result, RopeScaling, checkpoint::SourceTensor, quantize::Recipe};
+use crate::{
+    EngineError, Result, WeightFormat, ZeroPoint,
+    checkpoint::{SourceTensor, StoredWeight},
+    interchange::compressed_tensors::{self, ScaleType},
+};
 
 /// A tensor to come: name, safetensors dtype, shape.
 struct Planned {
@@ -49,7 +43,7 @@ impl Planned {
 }
 
 /// The tensors of one weight, in the order in which [`TensorWriter::weight`] writes them.
-fn planned(name: &str, kind: WeightKind, n: usize, k: usize) -> Vec<Planned> {
+fn planned(name: &str, kind: WeightKind, zero: ZeroPoint, n: usize, k: usize) -> Vec<Planned> {
     let tensor = |suffix: &str, dtype, shape: &[usize]| Planned {
         name: format!("{name}.{suffix}"),
         dtype,
@@ -57,12 +51,17 @@ fn planned(name: &str, kind: WeightKind, n: usize, k: usize) -> Vec<Planned> {
     };
     let grouped = |per_word: usize, group: u16| {
         let groups = k / usize::from(group);
-        vec![
-            tensor("weight_packed", "I32", &[n, k / per_word]),
+        let zeros = match zero {
+            ZeroPoint::Symmetric => None,
+            ZeroPoint::Integer => Some(tensor("weight_zero_point", "I32", &[n.div_ceil(per_word), groups])),
+            ZeroPoint::Minimum => Some(tensor("weight_min", "F32", &[n, groups])),
+        };
+        let codes = [
+            tensor("weight_packed", "I32", &[n, k.div_ceil(per_word)]),
             tensor("weight_scale", "F32", &[n, groups]),
-            tensor("weight_min", "F32", &[n, groups]),
             tensor("weight_shape", "I64", &[2]),
-        ]
+        ];
+        codes.into_iter().chain(zeros).collect()
     };
     match kind {
         WeightKind::Bf16 => vec![tensor("weight", "BF16", &[n, k])],
@@ -94,19 +93,27 @@ pub(super) struct TensorWriter {
     out: BufWriter<File>,
     planned: std::vec::IntoIter<Planned>,
     written: usize,
+    zero: ZeroPoint,
 }
 
 /// What a file will hold, collected first.
-#[derive(Default)]
-pub(super) struct TensorPlan(Vec<Planned>);
+pub(super) struct TensorPlan {
+    tensors: Vec<Planned>,
+    zero: ZeroPoint,
+}
 
 impl TensorPlan {
+    /// Nothing yet, of a profile whose group-wise weights are on the format's grid.
+    pub(super) fn new(format: WeightFormat) -> Self {
+        Self { tensors: Vec::new(), zero: format.zero() }
+    }
+
     pub(super) fn weight(&mut self, name: &str, kind: WeightKind, n: usize, k: usize) {
-        self.0.extend(planned(name, kind, n, k));
+        self.tensors.extend(planned(name, kind, self.zero, n, k));
     }
 
     pub(super) fn vector(&mut self, name: &str, len: usize) {
-        self.0.push(Planned { name: name.to_owned(), dtype: "F32", shape: vec![len] });
+        self.tensors.push(Planned { name: name.to_owned(), dtype: "F32", shape: vec![len] });
     }
 
     /// Writes the header. The tensors must follow in the planned order.
@@ -114,7 +121,7 @@ impl TensorPlan {
         let io = |e| EngineError::io(path, e);
         let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
         out.write_all(&self.header()).map_err(io)?;
-        Ok(TensorWriter { path: path.to_owned(), out, planned: self.0.into_iter(), written: 0 })
+        Ok(TensorWriter { path: path.to_owned(), out, planned: self.tensors.into_iter(), written: 0, zero: self.zero })
     }
 
     /// Goes on after the first `written` tensors of a file; what follows them is cut off.
@@ -127,16 +134,17 @@ impl TensorPlan {
         let header = self.header();
         let mut found = vec![0; header.len()];
         file.read_exact(&mut found).map_err(io)?;
-        let end = (header.len() + self.0.iter().take(written).map(Planned::bytes).sum::<usize>()) as u64;
-        if found != header || written > self.0.len() || file.metadata().map_err(io)?.len() < end {
+        let end = (header.len() + self.tensors.iter().take(written).map(Planned::bytes).sum::<usize>()) as u64;
+        if found != header || written > self.tensors.len() || file.metadata().map_err(io)?.len() < end {
             let message = "is not what the interrupted build had written; remove it".to_owned();
             return Err(EngineError::Artifact { path: path.display().to_string(), message });
         }
         file.set_len(end).map_err(io)?;
         file.seek(SeekFrom::Start(end)).map_err(io)?;
-        let mut planned = self.0.into_iter();
+        let mut planned = self.tensors.into_iter();
         planned.by_ref().take(written).for_each(drop);
-        Ok(TensorWriter { path: path.to_owned(), out: BufWriter::with_capacity(1 << 20, file), planned, written })
+        let (out, zero) = (BufWriter::with_capacity(1 << 20, file), self.zero);
+        Ok(TensorWriter { path: path.to_owned(), out, planned, written, zero })
     }
 
     /// Length and text of the header.
@@ -144,7 +152,7 @@ impl TensorPlan {
         let mut header = Map::new();
         header.insert("__metadata__".into(), json!({"format": "pt"}));
         let mut offset = 0usize;
-        for tensor in &self.0 {
+        for tensor in &self.tensors {
             let end = offset + tensor.bytes();
             let entry = json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, end]});
             header.insert(tensor.name.clone(), entry);
@@ -201,15 +209,14 @@ impl TensorWriter {
                 self.put(bytemuck::cast_slice(outliers))?;
                 self.put(bytemuck::cast_slice(columns))
             }
-            HostWeight::Grouped { n, k, bits, group, codes, scales, mins, row_scales } => {
-                self.put(&pack_codes(codes, *bits))?;
-                for values in [scales, mins] {
-                    let groups = k / group;
-                    let values: Vec<f32> =
-                        values.iter().enumerate().map(|(i, v)| v.to_f32() * row_scales[i / groups]).collect();
-                    self.put(bytemuck::cast_slice(&values))?;
+            HostWeight::Grouped { .. } => {
+                let damaged =
+                    |message: String| EngineError::Artifact { path: self.path.display().to_string(), message };
+                let stored = StoredWeight::from_host(weight, self.zero).map_err(damaged)?;
+                for tensor in compressed_tensors::tensors(&stored, ScaleType::F32) {
+                    self.put(&tensor.bytes)?;
                 }
-                self.put(bytemuck::cast_slice(&[*n as i64, *k as i64]))
+                Ok(())
             }
         }
     }
@@ -249,105 +256,6 @@ impl TensorWriter {
     }
 }
 
-/// Codes of 4 or 8 bits into 32-bit words, the first code in the lowest bits.
-fn pack_codes(codes: &[u8], bits: u8) -> Vec<u8> {
-    if bits == 8 {
-        return codes.to_vec();
-    }
-    codes.chunks(2).map(|pair| pair[0] | (pair.get(1).copied().unwrap_or(0) << 4)).collect()
-}
-
-/// `config.json` of the artifact, with the quantization that readers of `compressed-tensors` expect.
-pub(super) fn config_json(config: &ModelConfig, recipe: Recipe) -> Value {
-    let (architecture, model_type) = match config.architecture {
-        Architecture::Llama => ("LlamaForCausalLM", "llama"),
-        Architecture::Mistral => ("MistralForCausalLM", "mistral"),
-        Architecture::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
-        Architecture::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
-    };
-    let scaling = match &config.rope_scaling {
-        RopeScaling::None => Value::Null,
-        RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => json!({
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": low_freq_factor,
-            "high_freq_factor": high_freq_factor,
-            "original_max_position_embeddings": original_max_positions,
-        }),
-        // The factors that Llama 3's scaling resulted in; transformers has no name for them alone.
-        RopeScaling::Factors(factors) => json!({"rope_type": "factors", "factors": factors}),
-    };
-    let mut value = json!({
-        "architectures": [architecture],
-        "model_type": model_type,
-        "num_hidden_layers": config.layers,
-        "hidden_size": config.hidden,
-        "intermediate_size": config.intermediate,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab,
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.rms_epsilon,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling,
-        "sliding_window": config.sliding_window,
-        "tie_word_embeddings": config.tied_embeddings,
-        "attention_bias": config.qkv_bias,
-        "hidden_act": "silu",
-        "bos_token_id": config.bos_token,
-        "eos_token_id": config.eos_tokens,
-        "torch_dtype": "bfloat16",
-    });
-    if let (Some(quantization), Some(map)) = (quantization(recipe.kind(config.hidden)), value.as_object_mut()) {
-        map.insert("quantization_config".into(), quantization);
-    }
-    value
-}
-
-fn quantization(kind: WeightKind) -> Option<Value> {
-    let eight_bits = |kind: &str| {
-        (
-            json!({"num_bits": 8, "type": kind, "strategy": "channel", "symmetric": true, "dynamic": false}),
-            json!({"num_bits": 8, "type": kind, "strategy": "token", "symmetric": true, "dynamic": true}),
-        )
-    };
-    let grouped = |bits: u8, group: u16| {
-        let weights = json!({"num_bits": bits, "type": "int", "strategy": "group", "group_size": group,
-                             "symmetric": false, "dynamic": false});
-        (weights, Value::Null)
-    };
-    let (name, (weights, activations)) = match kind {
-        WeightKind::Bf16 => return None,
-        WeightKind::Fp8 => ("float-quantized", eight_bits("float")),
-        WeightKind::Fp8Static => ("float-quantized", {
-            let both =
-                json!({"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": true, "dynamic": false});
-            (both.clone(), both)
-        }),
-        WeightKind::Fp8Block => ("float-quantized", {
-            (
-                json!({"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [FP8_BLOCK, FP8_BLOCK],
-                       "symmetric": true, "dynamic": false}),
-                json!({"num_bits": 8, "type": "float", "strategy": "group", "group_size": FP8_BLOCK, "symmetric": true,
-                       "dynamic": true}),
-            )
-        }),
-        WeightKind::Int8 => ("int-quantized", eight_bits("int")),
-        WeightKind::Int8Outliers { .. } => ("modelprofile-llm-int8", eight_bits("int")),
-        WeightKind::Int4 { group } => ("modelprofile-affine", grouped(4, group)),
-        WeightKind::Int8Group { group } => ("modelprofile-affine", grouped(8, group)),
-    };
-    Some(json!({
-        "quant_method": if name.starts_with("modelprofile-") { name } else { "compressed-tensors" },
-        "format": name,
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": activations}},
-        "ignore": ["lm_head"],
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use modelprofile_kernels::rtn;
@@ -359,7 +267,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("model.safetensors");
         let weight = HostWeight::Fp8 { n: 2, k: 3, codes: vec![1, 2, 3, 4, 5, 6], scales: vec![0.5, 0.25] };
-        let mut plan = TensorPlan::default();
+        let mut plan = TensorPlan::new(WeightFormat::Fp8);
         plan.weight("layer", WeightKind::Fp8, 2, 3);
         plan.vector("norm.weight", 2);
         let mut writer = plan.create(&path).unwrap();
@@ -387,7 +295,7 @@ mod tests {
             symmetric(WeightKind::Int4 { group: 64 }),
             symmetric(WeightKind::Int8Group { group: 32 }),
         ];
-        let mut plan = TensorPlan::default();
+        let mut plan = TensorPlan::new(WeightFormat::Fp8);
         for (index, weight) in weights.iter().enumerate() {
             plan.weight(&index.to_string(), weight.spec().kind, n, k);
         }
@@ -410,14 +318,9 @@ mod tests {
     }
 
     #[test]
-    fn four_bit_codes_fill_words_from_the_lowest_bits() {
-        assert_eq!(pack_codes(&[1, 2, 3, 4, 5, 6, 7, 8], 4), 0x8765_4321u32.to_le_bytes());
-    }
-
-    #[test]
     fn a_tensor_of_another_size_than_planned_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
-        let mut plan = TensorPlan::default();
+        let mut plan = TensorPlan::new(WeightFormat::Fp8);
         plan.vector("norm.weight", 3);
         let mut writer = plan.create(&directory.path().join("x")).unwrap();
         assert!(writer.vector(&[1.0]).is_err());

@@ -10,6 +10,9 @@ pub(super) const CONFIG: &str = "config.json";
 /// File that says, among other things, which tokens end a generation; optional.
 pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
 
+/// `rope_type` of our own artifacts whose factors (from a GGUF file) no published scaling explains.
+pub(crate) const OWN_ROPE_FACTORS: &str = "modelprofile-factors";
+
 /// The window of a configuration that does not mention one (an explicit `null` means none).
 const DEFAULT_WINDOW: usize = 4096;
 
@@ -39,7 +42,6 @@ struct ConfigJson {
     tie_word_embeddings: Option<bool>,
     bos_token_id: Option<u32>,
     eos_token_id: Option<Tokens>,
-    quantization_config: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -132,12 +134,6 @@ fn architecture(json: &ConfigJson) -> Result<Architecture> {
 }
 
 fn refuse_unknown_parts(json: &ConfigJson, architecture: Architecture) -> Result<()> {
-    if let Some(quantization) = json.quantization_config.as_ref().filter(|q| !q.is_null()) {
-        let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("of unknown method");
-        return Err(unsupported(&format!(
-            "quantization_config ({method}); give the original checkpoint, this worker quantizes it itself"
-        )));
-    }
     if let Some(activation) = json.hidden_act.as_deref().filter(|a| *a != "silu") {
         return Err(unsupported(&format!("hidden_act {activation}; silu is supported")));
     }
@@ -217,6 +213,10 @@ fn rope(json: &ConfigJson) -> Result<(f32, RopeScaling)> {
                 // A whole number below 2^24 in every published file: exact in FP32.
                 original_max_positions: positive("original_max_position_embeddings")? as u32,
             }
+        }
+        Some(OWN_ROPE_FACTORS) => {
+            let factors = parameters.get("factors").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            RopeScaling::Factors(factors.iter().map(|factor| factor.as_f64().unwrap_or(f64::NAN) as f32).collect())
         }
         Some(other) => {
             return Err(unsupported(&format!("rotary scaling {other}; supported are default, linear and llama3")));

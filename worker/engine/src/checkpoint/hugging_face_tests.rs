@@ -62,7 +62,6 @@ fn the_sliding_window(#[case] changes: &[(&str, Value)], #[case] expected: Optio
 
 #[rstest]
 #[case("architectures", json!(["MixtralForCausalLM"]), "MixtralForCausalLM")]
-#[case("quantization_config", json!({"quant_method": "awq"}), "awq")]
 #[case("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0}), "yarn")]
 #[case("hidden_act", json!("gelu"), "gelu")]
 #[case("attention_bias", json!(true), "attention_bias")]

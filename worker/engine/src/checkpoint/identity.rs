@@ -8,9 +8,10 @@ use super::store::SourceFile;
 use crate::artifact::hex;
 
 /// Files beside the weights that change what a model answers.
-pub(super) const SIDE_FILES: [&str; 6] = [
+pub(super) const SIDE_FILES: [&str; 7] = [
     super::hugging_face::CONFIG,
     super::hugging_face::GENERATION_CONFIG,
+    super::quantized::HF_QUANT_CONFIG,
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",

@@ -14,6 +14,7 @@
 //! | `take_over` | blocks taken over exactly into our own formats |
 //! | `hugging_face`, `safetensors` | `config.json`, and the weight files of a directory |
 //! | `gguf`, `gguf_config` | the container, and the configuration in its metadata |
+//! | [`quantized`] | linear layers that a directory stores quantized: compressed-tensors, AutoAWQ, GPTQ, ModelOpt |
 //! | `roles` | names and shapes of tensors by family and container |
 //! | `identity` | name, licence, content hash |
 
@@ -23,6 +24,7 @@ pub(crate) mod gguf_config;
 mod hugging_face;
 mod identity;
 mod open;
+pub mod quantized;
 mod roles;
 mod safetensors;
 mod store;
@@ -32,7 +34,9 @@ mod tensor;
 pub mod testing;
 
 pub use gguf::{Metadata, Value};
+pub(crate) use hugging_face::OWN_ROPE_FACTORS;
 pub use open::Checkpoint;
+pub use quantized::{Quantization, StoredWeight};
 pub use tensor::{RowMap, SourceTensor};
 
 /// Element type of a stored tensor.

@@ -9,8 +9,10 @@ use std::{
 use modelprofile_kernels::MappedFile;
 
 use super::{
-    Metadata, Role, RowMap, SourceTensor, gguf, gguf_config, hugging_face, identity, safetensors,
-    store::{SourceFile, StoredTensor},
+    Metadata, Role, RowMap, SourceTensor, gguf, gguf_config, hugging_face, identity,
+    quantized::{self, Quantization, StoredWeight, parts::Tensors},
+    safetensors::{self, Weights},
+    store::{SourceFile, StoredCodes, StoredTensor},
 };
 use crate::{EngineError, ModelConfig, Result, RopeScaling};
 
@@ -22,8 +24,8 @@ const MAX_WIDTH: usize = 1 << 24;
 /// An open checkpoint: the configuration, and every tensor that it demands present and of the right shape.
 ///
 /// # Guarantees
-/// Every [`Role`] of [`Role::all`] has a tensor, its shape is the configuration's, and its bytes lie inside a mapped
-/// file. Values are checked when they are read.
+/// Every [`Role`] of [`Role::all`] has a tensor, or, in a quantized checkpoint, the tensors of a quantized layer; their
+/// shapes are the configuration's, and their bytes lie inside a mapped file. Values are checked when they are read.
 #[derive(Debug)]
 pub struct Checkpoint {
     name: String,
@@ -35,6 +37,9 @@ pub struct Checkpoint {
     /// The other files that [`Self::revision`] covers.
     side_files: Vec<SourceFile>,
     tensors: BTreeMap<String, StoredTensor>,
+    /// The codes of quantized layers.
+    codes: BTreeMap<String, StoredCodes>,
+    quantization: Option<Quantization>,
     roles: BTreeMap<Role, (String, RowMap)>,
     metadata: Option<Metadata>,
     revision: OnceLock<String>,
@@ -72,6 +77,8 @@ impl Checkpoint {
             files,
             side_files: Vec::new(),
             tensors,
+            codes: BTreeMap::new(),
+            quantization: None,
             metadata: Some(metadata),
             revision: OnceLock::new(),
         };
@@ -90,7 +97,8 @@ impl Checkpoint {
             .ok_or_else(|| EngineError::checkpoint(path.display(), format!("{} is missing", hugging_face::CONFIG)))?;
         let config = hugging_face::config(text, side(hugging_face::GENERATION_CONFIG))?;
         check_config(&config, hugging_face::CONFIG)?;
-        let (files, tensors) = safetensors::open(path)?;
+        let quantization = Quantization::parse(text, side(quantized::HF_QUANT_CONFIG), &config)?;
+        let Weights { files, tensors, codes } = safetensors::open(path)?;
         let place = |role: Role| (role, (role.hugging_face_name(), RowMap::Identity));
         let tied = config.tied_embeddings;
         let checkpoint = Self {
@@ -102,6 +110,8 @@ impl Checkpoint {
             files,
             side_files,
             tensors,
+            codes,
+            quantization,
             metadata: None,
             revision: OnceLock::new(),
         };
@@ -117,7 +127,56 @@ impl Checkpoint {
         &self.config
     }
 
-    /// The tensor of a role; `None` when a model of this configuration has none.
+    /// How the linear layers are quantized; `None` for a checkpoint of values, and for GGUF files, whose blocks are types
+    /// of single tensors.
+    pub fn quantization(&self) -> Option<&Quantization> {
+        self.quantization.as_ref()
+    }
+
+    /// The quantized weight of a role, exactly as stored; `None` where the checkpoint keeps values, which
+    /// [`Self::tensor`] gives.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] for numbers that make no sense (NaN, a group outside the layer), by tensor;
+    /// [`EngineError::Unsupported`] for inputs that the layer scales.
+    pub fn quantized(&self, role: Role) -> Result<Option<StoredWeight>> {
+        match self.quantized_layer(role) {
+            None => Ok(None),
+            Some((quantization, module)) => {
+                let (n, k) = role.shape(&self.config);
+                quantization.read(&self.all().module(&module), n, k).map(Some)
+            }
+        }
+    }
+
+    /// Bytes that a role takes in the files.
+    pub fn stored_bytes(&self, role: Role) -> u64 {
+        let (n, k) = role.shape(&self.config);
+        match self.quantized_layer(role) {
+            None => self.tensor(role).map_or(0, |tensor| tensor.bytes.len() as u64),
+            Some((quantization, module)) => {
+                quantization.parts(n, k).map_or(0, |parts| self.all().module(&module).bytes(&parts))
+            }
+        }
+    }
+
+    /// The tensors of codes in a quantized checkpoint: name, type, shape and bytes.
+    pub fn codes(&self) -> impl Iterator<Item = (&str, String, &[usize], u64)> {
+        let codes = self.codes.iter();
+        codes.map(|(name, t)| (name.as_str(), format!("{:?}", t.dtype), t.shape.as_slice(), t.len as u64))
+    }
+
+    fn all(&self) -> Tensors<'_> {
+        Tensors { files: &self.files, floats: &self.tensors, codes: &self.codes }
+    }
+
+    /// The name of a role's layer if the files hold it quantized.
+    fn quantized_layer(&self, role: Role) -> Option<(&Quantization, String)> {
+        let module = role.module().filter(|_| !self.tensors.contains_key(&role.hugging_face_name()))?;
+        Some((self.quantization.as_ref()?, module))
+    }
+
+    /// The tensor of a role; `None` when a model of this configuration has none, or the checkpoint has it quantized.
     pub fn tensor(&self, role: Role) -> Option<SourceTensor<'_>> {
         let (name, row_map) = self.roles.get(&role)?;
         let (name, stored) = self.tensors.get_key_value(name)?;
@@ -146,6 +205,18 @@ impl Checkpoint {
         {
             file.map.release(stored.offset, stored.len);
         }
+        if let Some((_, module)) = self.quantized_layer(role) {
+            let parts = self.codes.range(module.clone()..).take_while(|(name, _)| name.starts_with(&module));
+            for (_, part) in parts {
+                self.files[part.file].map.release(part.offset, part.len);
+            }
+        }
+    }
+
+    /// The tensor of values of this name, whatever its role.
+    pub(crate) fn named(&self, name: &str) -> Option<SourceTensor<'_>> {
+        let (name, stored) = self.tensors.get_key_value(name)?;
+        Some(view(&self.files, name, stored, RowMap::Identity))
     }
 
     /// All tensors of the files by name, in the file's own row order (no [`RowMap`]).
@@ -191,7 +262,11 @@ impl Checkpoint {
 
     /// Weights of the model; a tied output layer counts once.
     pub fn parameters(&self) -> u64 {
-        self.roles.keys().filter_map(|role| self.tensor(*role)).map(|tensor| tensor.elements() as u64).sum()
+        let elements = |role: &Role| {
+            let (n, k) = role.shape(&self.config);
+            (n * k) as u64
+        };
+        self.roles.keys().map(elements).sum()
     }
 
     /// Compares the files with the configuration: every role's tensor there and of its shape, and no tensor left over
@@ -199,13 +274,18 @@ impl Checkpoint {
     fn check_tensors(&self, place: &str, needless: impl Fn(&str) -> bool) -> Result<()> {
         let mut used = BTreeSet::new();
         for (role, (name, _)) in &self.roles {
+            let (rows, cols) = role.shape(&self.config);
+            if let Some((quantization, module)) = self.quantized_layer(*role) {
+                let parts = quantization.parts(rows, cols).map_err(|e| EngineError::checkpoint(&module, e))?;
+                used.extend(self.all().module(&module).check(&parts)?);
+                continue;
+            }
             let Some(stored) = self.tensors.get(name) else {
                 return Err(EngineError::checkpoint(
                     place,
                     format!("tensor {name} is missing; the checkpoint is incomplete"),
                 ));
             };
-            let (rows, cols) = role.shape(&self.config);
             let vector = rows == 1 && stored.shape == [cols];
             if !vector && stored.shape != [rows, cols] {
                 return Err(EngineError::checkpoint(
@@ -216,18 +296,43 @@ impl Checkpoint {
                     ),
                 ));
             }
-            used.insert(name.as_str());
+            used.insert(name.clone());
         }
         // A tensor that no part of the model reads would change its result: say so instead of answering wrongly.
-        match self.tensors.keys().find(|name| !used.contains(name.as_str()) && !needless(name)) {
+        let left_over = |name: &&String| !used.contains(*name) && !needless(name) && !self.without_effect(name);
+        match self.tensors.keys().chain(self.codes.keys()).find(left_over) {
             None => Ok(()),
+            Some(name) if self.quantization.is_none() && self.codes.contains_key(name) => {
+                Err(EngineError::Unsupported(format!(
+                    "{place}: tensor {name} is {:?}, but config.json has no quantization_config; directories are read with \
+                     F32, F16 and BF16",
+                    self.codes[name].dtype
+                )))
+            }
             Some(name) => Err(EngineError::Unsupported(format!(
                 "{place}: tensor {name} has no place in {:?} models",
                 self.config.architecture
             ))),
         }
     }
+
+    /// Tensors of a quantized checkpoint that change no result: scales of the KV cache, and the biases of zeros that old
+    /// GPTQ tools write for layers that have none.
+    fn without_effect(&self, name: &str) -> bool {
+        if self.quantization.is_none() {
+            return false;
+        }
+        let zeros = |stored: &StoredTensor| {
+            let bytes = &self.files[stored.file].map[stored.offset..stored.offset + stored.len];
+            bytes.iter().all(|byte| *byte == 0)
+        };
+        CACHE_SCALES.iter().any(|suffix| name.ends_with(suffix))
+            || (name.ends_with(".bias") && self.tensors.get(name).is_some_and(zeros))
+    }
 }
+
+/// Suffixes of the scales of a quantized KV cache and of outputs, which this worker calibrates itself.
+const CACHE_SCALES: [&str; 5] = [".k_scale", ".v_scale", ".kv_scale", ".output_scale", ".q_scale"];
 
 /// Divisors of the rotary frequencies in GGUF files of Llama 3.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
@@ -279,7 +384,8 @@ fn check_config(config: &ModelConfig, file: &str) -> Result<()> {
             wrong(format!("the rotary scaling factor is {factor}"))
         }
         RopeScaling::Factors(factors)
-            if factors.len() != config.head_dim / 2 || factors.iter().any(|factor| *factor <= 0.0) =>
+            if factors.len() != config.head_dim / 2
+                || factors.iter().any(|factor| !(factor.is_finite() && *factor > 0.0)) =>
         {
             wrong(format!("{ROPE_FACTORS} does not hold {} positive factors", config.head_dim / 2))
         }

@@ -67,6 +67,22 @@ impl Role {
         format!("model.layers.{layer}.{name}")
     }
 
+    /// The linear layer in a Hugging Face checkpoint whose weight this is, which may be stored quantized: the name
+    /// without `.weight`. `None` for norms, biases and the embedding.
+    pub fn module(self) -> Option<String> {
+        match self {
+            Self::Output
+            | Self::Query(_)
+            | Self::Key(_)
+            | Self::Value(_)
+            | Self::AttentionOutput(_)
+            | Self::Gate(_)
+            | Self::Up(_)
+            | Self::Down(_) => self.hugging_face_name().strip_suffix(".weight").map(str::to_owned),
+            _ => None,
+        }
+    }
+
     /// Name in a GGUF file.
     pub fn gguf_name(self) -> String {
         let (layer, name) = match self {

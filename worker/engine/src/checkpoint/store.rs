@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use modelprofile_kernels::MappedFile;
+use safetensors::Dtype;
 
 use super::SourceDtype;
 
@@ -22,6 +23,21 @@ pub(super) struct StoredTensor {
     pub(super) file: usize,
     /// Element type.
     pub(super) dtype: SourceDtype,
+    /// Dimensions, slowest first; not empty.
+    pub(super) shape: Vec<usize>,
+    /// First byte in the file.
+    pub(super) offset: usize,
+    /// Bytes.
+    pub(super) len: usize,
+}
+
+/// A tensor of a type that holds codes, not values: part of a quantized layer. `offset + len` is inside the file.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct StoredCodes {
+    /// Index of the file.
+    pub(super) file: usize,
+    /// Element type.
+    pub(super) dtype: Dtype,
     /// Dimensions, slowest first; not empty.
     pub(super) shape: Vec<usize>,
     /// First byte in the file.

@@ -11,6 +11,8 @@
 //! | `grid` | what GPTQ and AWQ round to |
 //! | `importance` | how much each input column matters, for GGUF's quantizers |
 //! | `dense`, `threads` | a layer's weights in FP32; rows shared out to threads |
+//!
+//! A checkpoint that is quantized already is [taken over](linear) or refused: its codes are never rounded a second time.
 
 mod awq;
 mod dense;
@@ -28,6 +30,7 @@ mod smoothquant;
 mod statistics;
 mod threads;
 
+use half::bf16;
 use modelprofile_kernels::{FP8_BLOCK, HostWeight, WeightKind, rtn};
 
 pub use importance::importance;
@@ -35,12 +38,79 @@ pub(crate) use pipeline::{Pipeline, QuantizedLayer};
 pub use recipe::{Calibration, DEFAULT_CALIBRATION_TOKENS, Recipe};
 
 use crate::{
-    EngineError, Result, WeightFormat, ZeroPoint,
-    checkpoint::{SourceDtype, SourceTensor},
+    EngineError, Method, Result, WeightFormat, ZeroPoint,
+    checkpoint::{Checkpoint, Role, SourceDtype, SourceTensor, quantized::written},
 };
 
 /// Values that are in memory in FP32 at once.
 const CHUNK: usize = 1 << 22;
+
+/// Checks that a recipe can be made of a checkpoint without rounding quantized weights again: it holds values, or the
+/// format is its own and no method is to choose its codes, or BF16, which dequantizes it as the reference of an evaluation.
+///
+/// # Errors
+/// [`EngineError::Config`] with the checkpoint's format and what to write instead.
+pub fn admits(checkpoint: &Checkpoint, recipe: Recipe) -> Result<()> {
+    let Some(quantization) = checkpoint.quantization() else { return Ok(()) };
+    let format = recipe.format;
+    if format == WeightFormat::Bf16 {
+        return Ok(());
+    }
+    let refuse = |reason: String, instead: &str| {
+        Err(EngineError::Config(format!(
+            "{}: the checkpoint is quantized ({}) and {reason}; it is not quantized again. Write {instead}, or give the \
+             original checkpoint",
+            checkpoint.name(),
+            quantization.describe()
+        )))
+    };
+    let Some(own) = quantization.format() else {
+        return refuse("no format of this build holds it".into(), "BF16, which dequantizes it");
+    };
+    if recipe.method != Method::RoundToNearest {
+        let instead = format!("{} without a method", written(own));
+        return refuse(format!("{} would choose other codes", recipe.method.canonical()), &instead);
+    }
+    let kept = Role::all(checkpoint.config()).into_iter().find(|role| {
+        // The embedding and the output layer have their own storage in every profile.
+        *role != Role::Output && role.module().is_some() && checkpoint.tensor(*role).is_some()
+    });
+    if let Some(module) = kept.and_then(Role::module) {
+        return refuse(format!("keeps {module} in 16 bits"), "BF16, which dequantizes it");
+    }
+    if checkpoint.config().tied_embeddings || checkpoint.tensor(Role::Output).is_some() {
+        return if format == own {
+            Ok(())
+        } else {
+            let instead = format!("{}, which takes it over bit for bit", written(own));
+            refuse(format!("is not in the profile's format {}", written(format)), &instead)
+        };
+    }
+    refuse("its output layer is quantized, too".into(), "BF16, which dequantizes it")
+}
+
+/// A linear weight or embedding in the given storage: taken over from a quantized checkpoint whose own format it is,
+/// dequantized for BF16, else rounded to nearest.
+///
+/// # Errors
+/// As [`admits`], [`Checkpoint::quantized`] and [`round_to_nearest`].
+pub fn linear(checkpoint: &Checkpoint, role: Role, format: WeightFormat, kind: WeightKind) -> Result<HostWeight> {
+    let Some(stored) = checkpoint.quantized(role)? else {
+        return round_to_nearest(&checkpoint.require(role)?, format, kind);
+    };
+    if kind == WeightKind::Bf16 {
+        let (n, k) = role.shape(checkpoint.config());
+        let values = stored.dequantize().into_iter().map(bf16::from_f32).collect();
+        return Ok(HostWeight::Bf16 { n, k, values });
+    }
+    admits(checkpoint, format.into())?;
+    let (weight, _) = stored.to_host()?;
+    if weight.spec().kind == kind {
+        return Ok(weight);
+    }
+    // A group narrower than the profile's: the checkpoint's formats differ between layers.
+    Err(EngineError::Config(format!("{role:?} is stored as {:?}, the profile wants {kind:?}", weight.spec().kind)))
+}
 
 /// A tensor in the given storage, each weight rounded to the nearest code. Blocks that the checkpoint already stores in
 /// that very format are taken over without change.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::{Value, json};
+
 use super::{ChatTemplate, GgufVocab, Tokenizer};
 use crate::checkpoint::{Checkpoint, Metadata};
 use crate::{EngineError, Result};
@@ -41,6 +43,26 @@ impl Text {
         };
         Ok(Self { tokenizer: Arc::new(Tokenizer::from_gguf(&vocab, "GGUF metadata")?), template })
     }
+}
+
+/// `tokenizer.json` and `tokenizer_config.json` of a GGUF file's vocabulary and chat template, as transformers reads them;
+/// nothing for a directory, which has them.
+///
+/// # Errors
+/// As [`Tokenizer::from_gguf`].
+pub fn tokenizer_files(checkpoint: &Checkpoint) -> Result<Vec<(&'static str, Value)>> {
+    let Some(metadata) = checkpoint.gguf_metadata() else { return Ok(Vec::new()) };
+    let vocab = vocab(metadata)?;
+    let token = |id: Option<u32>| vocab.tokens.get(id? as usize).cloned();
+    let config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": token(vocab.bos),
+        "eos_token": token(vocab.eos),
+        "clean_up_tokenization_spaces": false,
+        "model_max_length": checkpoint.config().max_positions,
+        "chat_template": metadata.text(TEMPLATE),
+    });
+    Ok(vec![("tokenizer.json", vocab.to_tokenizer_json("GGUF metadata")?), ("tokenizer_config.json", config)])
 }
 
 /// The vocabulary in a GGUF file's metadata.

@@ -22,7 +22,7 @@ pub mod template;
 pub mod tokenizer;
 
 pub use gguf_vocab::GgufVocab;
-pub use load::Text;
+pub use load::{Text, tokenizer_files};
 pub use stop::{StopMatcher, StopOutcome};
 pub use stream::StreamDecoder;
 pub use template::ChatTemplate;

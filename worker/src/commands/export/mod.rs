@@ -1,6 +1,7 @@
 //! `export`: a checkpoint in the formats that other engines read.
 
 mod gguf;
+mod hub;
 
 use clap::{Args, Subcommand};
 
@@ -15,12 +16,15 @@ pub(super) struct Export {
 enum Format {
     /// One GGUF file, for llama.cpp and what is built on it.
     Gguf(gguf::Gguf),
+    /// A directory of safetensors, for vLLM, transformers, TensorRT-LLM and what else reads hub checkpoints.
+    Hub(hub::Hub),
 }
 
 impl Export {
     pub(super) fn run(self) -> anyhow::Result<()> {
         match self.format {
             Format::Gguf(command) => command.run(),
+            Format::Hub(command) => command.run(),
         }
     }
 }

@@ -1,0 +1,203 @@
+//! Quantized checkpoints in every layout: written from our artifacts, opened again, and taken over bit for bit.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the test's result")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use modelprofile_engine::{
+    WeightFormat, ZeroPoint,
+    artifact::Store,
+    checkpoint::{
+        Checkpoint, Role, SourceDtype, StoredWeight,
+        quantized::{Layout, Zeros},
+    },
+    evaluate::Evaluator,
+    interchange::export,
+    model::ProfileWeights,
+};
+use modelprofile_kernels::KvFormat;
+use rstest::rstest;
+use serde_json::Value;
+
+const SYMMETRIC: WeightFormat = WeightFormat::Int4 { group: 32, zero: ZeroPoint::Symmetric };
+const INTEGER: WeightFormat = WeightFormat::Int4 { group: 32, zero: ZeroPoint::Integer };
+const MINIMUM: WeightFormat = WeightFormat::Int4 { group: 32, zero: ZeroPoint::Minimum };
+
+fn source(name: &str) -> Checkpoint {
+    Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)).unwrap()
+}
+
+/// The directory of the artifact of a checkpoint in a format.
+fn artifact(checkpoint: &Checkpoint, format: WeightFormat, cache: &Path) -> PathBuf {
+    let artifact = Store::new(cache).prepare(checkpoint, format, &mut |_| {}).unwrap();
+    cache.join("artifacts").join(&artifact.manifest().key)
+}
+
+fn logits(checkpoint: &Checkpoint, format: WeightFormat, cache: &Path) -> Vec<f32> {
+    let artifact = Store::new(cache).prepare(checkpoint, format, &mut |_| {}).unwrap();
+    let mut evaluator = Evaluator::new(support::cpu(), checkpoint.config(), KvFormat::Bf16, 32).unwrap();
+    let weights = ProfileWeights::load(evaluator.backend(), checkpoint.config(), &artifact).unwrap();
+    evaluator.logits(&weights, &(1..20).collect::<Vec<u32>>()).unwrap()
+}
+
+/// The quantized weights of a checkpoint by role. A grid with integer zero points that are all 8 is called symmetric, as
+/// AutoAWQ cannot tell the two apart.
+fn stored(checkpoint: &Checkpoint) -> Vec<(Role, StoredWeight)> {
+    let weight = |role: Role| {
+        let mut weight = checkpoint.quantized(role).unwrap()?;
+        if let StoredWeight::Grouped(affine) = &mut weight
+            && matches!(&affine.zeros, Zeros::Integer(zeros) if zeros.iter().all(|z| *z == 8))
+        {
+            affine.zeros = Zeros::Middle;
+        }
+        Some((role, weight))
+    };
+    Role::all(checkpoint.config()).into_iter().filter_map(weight).collect()
+}
+
+fn config(directory: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(directory.join("config.json")).unwrap()).unwrap()
+}
+
+#[rstest]
+#[case::fp8("qwen2-tiny", WeightFormat::Fp8, &[Layout::CompressedTensors, Layout::ModelOpt])]
+#[case::int8("mistral-tiny", WeightFormat::Int8, &[Layout::CompressedTensors])]
+#[case::symmetric("llama3-tiny", SYMMETRIC, &[Layout::CompressedTensors, Layout::Gptq, Layout::AutoAwq, Layout::ModelOpt])]
+#[case::integer("qwen3-tiny", INTEGER, &[Layout::CompressedTensors, Layout::AutoAwq, Layout::Gptq])]
+#[case::eight_bits("llama3-tiny", WeightFormat::Q8_0, &[Layout::CompressedTensors, Layout::Gptq])]
+fn every_layout_gives_back_the_artifacts_codes_and_logits(
+    #[case] name: &str,
+    #[case] format: WeightFormat,
+    #[case] layouts: &[Layout],
+) {
+    let cache = tempfile::tempdir().unwrap();
+    let original = source(name);
+    let own = Checkpoint::open(&artifact(&original, format, cache.path())).unwrap();
+    let expected = logits(&own, format, cache.path());
+    // Files for other tools have the embedding in BF16: the same model wherever the source has it so, too.
+    if original.require(Role::Embedding).unwrap().dtype == SourceDtype::Bf16 {
+        assert!(logits(&original, format, cache.path()) == expected, "{name}: the artifact gives other logits");
+    }
+    assert_eq!(own.quantization().unwrap().format(), Some(format));
+    let weights = stored(&own);
+    assert_eq!(weights.len(), 7 * original.config().layers);
+
+    // From the artifact into each layout, and from the first layout into each.
+    let first = cache.path().join("first");
+    export(&own, layouts[0], &first, &mut |_| {}).unwrap();
+    for (from, source) in [("own", &own), ("first", &Checkpoint::open(&first).unwrap())] {
+        for layout in layouts {
+            let output = cache.path().join(format!("{from}-{}", layout.name()));
+            export(source, *layout, &output, &mut |_| {}).unwrap();
+            let read = Checkpoint::open(&output).unwrap();
+            assert_eq!(read.quantization().unwrap().layout, *layout);
+            assert!(stored(&read) == weights, "{name} {} from {from}: codes or scales changed", layout.name());
+            let own_format = read.quantization().unwrap().format().unwrap();
+            assert_eq!(own_format.kind(), format.kind());
+            // AutoAWQ's zero points make the format another one, which has another grid for the embedding.
+            if own_format == format {
+                let found = logits(&read, own_format, cache.path());
+                assert!(found == expected, "{name} {} from {from}: other logits", layout.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn an_artifact_with_a_free_minimum_is_read_back_and_refused_elsewhere() {
+    let cache = tempfile::tempdir().unwrap();
+    let original = source("llama3-tiny");
+    let directory = artifact(&original, MINIMUM, cache.path());
+    assert_eq!(config(&directory)["quantization_config"]["quant_method"], "modelprofile-affine");
+    let own = Checkpoint::open(&directory).unwrap();
+    assert_eq!(own.quantization().unwrap().format(), Some(MINIMUM));
+    assert!(logits(&own, MINIMUM, cache.path()) == logits(&original, MINIMUM, cache.path()));
+    for layout in [Layout::CompressedTensors, Layout::AutoAwq, Layout::Gptq, Layout::ModelOpt] {
+        let error = export(&own, layout, &cache.path().join("x"), &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("free minimum") && error.contains("`integer`"), "{error}");
+        assert!(!cache.path().join("x").exists());
+    }
+}
+
+#[test]
+fn a_quantized_checkpoint_is_never_quantized_again() {
+    let cache = tempfile::tempdir().unwrap();
+    let own = Checkpoint::open(&artifact(&source("llama3-tiny"), INTEGER, cache.path())).unwrap();
+    for format in [WeightFormat::Fp8, WeightFormat::Int8, SYMMETRIC, MINIMUM, WeightFormat::Q4_1] {
+        let error = Store::new(cache.path()).prepare(&own, format, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("not quantized again") && error.contains("INT4:g32:integer"), "{error}");
+    }
+}
+
+#[test]
+fn bf16_is_the_dequantized_checkpoint() {
+    let cache = tempfile::tempdir().unwrap();
+    let original = source("llama3-tiny");
+    let own = Checkpoint::open(&artifact(&original, INTEGER, cache.path())).unwrap();
+    let artifact = Store::new(cache.path()).prepare(&own, WeightFormat::Bf16, &mut |_| {}).unwrap();
+    let packed = artifact.weight("layers.0.down").unwrap();
+    let expected = own.quantized(Role::Down(0)).unwrap().unwrap().dequantize();
+    let mut row = vec![0.0; packed.spec.k];
+    for (at, expected) in expected.chunks_exact(packed.spec.k).enumerate() {
+        packed.dequantize_row(at, &mut row).unwrap();
+        let rounded = expected.iter().map(|v| half::bf16::from_f32(*v).to_f32());
+        assert!(row.iter().copied().eq(rounded), "row {at}");
+    }
+}
+
+#[rstest]
+#[case(WeightFormat::Fp8, Layout::AutoAwq, "compressed-tensors")]
+#[case(WeightFormat::Fp8, Layout::Gptq, "compressed-tensors")]
+#[case(WeightFormat::Int8, Layout::ModelOpt, "compressed-tensors")]
+#[case(INTEGER, Layout::ModelOpt, "compressed-tensors")]
+#[case(WeightFormat::Bf16, Layout::CompressedTensors, "modelprofile-worker quantize")]
+fn what_a_layout_cannot_say_is_refused_with_what_can(
+    #[case] format: WeightFormat,
+    #[case] layout: Layout,
+    #[case] instead: &str,
+) {
+    let cache = tempfile::tempdir().unwrap();
+    let own = Checkpoint::open(&artifact(&source("llama3-tiny"), format, cache.path())).unwrap();
+    let error = export(&own, layout, &cache.path().join("x"), &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains(instead), "{error}");
+}
+
+#[test]
+fn the_files_beside_the_weights_come_along() {
+    let cache = tempfile::tempdir().unwrap();
+    let copy = cache.path().join("source");
+    std::fs::create_dir(&copy).unwrap();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llama3-tiny");
+    for name in ["config.json", "generation_config.json", "model.safetensors"] {
+        std::fs::copy(data.join(name), copy.join(name)).unwrap();
+    }
+    for name in ["tokenizer.json", "chat_template.jinja", "README.md"] {
+        std::fs::write(copy.join(name), name).unwrap();
+    }
+    let own = artifact(&Checkpoint::open(&copy).unwrap(), SYMMETRIC, cache.path());
+    let output = cache.path().join("awq");
+    export(&Checkpoint::open(&own).unwrap(), Layout::AutoAwq, &output, &mut |_| {}).unwrap();
+    for directory in [&own, &output] {
+        for name in ["tokenizer.json", "chat_template.jinja", "README.md"] {
+            assert_eq!(std::fs::read_to_string(directory.join(name)).unwrap(), name);
+        }
+        assert!(directory.join("generation_config.json").is_file());
+    }
+    // An existing directory is left alone.
+    let error = export(&Checkpoint::open(&own).unwrap(), Layout::Gptq, &output, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("exists"), "{error}");
+}
+
+#[test]
+fn an_artifact_whose_weights_were_changed_is_not_exported() {
+    let cache = tempfile::tempdir().unwrap();
+    let own = artifact(&source("llama3-tiny"), SYMMETRIC, cache.path());
+    let path = own.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let error = export(&Checkpoint::open(&own).unwrap(), Layout::Gptq, &cache.path().join("x"), &mut |_| {});
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("model.safetensors has checksum"), "{error}");
+}

@@ -1,0 +1,67 @@
+//! `export hub`: a quantized checkpoint in the layout that another engine reads.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use modelprofile_engine::{
+    checkpoint::{Checkpoint, quantized},
+    interchange,
+};
+
+/// Options of `export hub`.
+#[derive(Debug, Args)]
+pub(super) struct Hub {
+    /// The directory of an artifact (`quantize` prints its key) or of a quantized checkpoint.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The layout to write.
+    #[arg(long, value_enum)]
+    layout: Layout,
+    /// A directory that does not exist yet.
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+}
+
+/// The layouts that can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Layout {
+    /// vLLM, transformers: FP8, INT8, INT4.
+    CompressedTensors,
+    /// AutoAWQ, version GEMM: INT4.
+    Autoawq,
+    /// GPTQModel, AutoGPTQ: INT4 and INT8 in groups.
+    Gptq,
+    /// TensorRT-LLM: FP8 and symmetric INT4.
+    Modelopt,
+}
+
+impl From<Layout> for quantized::Layout {
+    fn from(layout: Layout) -> Self {
+        match layout {
+            Layout::CompressedTensors => Self::CompressedTensors,
+            Layout::Autoawq => Self::AutoAwq,
+            Layout::Gptq => Self::Gptq,
+            Layout::Modelopt => Self::ModelOpt,
+        }
+    }
+}
+
+impl Hub {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
+        let layout = quantized::Layout::from(self.layout);
+        let bar = super::super::progress_bar(layout.name());
+        let exported = interchange::export(&checkpoint, layout, &self.output, &mut |progress| {
+            bar.set_length(progress.total);
+            bar.set_position(progress.done);
+            bar.set_message(progress.activity);
+        })?;
+        bar.finish_and_clear();
+        for note in exported.notes {
+            println!("note: {note}");
+        }
+        println!("{}  {} MiB  {}", layout.name(), exported.bytes >> 20, self.output.display());
+        Ok(())
+    }
+}
