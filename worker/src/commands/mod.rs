@@ -48,8 +48,6 @@ enum Command {
     Export(export::Export),
     /// Score a text: perplexity of each format and its divergence from BF16.
     Evaluate(evaluate::Evaluate),
-    /// Write a checkpoint in a format that other engines read.
-    Export(export::Export),
 }
 
 impl Cli {
@@ -63,7 +61,6 @@ impl Cli {
             Command::Quantize(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Bench(command) => command.run(),
-            Command::Export(command) => command.run(),
             Command::Evaluate(command) => command.run(),
             Command::Export(command) => command.run(),
         }

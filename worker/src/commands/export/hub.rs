@@ -5,16 +5,31 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use modelprofile_engine::{
+    artifact::Store,
     checkpoint::{Checkpoint, quantized},
     interchange,
+    quantize::Recipe,
+    text::Text,
 };
+
+use crate::commands::{Cache, Compute, calibration::Calibration, parse_recipe, progress_bar};
 
 /// Options of `export hub`.
 #[derive(Debug, Args)]
 pub(super) struct Hub {
-    /// The directory of an artifact (`quantize` prints its key) or of a quantized checkpoint.
-    #[arg(long, value_name = "DIR")]
+    /// The directory of an artifact (`quantize` prints its key) or of a quantized checkpoint; with `--format` an original
+    /// checkpoint, which is quantized into the cache first.
+    #[arg(long, value_name = "PATH")]
     model: PathBuf,
+    /// What to make of an original checkpoint, as `quantize` takes it: FP8, INT8:smoothquant, INT4:g128:integer:awq, ...
+    #[arg(long, value_parser = parse_recipe)]
+    format: Option<Recipe>,
+    #[command(flatten)]
+    calibration: Calibration,
+    #[command(flatten)]
+    compute: Compute,
+    #[command(flatten)]
+    cache: Cache,
     /// The layout to write.
     #[arg(long, value_enum)]
     layout: Layout,
@@ -49,9 +64,28 @@ impl From<Layout> for quantized::Layout {
 
 impl Hub {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
         let layout = quantized::Layout::from(self.layout);
-        let bar = super::super::progress_bar(layout.name());
+        let bar = progress_bar(layout.name());
+        let mut checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
+        if let Some(recipe) = self.format {
+            let calibration = match recipe.needs_calibration() {
+                true => Some(self.calibration.sequences(&Text::load(&checkpoint)?.tokenizer)?),
+                false => None,
+            };
+            let artifact = Store::new(&self.cache.directory()).prepare_calibrated(
+                &mut self.compute.backend()?,
+                self.compute.threads(),
+                &checkpoint,
+                recipe,
+                calibration.as_ref(),
+                &mut |progress| {
+                    bar.set_length(progress.total);
+                    bar.set_position(progress.done);
+                    bar.set_message(progress.activity);
+                },
+            )?;
+            checkpoint = Checkpoint::open(artifact.directory())?;
+        }
         let exported = interchange::export(&checkpoint, layout, &self.output, &mut |progress| {
             bar.set_length(progress.total);
             bar.set_position(progress.done);
