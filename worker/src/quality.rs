@@ -155,7 +155,9 @@ pub fn measure_or_load<B: Backend>(
         progress(Progress { done: done as u64, total: total as u64, activity });
     })?;
     // The artifact stays mapped by whoever goes on to serve it, and what was read of it would count against its budget.
-    profiles.iter().for_each(|weights| weights.release(evaluator.backend()));
+    for weights in profiles {
+        weights.release(evaluator.backend());
+    }
     let score = scores.last().context("no profile was scored")?;
     let quality = measured(&score.comparison(), dataset);
     store(artifact.directory(), &quality)?;

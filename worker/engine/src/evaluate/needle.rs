@@ -104,9 +104,14 @@ mod tests {
     }
 
     fn text() -> String {
-        (0..50)
-            .map(|i| format!("Sentence {} of the long and dull text ends here. ", ["one", "two", "three"][i % 3]))
-            .collect()
+        let sentence = |i: usize| {
+            [
+                "Sentence one of the long and dull text ends here. ",
+                "Sentence two of the long and dull text ends here. ",
+                "Sentence three of the long and dull text ends here. ",
+            ][i % 3]
+        };
+        (0..50).map(sentence).collect()
     }
 
     #[rstest]

@@ -244,7 +244,7 @@ mod tests {
         near(found.divergences.p90, 0.28);
         near(found.divergences.maximum, 0.3);
         near(found.probability_change_percent.value, -6.25);
-        near(found.rms_probability_change_percent.value, ((625.0 + 156.25) / 2.0f64).sqrt());
+        near(found.rms_probability_change_percent.value, f64::midpoint(625.0, 156.25).sqrt());
         near(found.probability_changes_percent.minimum, -25.0);
         near(found.probability_changes_percent.maximum, 12.5);
         near(found.top1_agreement_percent.value, 50.0);
