@@ -44,8 +44,6 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Measure prefill and decode throughput beside the machine's own limits.
     Bench(bench::Bench),
-    /// Write a checkpoint in a format that other engines read.
-    Export(export::Export),
     /// Score a text: perplexity of each format and its divergence from BF16.
     Evaluate(evaluate::Evaluate),
     /// Write a checkpoint in a format that other engines read.
@@ -63,7 +61,6 @@ impl Cli {
             Command::Quantize(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Bench(command) => command.run(),
-            Command::Export(command) => command.run(),
             Command::Evaluate(command) => command.run(),
             Command::Export(command) => command.run(),
         }

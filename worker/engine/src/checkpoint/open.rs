@@ -196,6 +196,12 @@ impl Checkpoint {
         if let Some((name, _)) = self.roles.get(&role) {
             self.release_named(name);
         }
+        if let Some((_, module)) = self.quantized_layer(role) {
+            let parts = self.codes.range(module.clone()..).take_while(|(name, _)| name.starts_with(&module));
+            for (_, part) in parts {
+                self.files[part.file].map.release(part.offset, part.len);
+            }
+        }
     }
 
     /// [`Self::release`] for a tensor by its name in the files.
@@ -204,12 +210,6 @@ impl Checkpoint {
             && let Some(file) = self.files.get(stored.file)
         {
             file.map.release(stored.offset, stored.len);
-        }
-        if let Some((_, module)) = self.quantized_layer(role) {
-            let parts = self.codes.range(module.clone()..).take_while(|(name, _)| name.starts_with(&module));
-            for (_, part) in parts {
-                self.files[part.file].map.release(part.offset, part.len);
-            }
         }
     }
 
