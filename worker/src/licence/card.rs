@@ -164,7 +164,11 @@ mod tests {
     #[test]
     fn a_card_is_written_once() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("manifest.json"), r#"{"format": "int4-g64-symmetric-gptq", "revision": "r"}"#).unwrap();
+        std::fs::write(
+            folder.path().join("manifest.json"),
+            r#"{"format": "int4-g64-symmetric-gptq", "revision": "r"}"#,
+        )
+        .unwrap();
         let licence = Licence::from_card(&json!({"license": "mit"}));
         write(folder.path(), "o/n", None, &licence).unwrap();
         let first = std::fs::read_to_string(folder.path().join("README.md")).unwrap();

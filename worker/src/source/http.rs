@@ -240,7 +240,11 @@ fn join(from: &Uri, location: &str) -> Result<Uri> {
     // A fragment never travels.
     let absolute = absolute.split('#').next().unwrap_or_default();
     let uri: Uri = absolute.parse().map_err(|_| protocol(from, "redirects to what is no URL"))?;
-    if uri.scheme().is_none() || uri.host().is_none() { Err(protocol(from, "redirects to what is no absolute URL")) } else { Ok(uri) }
+    if uri.scheme().is_none() || uri.host().is_none() {
+        Err(protocol(from, "redirects to what is no absolute URL"))
+    } else {
+        Ok(uri)
+    }
 }
 
 /// An error with its causes; the outermost of the client says only that something failed.
