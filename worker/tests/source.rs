@@ -82,7 +82,7 @@ fn a_checkpoint_arrives_whole_with_only_what_is_needed() {
     let mut seen = Vec::new();
     let settings = settings(&hub, cache.path());
     let located = fetch(&uri(&format!("hf://{ID}")), None, &settings, &mut |_| Ok(()), &mut |progress: Progress| {
-        seen.push(progress)
+        seen.push(progress);
     })
     .unwrap();
     assert_eq!(located.path, cache.path().join("hub/models--acme--tiny/snapshots").join(COMMIT));

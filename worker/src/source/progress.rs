@@ -156,7 +156,6 @@ mod tests {
         let meter = Meter::new(&mut report);
         meter.expect(100);
         meter.found(100);
-        drop(meter);
         assert_eq!((last.done, last.total, last.per_second), (100, 100, None));
     }
 }

@@ -72,7 +72,7 @@ pub(super) async fn fetch(context: &mut Context<'_, '_>, wanted: &Wanted<'_>) ->
 
     let bases = bases(context, &Licence::from_card(&repository.card)).await;
     let mut licence = Licence::of_repository(&repository.card, &snapshot, &bases);
-    let only = (weights.len() == 1).then(|| weights[0].path.clone()).filter(|path| path.ends_with(".gguf"));
+    let only = (weights.len() == 1).then(|| weights[0].path.clone()).filter(|path| select::is_gguf(path));
     if let Some(file) = &only {
         licence = licence.with(&gguf_licence(context, &repository, file).await?);
     }
@@ -113,7 +113,7 @@ async fn info(context: &Context<'_, '_>, wanted: &Wanted<'_>, cached: bool) -> R
 }
 
 fn from_cache(context: &mut Context<'_, '_>, place: &Place, record: &Record) -> Result<Located> {
-    let ggufs = record.files.iter().find(|(path, _)| path.ends_with(".gguf"));
+    let ggufs = record.files.iter().find(|(path, _)| select::is_gguf(path));
     let located = locate(place, record, ggufs.map(|(path, _)| path.as_str()))?;
     (context.consent)(&located.licence)?;
     Ok(located)
@@ -139,9 +139,10 @@ async fn bases(context: &Context<'_, '_>, licence: &Licence) -> Vec<Base> {
         let settings = context.settings;
         // What cannot be learned is not worth waiting for: the base then counts by its name alone.
         let retry = Retry { attempts: 2, longest_wait: settings.retry.most, ..settings.retry };
-        let card = match valid {
-            true => hub::info(context.client, &settings.endpoint, &retry, name, "main").await.map(|base| base.card),
-            false => Err(SourceError::Config("no name of a repository".to_owned())),
+        let card = if valid {
+            hub::info(context.client, &settings.endpoint, &retry, name, "main").await.map(|base| base.card)
+        } else {
+            Err(SourceError::Config("no name of a repository".to_owned()))
         };
         let licence = match card {
             Ok(card) => Licence::from_card(&card).declared().map(str::to_owned),

@@ -1,5 +1,7 @@
 //! Which files of a repository are needed: what a checkpoint is made of, its card and its licence, and nothing else.
 
+use std::path::Path;
+
 use super::{
     Result, SourceError,
     hub::{RemoteFile, Repository},
@@ -84,7 +86,7 @@ pub(super) fn weights(
     if let Some(single) = repository.file(SINGLE) {
         return Ok(vec![single.clone()]);
     }
-    let ggufs: Vec<&RemoteFile> = repository.files.iter().filter(|file| file.path.ends_with(".gguf")).collect();
+    let ggufs: Vec<&RemoteFile> = repository.files.iter().filter(|file| is_gguf(&file.path)).collect();
     match ggufs[..] {
         [] => Err(SourceError::Selection(format!(
             "{id} has neither {SINGLE} nor {INDEX} nor a .gguf file; other formats are not read: look for a repository of the \
@@ -103,6 +105,11 @@ pub(super) fn weights(
             )))
         }
     }
+}
+
+/// Whether a path names a GGUF file.
+pub(super) fn is_gguf(path: &str) -> bool {
+    Path::new(path).extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"))
 }
 
 /// The files that a shard index names, each once, sorted.

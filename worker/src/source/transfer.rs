@@ -220,7 +220,7 @@ impl Transfer<'_, '_> {
             return Ok(Filled::Changed);
         }
         (target.judge)(&answer)?;
-        if self.differs(target, &answer) {
+        if Self::differs(target, &answer) {
             return Ok(Filled::Changed);
         }
         match (answer.status, answer.range()) {
@@ -248,7 +248,7 @@ impl Transfer<'_, '_> {
     }
 
     /// Whether an answer says of itself that it is another file than the one that is fetched.
-    fn differs(&self, target: &Target<'_>, answer: &Answer) -> bool {
+    fn differs(target: &Target<'_>, answer: &Answer) -> bool {
         match &target.digest {
             // The hub's own tag is the checksum; a content network's is something else.
             Some(digest) => {

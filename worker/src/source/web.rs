@@ -27,7 +27,7 @@ const MAX_HEAD: usize = 64 << 20;
 pub(super) async fn fetch(context: &mut Context<'_, '_>, url: &str) -> Result<Located> {
     let uri: Uri = url.parse().map_err(|_| SourceError::Config(format!("{url} is no URL")))?;
     let name = uri.path().rsplit('/').next().unwrap_or_default();
-    if !name.to_ascii_lowercase().ends_with(".gguf") || !super::hub::is_safe_path(name) {
+    if !super::select::is_gguf(name) || !super::hub::is_safe_path(name) {
         return Err(SourceError::Config(format!(
             "{url} does not name a .gguf file; a checkpoint of several files comes by hf://OWNER/NAME, or from a disk by \
              file:///PATH"
@@ -53,13 +53,13 @@ pub(super) async fn fetch(context: &mut Context<'_, '_>, url: &str) -> Result<Lo
     transfer.probe(&mut target).await?;
     context.meter.expect(target.size.unwrap_or_default());
     transfer.fetch(&mut target, &path).await?;
-    confirm(context, &path, licence, url)
+    confirm(context, &path, &licence, url)
 }
 
 /// The licence that was agreed to must be the one of the file that came.
-fn confirm(context: &mut Context<'_, '_>, path: &Path, before: Licence, url: &str) -> Result<Located> {
+fn confirm(context: &mut Context<'_, '_>, path: &Path, before: &Licence, url: &str) -> Result<Located> {
     let licence = Licence::of_path(path).map_err(SourceError::io(path))?;
-    if licence != before {
+    if licence != *before {
         (context.consent)(&licence)?;
     }
     Ok(Located { path: path.to_owned(), licence, label: url.to_owned(), commit: None })

@@ -126,7 +126,7 @@ impl Hub {
     }
 
     pub(crate) fn move_to(&self, commit: &str) {
-        *self.inner.commit.lock().unwrap() = commit.to_owned();
+        commit.clone_into(&mut self.inner.commit.lock().unwrap());
     }
 
     pub(crate) fn gate(&self, token: &str) {
@@ -338,5 +338,5 @@ fn checksum(stored: &Stored) -> String {
         context.update(format!("blob {}\0", stored.bytes.len()).as_bytes());
     }
     context.update(&stored.bytes);
-    context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    context.finish().as_ref().iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
