@@ -21,6 +21,9 @@ import shutil
 import time
 from pathlib import Path
 
+# Before torch loads OpenMP: threads that wait sleep, for a machine that is shared with other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy
 import tokenizers
 import torch
