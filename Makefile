@@ -74,6 +74,10 @@ test-demo: model
 bench-peers: ## Measure the worker beside llama.cpp and vLLM; options in BENCH, e.g. BENCH="--quick --without vllm"
 	@tests/scripts/bench-peers.sh $(BENCH)
 
+.PHONY: bench-quality
+bench-quality: ## Quality of quantized models beside other tools; options in BENCH, e.g. BENCH="--quick --without vllm,gptqmodel"
+	@tests/scripts/bench-quality.sh $(BENCH)
+
 .PHONY: bench-kernels
 bench-kernels: ## Operations per second of each kernel on one thread
 	cargo bench -p modelprofile-kernels --bench products

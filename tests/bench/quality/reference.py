@@ -2,6 +2,7 @@
 
     reference.py TOOL MODEL OUT --group 128 [--symmetric] [--tokens CALIBRATION.json] [--sequence 512] [--dtype bfloat16]
 
+OUT/dequantized holds the same weights in FP32, as the tool's own code reads them back from OUT.
 TOOL is gptqmodel, autoawq, llmcompressor-gptq, llmcompressor-awq or llmcompressor-rtn; it runs in the environment that has
 that package. Calibration data are token ids, so that every tool sees the same; each keeps its own defaults for everything
 that is not an option here, and leaves embeddings and the output layer alone.
@@ -13,6 +14,7 @@ import random
 import shutil
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 
@@ -20,6 +22,24 @@ def sequences(arguments):
     """The calibration tokens in sequences of one length."""
     ids, length = json.loads(arguments.tokens.read_text()), arguments.sequence
     return [ids[at : at + length] for at in range(0, len(ids) - length + 1, length)]
+
+
+def tensors(directory):
+    found = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        found |= safetensors.torch.load_file(file)
+    return found
+
+
+def save_dequantized(arguments, linear):
+    """A plain FP32 checkpoint: these linear layers, everything else as the quantized one has it."""
+    plain = {name: value.float() for name, value in tensors(arguments.out).items()
+             if name.endswith(("norm.weight", "embed_tokens.weight", "lm_head.weight"))}
+    plain |= {f"{name}.weight": value.detach().float().contiguous() for name, value in linear.items()}
+    target = arguments.out / "dequantized"
+    target.mkdir()
+    safetensors.torch.save_file(plain, target / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(arguments.model / "config.json", target)
 
 
 def gptqmodel(arguments):
@@ -31,6 +51,9 @@ def gptqmodel(arguments):
     data = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in sequences(arguments)]
     model.quantize(data, batch_size=4)
     model.save(str(arguments.out))
+
+    read = GPTQModel.load(str(arguments.out), device="cpu", backend="torch")
+    return {name: module.dequantize_weight().T for name, module in read.model.named_modules() if hasattr(module, "qweight")}
 
 
 def autoawq(arguments):
@@ -53,6 +76,16 @@ def autoawq(arguments):
     )
     model.save_quantized(str(arguments.out))
 
+    from awq.utils.packing_utils import dequantize_gemm
+
+    parts = tensors(arguments.out)
+    names = [name.removesuffix(".qweight") for name in parts if name.endswith(".qweight")]
+    part = lambda name, kind: parts[f"{name}.{kind}"].float() if kind == "scales" else parts[f"{name}.{kind}"]
+    return {
+        name: dequantize_gemm(*(part(name, kind) for kind in ("qweight", "qzeros", "scales")), 4, arguments.group).T
+        for name in names
+    }
+
 
 def llmcompressor(arguments):
     import datasets
@@ -61,7 +94,7 @@ def llmcompressor(arguments):
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     # The tool pins memory for a GPU without asking whether there is one.
     if not torch.cuda.is_available():
@@ -85,6 +118,10 @@ def llmcompressor(arguments):
                 num_calibration_samples=len(rows), shuffle_calibration_samples=False)
     model.save_pretrained(arguments.out, save_compressed=True)
 
+    plain = CompressedTensorsConfig(run_compressed=False)
+    read = AutoModelForCausalLM.from_pretrained(arguments.out, quantization_config=plain, dtype=torch.float32)
+    return {name: module.weight for name, module in read.named_modules() if "_proj" in name.rsplit(".", 1)[-1]}
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,11 +134,13 @@ def main():
     parser.add_argument("--tokens", type=Path)
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--dtype", type=lambda name: getattr(torch, name), default=torch.bfloat16)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     shutil.rmtree(arguments.out, ignore_errors=True)
-    {"gptqmodel": gptqmodel, "autoawq": autoawq}.get(arguments.tool, llmcompressor)(arguments)
+    quantize = {"gptqmodel": gptqmodel, "autoawq": autoawq}.get(arguments.tool, llmcompressor)
+    save_dequantized(arguments, quantize(arguments))
 
 
 if __name__ == "__main__":
