@@ -22,7 +22,7 @@ demo: tools model ## Serve a real model and change its precision under load
 	"$$(. tests/scripts/lib.sh; binaries)/demo" $(PEAK)
 
 .PHONY: test
-test: tools fmt-check clippy doc test-rust test-openai test-demo ## Run everything the project tests
+test: tools fmt-check clippy doc test-rust test-openai test-interchange test-demo ## Run everything the project tests
 	$(call step,all tests passed)
 
 .PHONY: tools
@@ -61,6 +61,11 @@ test-rust: model
 test-openai: model
 	$(call step,the API through the OpenAI client)
 	tests/scripts/test-openai.sh
+
+.PHONY: test-interchange
+test-interchange: model
+	$(call step,what foreign readers make of quantized models)
+	tests/scripts/test-interchange.sh
 
 .PHONY: test-demo
 test-demo: model
