@@ -49,7 +49,7 @@ class Worker:
 
     def quantize(self, model, recipe):
         """The directory of the artifact."""
-        output = self("quantize", "--model", model, "--format", recipe, "--cache", self.cache)
+        output = self("quantize", "--model", model, "--format", recipe, "--no-measure", "--cache", self.cache)
         return self.cache / "artifacts" / re.search(r"MiB\s+(\S+)", output).group(1)
 
     def export(self, artifact, layout, output):

@@ -47,9 +47,8 @@ def main():
     figures, seconds = {}, {}
     for model in arguments.models:
         windows, calibration_tokens = SIZES[model][arguments.quick]
-        subject = Subject(model, getattr(arguments, model), GROUPS[model], windows, arguments.trained / "calibration.txt",
-                          calibration_tokens)
-        subject.prepare(arguments.trained / "heldout.txt", arguments.work)
+        subject = Subject(model, getattr(arguments, model), GROUPS[model], windows, calibration_tokens)
+        subject.prepare(arguments.trained / "heldout.txt", arguments.trained / "calibration.txt", arguments.work)
         for section in arguments.sections:
             start = time.monotonic()
             try:

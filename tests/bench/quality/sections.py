@@ -27,28 +27,35 @@ REFERENCES = [
 
 @dataclasses.dataclass
 class Subject:
-    """A model, the text it is scored on, and how much of each."""
+    """A model, the text it is scored on, and the text that calibrates."""
 
     name: str
     model: Path
     group: int
     windows: int
-    calibration: Path
     calibration_tokens: int
     text: Path = None
+    calibration: Path = None
     calibration_ids: Path = None
 
-    def prepare(self, heldout, work):
-        """Cuts the held-out text to whole windows and half of one, so that every tool scores the same tokens."""
+    def prepare(self, heldout, calibration, work):
+        """Cuts both texts to whole windows and a bit of one, so that every tool sees the same tokens."""
         tokenizer = tokenizers.Tokenizer.from_file(str(self.model / "tokenizer.json"))
-        text = heldout.read_text(encoding="utf-8")
-        offsets = tokenizer.encode(text, add_special_tokens=False).offsets
-        self.windows = min(self.windows, len(offsets) // WINDOW - 1)
-        self.text = work / f"{self.name}-text.txt"
-        self.text.write_text(text[: offsets[self.windows * WINDOW + WINDOW // 2][0]], encoding="utf-8")
-        ids = tokenizer.encode(self.calibration.read_text(encoding="utf-8"), add_special_tokens=False).ids
+
+        def cut(source, tokens, name):
+            text = source.read_text(encoding="utf-8")
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+            tokens = min(tokens, (len(encoding.ids) // WINDOW - 1) * WINDOW)
+            target = work / f"{self.name}-{name}.txt"
+            target.write_text(text[: encoding.offsets[tokens + WINDOW // 2][0]], encoding="utf-8")
+            return target, encoding.ids[:tokens]
+
+        self.text, ids = cut(heldout, self.windows * WINDOW, "text")
+        self.windows = len(ids) // WINDOW
+        self.calibration, ids = cut(calibration, self.calibration_tokens, "calibration")
+        self.calibration_tokens = len(ids)
         self.calibration_ids = work / f"{self.name}-calibration.json"
-        self.calibration_ids.write_text(json.dumps(ids[: self.calibration_tokens]))
+        self.calibration_ids.write_text(json.dumps(ids))
 
     def recipe(self, zero, method=""):
         return ":".join(filter(None, ["INT4", f"g{self.group}", zero, method]))

@@ -70,7 +70,7 @@ class Worker:
 
     def quantize(self, model, recipe, calibration, tokens):
         command = ["quantize", "--model", model, "--format", recipe, "--calibration", calibration,
-                   "--calibration-tokens", tokens, "--threads", self.threads, "--cache", self.cache]
+                   "--calibration-tokens", tokens, "--no-measure", "--threads", self.threads, "--cache", self.cache]
         ran = self.run(self.binary, *command)
         line = next(line for line in ran.output.splitlines() if "parameters/s" in line)
         key, rate = re.search(r"MiB\s+(\S+)\s", line).group(1), re.search(r"([\d.]+) M parameters/s", line).group(1)
