@@ -39,7 +39,8 @@ class Subject:
     calibration_ids: Path = None
 
     def prepare(self, heldout, calibration, work):
-        """Cuts both texts to whole windows and a bit of one, so that every tool sees the same tokens."""
+        """Cuts both texts to whole windows, so that every tool sees the same tokens: and a few more, for the last one may
+        become another where the text is cut."""
         tokenizer = tokenizers.Tokenizer.from_file(str(self.model / "tokenizer.json"))
 
         def cut(source, tokens, name):
@@ -47,7 +48,7 @@ class Subject:
             encoding = tokenizer.encode(text, add_special_tokens=False)
             tokens = min(tokens, (len(encoding.ids) // WINDOW - 1) * WINDOW)
             target = work / f"{self.name}-{name}.txt"
-            target.write_text(text[: encoding.offsets[tokens + WINDOW // 2][0]], encoding="utf-8")
+            target.write_text(text[: encoding.offsets[tokens + 8][0]], encoding="utf-8")
             return target, encoding.ids[:tokens]
 
         self.text, ids = cut(heldout, self.windows * WINDOW, "text")
