@@ -22,7 +22,7 @@ demo: tools model ## Serve a real model and change its precision under load
 	"$$(. tests/scripts/lib.sh; binaries)/demo" $(PEAK)
 
 .PHONY: test
-test: tools fmt-check clippy doc test-rust test-openai test-demo ## Run everything the project tests
+test: tools fmt-check clippy doc test-rust test-openai test-interchange test-demo ## Run everything the project tests
 	$(call step,all tests passed)
 
 .PHONY: tools
@@ -62,6 +62,11 @@ test-openai: model
 	$(call step,the API through the OpenAI client)
 	tests/scripts/test-openai.sh
 
+.PHONY: test-interchange
+test-interchange: model
+	$(call step,what foreign readers make of quantized models)
+	tests/scripts/test-interchange.sh
+
 .PHONY: test-demo
 test-demo: model
 	$(call step,switching under load)
@@ -73,6 +78,10 @@ test-demo: model
 .PHONY: bench-peers
 bench-peers: ## Measure the worker beside llama.cpp and vLLM; options in BENCH, e.g. BENCH="--quick --without vllm"
 	@tests/scripts/bench-peers.sh $(BENCH)
+
+.PHONY: bench-quality
+bench-quality: ## Quality of quantized models beside other tools; options in BENCH, e.g. BENCH="--quick --without vllm,gptqmodel"
+	@tests/scripts/bench-quality.sh $(BENCH)
 
 .PHONY: bench-kernels
 bench-kernels: ## Operations per second of each kernel on one thread

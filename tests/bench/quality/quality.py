@@ -1,0 +1,76 @@
+"""Quality of what this worker quantizes beside the tools that people use now: one run, one text, one scorer for both sides.
+
+Started by tests/scripts/bench-quality.sh, which installs the tools and trains the small model. Every part prints a table
+and can be left out; what could not be measured is said with the reason. Ends with one line `quality: {...}`.
+"""
+
+import argparse
+import json
+import time
+import traceback
+from pathlib import Path
+
+from sections import SECTIONS, Setting, Subject
+from tools import Llama, Runner, Skip, Worker
+
+# Windows scored and tokens calibrated with: (whole, quick).
+SIZES = {"trained": ((64, 32768), (16, 8192)), "smollm2": ((32, 16384), (8, 4096))}
+GROUPS = {"trained": 128, "smollm2": 64}
+
+
+def names(text):
+    return [name for name in text.split(",") if name]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for artifacts and logs")
+    parser.add_argument("--worker", type=Path, required=True)
+    parser.add_argument("--trained", type=Path, required=True)
+    parser.add_argument("--smollm2", type=Path, required=True)
+    parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="environment of a reference tool")
+    parser.add_argument("--llama", type=Path, help="folder of llama.cpp's programs")
+    parser.add_argument("--llama-source", type=Path)
+    parser.add_argument("--vllm", type=Path)
+    parser.add_argument("--sections", type=names, default=list(SECTIONS), help=",".join(SECTIONS))
+    parser.add_argument("--models", type=names, default=list(SIZES), help=",".join(SIZES))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="a quarter of the text: shows that it works, not the figures")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+
+    run = Runner(arguments.work / "log", {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+    llama = arguments.llama and Llama(arguments.llama, arguments.llama_source, arguments.work, run, arguments.threads)
+    environments = {name: Path(path) for name, path in (pair.split("=", 1) for pair in arguments.python)}
+    setting = Setting(Worker(arguments.worker, arguments.work / "cache", run, arguments.threads), llama, run, arguments.work,
+                      environments, arguments.vllm, arguments.threads)
+    figures, seconds = {}, {}
+    for model in arguments.models:
+        windows, calibration_tokens = SIZES[model][arguments.quick]
+        subject = Subject(model, getattr(arguments, model), GROUPS[model], windows, calibration_tokens)
+        subject.prepare(arguments.trained / "heldout.txt", arguments.trained / "calibration.txt", arguments.work)
+        for section in arguments.sections:
+            start = time.monotonic()
+            try:
+                figures.setdefault(section, {})[model] = SECTIONS[section](setting, subject)
+            except Skip as reason:
+                print(f"\n## {section}: {model}\n\nleft out: {reason}", flush=True)
+            except Exception:  # A part that breaks must not take the others' figures along.
+                print(f"\n## {section}: {model}\n\nfailed:\n{traceback.format_exc()}", flush=True)
+            seconds[f"{section} {model}"] = round(time.monotonic() - start, 1)
+    missed = [f"{section} {model} {target}" for section, models in figures.items() for model, found in models.items()
+              for target in missed_targets(found["targets"])]
+    print("missed: " + ("; ".join(missed) or "nothing that was measured"))
+    print("quality: " + json.dumps({"quick": arguments.quick, "seconds": seconds, "figures": figures}))
+
+
+def missed_targets(targets, path=""):
+    for name, value in targets.items():
+        if isinstance(value, dict):
+            yield from missed_targets(value, f"{path}{name} ")
+        elif value is False:
+            yield path + name
+
+
+if __name__ == "__main__":
+    main()

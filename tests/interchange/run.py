@@ -1,0 +1,165 @@
+"""What the worker writes, in the hands of readers that are not ours: run.py --worker PATH --smollm2 DIRECTORY
+
+Started by tests/scripts/test-interchange.sh. Every export of a tiny checkpoint is read by check_hub.py and every GGUF type
+by check_gguf.py; then the first layers of a real model are scored by transformers and compressed-tensors and by the worker:
+perplexity and divergence must agree. Ends at the first difference with a line that says where.
+"""
+
+import argparse
+import json
+import math
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy
+import torch
+import transformers
+
+import check_gguf
+import check_hub
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "worker/engine/tests/data/llama3-tiny"
+TEXT = ROOT / "worker/src/texts/evaluation.txt"
+# Recipe and the layouts that can hold it. The first is compared with transformers, the others with the first.
+EXPORTS = [
+    ("FP8", ["compressed-tensors", "modelopt"]),
+    ("INT8", ["compressed-tensors"]),
+    ("INT4:g32:symmetric", ["compressed-tensors", "autoawq", "gptq", "modelopt"]),
+    ("INT4:g32:integer", ["compressed-tensors", "autoawq", "gptq"]),
+]
+SCORED = ["FP8", "INT8", "INT4:g64:symmetric", "INT4:g64:integer"]
+LAYERS, WINDOW, WINDOWS = 2, 256, 4
+
+
+class Worker:
+    def __init__(self, binary, cache):
+        self.binary, self.cache = binary, cache
+
+    def __call__(self, *arguments):
+        command = [str(part) for part in (self.binary, *arguments)]
+        ran = subprocess.run(command, capture_output=True, text=True)
+        if ran.returncode != 0:
+            sys.exit(f"error: {' '.join(command)} failed:\n{ran.stderr}")
+        return ran.stdout
+
+    def quantize(self, model, recipe):
+        """The directory of the artifact."""
+        output = self("quantize", "--model", model, "--format", recipe, "--no-measure", "--cache", self.cache)
+        return self.cache / "artifacts" / re.search(r"MiB\s+(\S+)", output).group(1)
+
+    def export(self, artifact, layout, output):
+        self("export", "hub", "--model", artifact, "--layout", layout, "--output", output)
+        return output
+
+    def scores(self, model, recipes):
+        """{recipe: (perplexity, mean divergence)} over the windows' second halves."""
+        output = self("evaluate", "--model", model, "--format", ",".join(recipes), "--text", TEXT, "--window", WINDOW,
+                      "--characters", WINDOW * WINDOWS * 6, "--skip-generation", "--activations", "bf16", "--cache", self.cache)
+        rows = re.findall(r"^\S+\s+[\d.]+\s+([\d.]+) ±\s*[\d.]+\s+[+-][\d.]+%\s+([\d.]+) ±", output, re.MULTILINE)
+        if len(rows) != len(recipes):
+            sys.exit(f"error: expected {len(recipes)} rows of scores in\n{output}")
+        return {recipe: tuple(map(float, row)) for recipe, row in zip(recipes, rows)}
+
+
+def truncate(source, target):
+    """The first layers of a checkpoint."""
+    target.mkdir()
+    keep = lambda name: not name.startswith("model.layers.") or int(name.split(".")[2]) < LAYERS
+    tensors = check_gguf.read_safetensors(source / "model.safetensors")
+    check_gguf.hub.write_safetensors(target / "model.safetensors", {n: t for n, t in tensors.items() if keep(n)})
+    config = json.loads((source / "config.json").read_text()) | {"num_hidden_layers": LAYERS}
+    (target / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (target / name).write_bytes((source / name).read_bytes())
+    return target
+
+
+@torch.no_grad()
+def foreign_scores(models, tokenizer):
+    """{name: (perplexity, mean divergence from the first)} by transformers, over the same tokens."""
+    text = TEXT.read_text(encoding="utf-8")[: WINDOW * WINDOWS * 6]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    rows = torch.tensor(ids[: len(ids) // WINDOW * WINDOW]).view(-1, WINDOW)
+    reference, scores = None, {}
+    for name, directory in models.items():
+        model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
+        found = torch.log_softmax(model(rows).logits[:, WINDOW // 2 - 1 : -1].float(), -1)
+        reference = found if reference is None else reference
+        nll = -found.gather(2, rows[:, WINDOW // 2 :, None]).mean().item()
+        divergence = (reference.exp() * (reference - found)).sum(-1).mean().item()
+        scores[name] = (math.exp(nll), divergence)
+    return scores
+
+
+def compare_scores(worker, model, folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    ours = worker.scores(model, ["BF16", *SCORED])
+    models = {"BF16": model}
+    for recipe in SCORED:
+        models[recipe] = worker.export(worker.quantize(model, recipe), "compressed-tensors", folder / recipe.replace(":", "-"))
+    for name, (perplexity, divergence) in foreign_scores(models, tokenizer).items():
+        own_perplexity, own_divergence = ours[name]
+        report = {"model": name, "perplexity": [round(own_perplexity, 3), round(perplexity, 3)],
+                  "divergence": [round(own_divergence, 6), round(divergence, 6)]}
+        # Both compute in BF16, in another order: a part in a hundred covers that, a wrong scale or order of rows does not.
+        if not abs(own_perplexity / perplexity - 1) <= 0.01 or not abs(own_divergence - divergence) <= 0.1 * divergence + 2e-3:
+            sys.exit(f"error: transformers scores what we wrote differently (ours, theirs): {json.dumps(report)}")
+        yield report
+
+
+def wide(target):
+    """A random Llama whose rows divide into blocks of 256, which the K types need."""
+    generator = numpy.random.default_rng(3)
+    config = json.loads((TINY / "config.json").read_text())
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+    config |= shape | {"num_hidden_layers": 2, "vocab_size": 128, "tie_word_embeddings": False}
+    config.pop("rope_parameters", None)
+    hidden, inner, kv = 256, 512, 128
+    shapes = {"model.embed_tokens": (128, hidden), "lm_head": (128, hidden), "model.norm": (hidden,)}
+    for layer in range(2):
+        at = f"model.layers.{layer}."
+        shapes |= {at + "input_layernorm": (hidden,), at + "post_attention_layernorm": (hidden,)}
+        shapes |= {at + f"self_attn.{part}_proj": (rows, hidden) for part, rows in (("q", hidden), ("k", kv), ("v", kv), ("o", hidden))}
+        shapes |= {at + "mlp.gate_proj": (inner, hidden), at + "mlp.up_proj": (inner, hidden), at + "mlp.down_proj": (hidden, inner)}
+    tensors = {f"{name}.weight": check_gguf.hub.bf16(generator.normal(0, 0.05, shape).astype("<f4"), name)
+               for name, shape in shapes.items()}
+    target.mkdir()
+    check_gguf.hub.write_safetensors(target / "model.safetensors", tensors)
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worker", type=Path, required=True)
+    parser.add_argument("--smollm2", type=Path, required=True)
+    arguments = parser.parse_args()
+    start, checks = time.monotonic(), 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        worker = Worker(arguments.worker, folder / "cache")
+        for recipe, layouts in EXPORTS:
+            artifact, reference = worker.quantize(TINY, recipe), None
+            for layout in layouts:
+                output = worker.export(artifact, layout, folder / f"{recipe}-{layout}".replace(":", "-"))
+                values = check_hub.check(output, reference)
+                reference, checks = reference or values, checks + 1
+        small = truncate(arguments.smollm2, folder / "smollm2-layers")
+        # K types where rows divide into blocks of 256, and the types that stand in for them where they do not.
+        for source, types in ((wide(folder / "wide"), check_gguf.ERRORS), (small, ["Q5_K_M", "Q4_K_M"])):
+            for report in check_gguf.check(worker, source, folder, types):
+                print(json.dumps(report), flush=True)
+                checks += 1
+        for report in compare_scores(worker, small, folder):
+            print(json.dumps(report), flush=True)
+            checks += 1
+    print(f"{checks} passed, 0 failed; {time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
