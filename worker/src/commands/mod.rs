@@ -44,6 +44,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Measure prefill and decode throughput beside the machine's own limits.
     Bench(bench::Bench),
+    /// Write a checkpoint in a format that other engines read.
+    Export(export::Export),
     /// Score a text: perplexity of each format and its divergence from BF16.
     Evaluate(evaluate::Evaluate),
 }
