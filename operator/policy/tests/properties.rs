@@ -218,7 +218,9 @@ proptest! {
             for (rung, failed) in plant.rungs.iter_mut().zip(failed) {
                 rung.verdict = if *failed { beyond() } else { Verdict::Passed };
             }
-            loads.iter().for_each(|(blocks, ttft, passes)| plant.run(*passes, *blocks, *ttft));
+            for (blocks, ttft, passes) in &loads {
+                plant.run(*passes, *blocks, *ttft);
+            }
             plant.decisions
         };
         prop_assert_eq!(day(&failed), day(&[]));

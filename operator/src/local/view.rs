@@ -173,7 +173,7 @@ fn table(state: &WorkerState, zone: &TimeZone) -> String {
     for rung in &state.profiles {
         let mark = if state.active_profile.as_ref() == Some(&rung.name) { '>' } else { ' ' };
         let weights = format!("{} MB", rung.weight_bytes / 1_000_000);
-        let increase = rung.quality.as_ref().map(|quality| quality.perplexity_increase_percent());
+        let increase = rung.quality.as_ref().map(modelprofile_api::MeasuredQuality::perplexity_increase_percent);
         let increase = increase.map_or_else(String::new, |percent| format!(" {:>12}", format!("{percent:+.2} %")));
         lines.push(format!("{mark} {:16} {weights:>12} {:>12}{increase}", rung.name, grouped(rung.kv_tokens)));
     }

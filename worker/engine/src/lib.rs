@@ -1,6 +1,9 @@
 //! One model at several precisions: reading checkpoints, quantizing, the KV cache, scheduling, sampling, and the switch
 //! of precision in place.
 
+// Tests compare values that must be exact.
+#![cfg_attr(test, allow(clippy::float_cmp))]
+
 pub mod artifact;
 pub mod calibrate;
 pub mod checkpoint;

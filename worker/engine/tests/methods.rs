@@ -36,12 +36,13 @@ fn texts() -> Option<(String, String)> {
 }
 
 const INT4: WeightFormat = WeightFormat::Int4 { group: 32, zero: ZeroPoint::Integer };
-const RECIPES: [Recipe; 5] = [
+const RECIPES: [Recipe; 6] = [
     Recipe { format: INT4, method: Method::Gptq },
     Recipe { format: INT4, method: Method::Awq },
     Recipe { format: WeightFormat::Int8, method: Method::Gptq },
     Recipe { format: WeightFormat::Int8, method: Method::SmoothQuant },
     Recipe { format: WeightFormat::Int8, method: Method::LlmInt8 },
+    Recipe { format: WeightFormat::Fp8Static, method: Method::RoundToNearest },
 ];
 
 fn tiny(name: &str) -> Checkpoint {

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use modelprofile_engine::{
-    quantize::{Calibration as Sequences, DEFAULT_CALIBRATION_TOKENS},
-    text::Tokenizer,
+    checkpoint::Checkpoint,
+    quantize::{Calibration as Sequences, DEFAULT_CALIBRATION_TOKENS, Recipe},
+    text::Text,
 };
 
 /// Options of commands that may calibrate.
@@ -14,11 +15,11 @@ use modelprofile_engine::{
 pub(in crate::commands) struct Calibration {
     /// Text file, UTF-8, of the kind that the model will see; AWQ, GPTQ, SmoothQuant and LLM-INT8 look at it [default: a
     /// text of this program's own].
-    #[arg(long, value_name = "FILE")]
-    calibration: Option<PathBuf>,
+    #[arg(long = "calibration", value_name = "FILE")]
+    file: Option<PathBuf>,
     /// Tokens to calibrate with, in sequences of 512 spread over the text.
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_CALIBRATION_TOKENS, value_parser = super::at_least_one)]
-    calibration_tokens: usize,
+    #[arg(long = "calibration-tokens", value_name = "N", default_value_t = DEFAULT_CALIBRATION_TOKENS, value_parser = super::at_least_one)]
+    tokens: usize,
     /// Shifts which sequences are taken; the same seed gives the same artifact.
     #[arg(long = "calibration-seed", value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -27,16 +28,26 @@ pub(in crate::commands) struct Calibration {
 impl Calibration {
     /// Whether a text was named.
     pub(in crate::commands) fn is_given(&self) -> bool {
-        self.calibration.is_some()
+        self.file.is_some()
+    }
+
+    /// The sequences, if one of these recipes looks at them.
+    pub(in crate::commands) fn needed_by(
+        &self,
+        recipes: &[Recipe],
+        checkpoint: &Checkpoint,
+    ) -> anyhow::Result<Option<Sequences>> {
+        let needed = recipes.iter().any(|recipe| recipe.needs_calibration());
+        needed.then(|| self.sequences(checkpoint)).transpose()
     }
 
     /// The sequences.
-    pub(in crate::commands) fn sequences(&self, tokenizer: &Tokenizer) -> anyhow::Result<Sequences> {
-        let text = match &self.calibration {
+    pub(in crate::commands) fn sequences(&self, checkpoint: &Checkpoint) -> anyhow::Result<Sequences> {
+        let text = match &self.file {
             None => super::CALIBRATION.to_owned(),
             Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
         };
-        let tokens = tokenizer.encode(&text, false)?;
-        Ok(Sequences::new(&tokens, self.calibration_tokens, self.seed)?)
+        let tokens = Text::load(checkpoint)?.tokenizer.encode(&text, false)?;
+        Ok(Sequences::new(&tokens, self.tokens, self.seed)?)
     }
 }

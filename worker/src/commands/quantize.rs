@@ -9,7 +9,6 @@ use modelprofile_engine::{
     artifact::{Progress, Store},
     checkpoint::Checkpoint,
     quantize::{Recipe, plan::Speeds},
-    text::Text,
 };
 
 use super::measure::{Measure, figures};
@@ -48,10 +47,7 @@ impl Quantize {
         let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         let store = Store::new(&cache);
         let measure = Measure { checkpoint: &checkpoint, cache: &cache, compute: &self.compute };
-        let calibration = match self.format.iter().any(|recipe| recipe.needs_calibration()) {
-            true => Some(self.calibration.sequences(&Text::load(&checkpoint)?.tokenizer)?),
-            false => None,
-        };
+        let calibration = self.calibration.needed_by(&self.format, &checkpoint)?;
         let mut backend = self.compute.backend()?;
         if self.plan {
             let speeds = Speeds::measure(&mut backend, self.compute.threads())?;

@@ -327,7 +327,8 @@ impl Checkpoint {
             bytes.iter().all(|byte| *byte == 0)
         };
         CACHE_SCALES.iter().any(|suffix| name.ends_with(suffix))
-            || (name.ends_with(".bias") && self.tensors.get(name).is_some_and(zeros))
+            || (name.rsplit_once('.').is_some_and(|(_, part)| part == "bias")
+                && self.tensors.get(name).is_some_and(zeros))
     }
 }
 

@@ -195,26 +195,23 @@ fn write(
     let mut done = 0;
     for role in roles {
         progress(Progress { done, total, activity: role.hugging_face_name() });
-        match checkpoint.quantized(role)?.zip(role.module()) {
-            Some((weight, module)) => {
-                let tensors = tensors(target, role, &weight)
-                    .map_err(|e| EngineError::Config(format!("{module} as {}: {e}", target.layout.name())))?;
-                for tensor in tensors {
-                    let name = format!("{module}.{}", tensor.suffix);
-                    file.put(&name, tensor.dtype, &tensor.shape, &tensor.bytes)?;
-                }
+        if let Some((weight, module)) = checkpoint.quantized(role)?.zip(role.module()) {
+            let tensors = tensors(target, role, &weight)
+                .map_err(|e| EngineError::Config(format!("{module} as {}: {e}", target.layout.name())))?;
+            for tensor in tensors {
+                let name = format!("{module}.{}", tensor.suffix);
+                file.put(&name, tensor.dtype, &tensor.shape, &tensor.bytes)?;
             }
-            None => {
-                let tensor = checkpoint.require(role)?;
-                let shape = if tensor.rows == 1 { vec![tensor.cols] } else { vec![tensor.rows, tensor.cols] };
-                let dtype = match tensor.dtype {
-                    SourceDtype::F32 => Dtype::F32,
-                    SourceDtype::F16 => Dtype::F16,
-                    SourceDtype::Bf16 => Dtype::BF16,
-                    other => return Err(EngineError::Config(format!("{}: {other:?} is no plain type", tensor.name))),
-                };
-                file.put(&role.hugging_face_name(), dtype, &shape, tensor.bytes)?;
-            }
+        } else {
+            let tensor = checkpoint.require(role)?;
+            let shape = if tensor.rows == 1 { vec![tensor.cols] } else { vec![tensor.rows, tensor.cols] };
+            let dtype = match tensor.dtype {
+                SourceDtype::F32 => Dtype::F32,
+                SourceDtype::F16 => Dtype::F16,
+                SourceDtype::Bf16 => Dtype::BF16,
+                other => return Err(EngineError::Config(format!("{}: {other:?} is no plain type", tensor.name))),
+            };
+            file.put(&role.hugging_face_name(), dtype, &shape, tensor.bytes)?;
         }
         done += checkpoint.stored_bytes(role);
     }

@@ -51,7 +51,7 @@ impl ScaleType {
     fn of(self, values: &[f32]) -> Dtype {
         match self {
             Self::Narrowest if values.iter().all(|v| exact_f16(*v)) => Dtype::F16,
-            Self::Narrowest if values.iter().all(|v| bf16::from_f32(*v).to_f32() == *v) => Dtype::BF16,
+            Self::Narrowest if values.iter().all(|v| exact_bf16(*v)) => Dtype::BF16,
             _ => Dtype::F32,
         }
     }
@@ -59,7 +59,12 @@ impl ScaleType {
 
 /// Whether a number is an FP16 number.
 fn exact_f16(value: f32) -> bool {
-    f16::from_f32(value).to_f32() == value
+    f16::from_f32(value).to_f32().to_bits() == value.to_bits()
+}
+
+/// Whether a number is a BF16 number.
+fn exact_bf16(value: f32) -> bool {
+    bf16::from_f32(value).to_f32().to_bits() == value.to_bits()
 }
 
 /// Scales of `[n, groups]` as FP16, for layouts that have no other type.

@@ -25,11 +25,11 @@ const DAMPING: f64 = 0.01;
 /// Damping above this is no GPTQ any more: the text says nothing about this layer.
 const MOST_DAMPING: f64 = 10.0;
 
-/// Where the weights of a matrix may land, in units of each row's `row_scale`: `w = step * code + min`.
+/// Where the weights of a matrix may land, in units of each row's `row_scale`: `w = scale * code + min`.
 struct Steps {
     row_scales: Vec<f32>,
     /// `[n, k / group]`.
-    steps: Vec<f16>,
+    scales: Vec<f16>,
     mins: Vec<f16>,
     /// INT8 rows have FP32 scales and no minimum.
     rows: Vec<f32>,
@@ -163,8 +163,8 @@ fn steps(threads: usize, matrix: &Matrix, diagonal: &[f32], target: Target) -> S
             });
         }
     }
-    let (steps, mins) = found.into_iter().unzip();
-    Steps { row_scales, steps, mins, rows, group }
+    let (scales, mins) = found.into_iter().unzip();
+    Steps { row_scales, scales, mins, rows, group }
 }
 
 impl Steps {
@@ -176,9 +176,9 @@ impl Steps {
                 (code as i16, code * self.rows[row])
             }
             Target::Groups { bits, .. } => {
-                let at = self.steps.len() / self.row_scales.len() * row + column / self.group;
-                let code = rtn::code(value, self.steps[at], self.mins[at], rtn::top_code(bits));
-                (i16::from(code), self.steps[at].to_f32() * f32::from(code) + self.mins[at].to_f32())
+                let at = self.scales.len() / self.row_scales.len() * row + column / self.group;
+                let code = rtn::code(value, self.scales[at], self.mins[at], rtn::top_code(bits));
+                (i16::from(code), self.scales[at].to_f32() * f32::from(code) + self.mins[at].to_f32())
             }
         }
     }
@@ -194,7 +194,7 @@ impl Steps {
                 bits,
                 group: self.group,
                 codes: codes.iter().map(|c| *c as u8).collect(),
-                scales: self.steps,
+                scales: self.scales,
                 mins: self.mins,
                 row_scales: self.row_scales,
             },

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | GPTQ | figures of a stage, round it, then the next stage: each sees what rounding made of the earlier ones |
 //! | AWQ, SmoothQuant | figures of all stages from the exact layer, then scales from the last stage to the first |
-//! | LLM.int8 | figures of all stages from the exact layer, then the outlier columns |
+//! | LLM.int8, static FP8 | figures of all stages from the exact layer, then the outlier columns, or the inputs' scale |
 
 use std::collections::BTreeMap;
 
@@ -140,7 +140,7 @@ impl<'a, B: Calibrate> Pipeline<'a, B> {
             }
             progress(0.3 + 0.7 * (done + 1) as f64 / 4.0);
         }
-        let weights = Self::round(&layer, &|n, k, rows| awq::round(target, n, k, rows))?;
+        let weights = Self::round(&layer, |n, k, rows| awq::round(target, n, k, rows))?;
         Ok(QuantizedLayer { weights, vectors: layer.into_vectors() })
     }
 
@@ -155,7 +155,22 @@ impl<'a, B: Calibrate> Pipeline<'a, B> {
             progress(0.4 + 0.2 * (done + 1) as f64);
         }
         let weights =
-            Self::round(&layer, &|n, k, rows| Ok(rtn::quantize(WeightKind::Int8, rtn::Grid::Symmetric, n, k, rows)?))?;
+            Self::round(&layer, |n, k, rows| Ok(rtn::quantize(WeightKind::Int8, rtn::Grid::Symmetric, n, k, rows)?))?;
+        Ok(QuantizedLayer { weights, vectors: layer.into_vectors() })
+    }
+
+    /// FP8 with one scale for all inputs of a stage: the largest magnitude that the text made of them.
+    fn fp8_static(&mut self, layer: DenseLayer, progress: &mut dyn FnMut(f64)) -> Result<QuantizedLayer> {
+        let figures = self.figures(&layer, false)?;
+        progress(0.9);
+        let mut weights = BTreeMap::new();
+        for (stage, figures) in STAGES.into_iter().zip(&figures) {
+            let scale = rtn::fp8_scale(figures.columns.absmax.iter().fold(0.0f32, |m, v| m.max(*v)));
+            for role in stage.roles(layer.index) {
+                let matrix = layer.matrix(role)?;
+                weights.insert(role, rtn::fp8_static(matrix.rows, matrix.cols, &matrix.data, scale)?);
+            }
+        }
         Ok(QuantizedLayer { weights, vectors: layer.into_vectors() })
     }
 
@@ -175,7 +190,7 @@ impl<'a, B: Calibrate> Pipeline<'a, B> {
     /// Rounds every matrix of a layer as it now is.
     fn round(
         layer: &DenseLayer,
-        quantize: &dyn Fn(usize, usize, &[f32]) -> Result<HostWeight>,
+        quantize: impl Fn(usize, usize, &[f32]) -> Result<HostWeight>,
     ) -> Result<BTreeMap<Role, HostWeight>> {
         let roles = STAGES.into_iter().flat_map(|stage| stage.roles(layer.index));
         roles
@@ -191,7 +206,7 @@ impl<B: Calibrate> Layers for Pipeline<'_, B> {
     fn layer(&mut self, index: usize, progress: &mut dyn FnMut(f64)) -> Result<QuantizedLayer> {
         let layer = DenseLayer::load(self.checkpoint, index)?;
         match self.recipe.method {
-            Method::RoundToNearest => Err(EngineError::Config("round to nearest needs no calibration".into())),
+            Method::RoundToNearest => self.fp8_static(layer, progress),
             Method::Gptq => self.gptq(layer, progress),
             Method::Awq => self.awq(layer, progress),
             Method::SmoothQuant => self.smoothquant(layer, progress),

@@ -117,7 +117,7 @@ impl Plan {
         let squares: f64 = shapes.iter().map(|(_, k)| k * k).sum();
         // Every stage's passes, as the pipeline runs them.
         let forward = match recipe.method {
-            Method::RoundToNearest => 0.0,
+            Method::RoundToNearest if !recipe.needs_calibration() => 0.0,
             Method::Gptq => 2.0 * t * (2.0 * qkv + output + 2.0 * gate_up + down) + 2.0 * attention,
             _ => 2.0 * t * layer + attention,
         };
@@ -190,7 +190,9 @@ fn peak(config: &ModelConfig, recipe: Recipe, tokens: usize, sequence: usize, la
     let buffers = sequence as f64 * row * 4.0;
     let matrices = match recipe.method {
         // The largest fused tensor: codes and their packed copy.
-        Method::RoundToNearest => 3.0 * (outputs(Stage::GateUp, config) * config.hidden) as f64 + 16e6,
+        Method::RoundToNearest if !recipe.needs_calibration() => {
+            3.0 * (outputs(Stage::GateUp, config) * config.hidden) as f64 + 16e6
+        }
         // FP32, BF16 on the device, codes; the Gram matrix in FP32 twice, its factor in FP64 and FP32; the free weights.
         Method::Gptq => {
             layer * 7.0 + widest * widest * 20.0 + (outputs(Stage::GateUp, config) * config.hidden) as f64 * 8.0
@@ -198,7 +200,7 @@ fn peak(config: &ModelConfig, recipe: Recipe, tokens: usize, sequence: usize, la
         // All four Gram matrices, one of them on the host too; a difference in chunks.
         Method::Awq => layer * 8.0 + squares * 4.0 + widest * widest * 8.0 + 4096.0 * widest * 8.0,
         Method::SmoothQuant => layer * 11.0,
-        Method::LlmInt8 => layer * 7.0,
+        Method::LlmInt8 | Method::RoundToNearest => layer * 7.0,
     };
     let calibration = if recipe.needs_calibration() { text + buffers } else { 0.0 };
     (end.max(matrices + calibration) + 30e6) as u64

@@ -32,9 +32,9 @@ impl Recipe {
         }
     }
 
-    /// Whether the calibration text decides what is stored.
+    /// Whether the calibration text decides what is stored: a method that looks at it, or one scale for all inputs.
     pub fn needs_calibration(self) -> bool {
-        self.method.needs_calibration()
+        self.method.needs_calibration() || self.format == WeightFormat::Fp8Static
     }
 
     /// Checks that the method makes the format.

@@ -94,9 +94,10 @@ pub fn prepare<B: Calibrate>(
     let mut artifacts: Vec<Artifact> = Vec::with_capacity(config.profiles.len());
     for (index, profile) in config.profiles.iter().enumerate() {
         let recipe = profile.recipe();
-        let calibration = match recipe.needs_calibration() {
-            true => Some(Calibration::new(&config.calibration, DEFAULT_CALIBRATION_TOKENS, 0)?),
-            false => None,
+        let calibration = if recipe.needs_calibration() {
+            Some(Calibration::new(&config.calibration, DEFAULT_CALIBRATION_TOKENS, 0)?)
+        } else {
+            None
         };
         artifacts.push(store.prepare_calibrated(
             backend,

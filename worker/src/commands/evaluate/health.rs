@@ -2,7 +2,7 @@
 //!
 //! Each profile gets an engine of its own, so that no prompt's cached keys and values come from another profile.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
 use modelprofile_engine::{
@@ -149,18 +149,26 @@ impl Observer for Silent {
     fn observe(&mut self, _: Observation) {}
 }
 
+/// What is the same for all profiles of a model.
+pub(super) struct Served<'a> {
+    /// The artifact cache.
+    pub(super) cache: PathBuf,
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) text: &'a Text,
+    /// Tokens that calibrate the scales of the KV cache.
+    pub(super) calibration: &'a [u32],
+}
+
 impl<'a> Generator<'a> {
     /// Starts an engine for a profile with room for the longest prompt of the plan.
     pub(super) fn start(
         cpu: Cpu,
-        cache: &Path,
-        checkpoint: &Checkpoint,
+        served: &Served<'a>,
         profile: &ProfileSpec,
         artifact: &Artifact,
-        text: &'a Text,
         plan: &Plan,
-        calibration: Vec<u32>,
     ) -> anyhow::Result<Self> {
+        let (checkpoint, text) = (served.checkpoint, served.text);
         let config = checkpoint.config();
         let mut context = plan.needle_lengths.iter().copied().max().unwrap_or(0);
         for prompt in plan.prompts {
@@ -178,12 +186,12 @@ impl<'a> Generator<'a> {
             + Model::<Cpu>::workspace_bytes(config, BATCHED_TOKENS)
             + blocks * config.kv_layout(profile.kv).block_bytes() as u64;
         let engine_config = EngineConfig {
-            cache: cache.to_owned(),
+            cache: served.cache.clone(),
             profiles: vec![profile.clone()],
             start: None,
             memory_budget,
             max_context_tokens: Some(context),
-            calibration,
+            calibration: served.calibration.to_vec(),
             max_batched_tokens: BATCHED_TOKENS,
             max_running: RUNNING,
             max_waiting: usize::MAX,

@@ -39,7 +39,7 @@ use rand::{RngExt, SeedableRng};
 pub(super) use options::Evaluate;
 
 use self::{
-    health::{Generation, Generator, Plan},
+    health::{Generation, Generator, Plan, Served},
     result::{Evaluation, Limits, Profile},
     sheets::{Pair, Sheet},
 };
@@ -100,10 +100,7 @@ impl Evaluate {
 
     fn artifacts(&self, subject: &Subject) -> anyhow::Result<Vec<Artifact>> {
         let store = Store::new(&self.cache.directory());
-        let calibration = match self.format.iter().any(|recipe| recipe.needs_calibration()) {
-            true => Some(self.calibration.sequences(&subject.text.tokenizer)?),
-            false => None,
-        };
+        let calibration = self.calibration.needed_by(&self.format, &subject.checkpoint)?;
         let mut backend = self.compute.backend()?;
         let bar = super::progress_bar("preparing");
         let prepared = subject
@@ -203,16 +200,13 @@ impl Evaluate {
         artifact: &Artifact,
         plan: &Plan,
     ) -> anyhow::Result<Generator<'a>> {
-        Generator::start(
-            self.compute.backend()?,
-            &self.cache.directory(),
-            &subject.checkpoint,
-            profile,
-            artifact,
-            &subject.text,
-            plan,
-            subject.calibration.clone(),
-        )
+        let served = Served {
+            cache: self.cache.directory(),
+            checkpoint: &subject.checkpoint,
+            text: &subject.text,
+            calibration: &subject.calibration,
+        };
+        Generator::start(self.compute.backend()?, &served, profile, artifact, plan)
     }
 
     fn write_sheets(&self, subject: &Subject, directory: &Path) -> anyhow::Result<()> {

@@ -8,7 +8,6 @@ use modelprofile_engine::{
     checkpoint::Checkpoint,
     gguf::{self, FileType, Importance},
     quantize::importance,
-    text::Text,
 };
 
 use crate::commands::{Compute, calibration::Calibration, progress_bar};
@@ -79,7 +78,7 @@ impl Gguf {
         if !self.importance && !self.calibration.is_given() {
             return Ok(None);
         }
-        let sequences = self.calibration.sequences(&Text::load(checkpoint)?.tokenizer)?;
+        let sequences = self.calibration.sequences(checkpoint)?;
         let bar = progress_bar("importance");
         let columns = importance(&mut self.compute.backend()?, checkpoint, &sequences, &mut |progress| {
             bar.set_length(progress.total);

@@ -9,7 +9,6 @@ use modelprofile_engine::{
     checkpoint::{Checkpoint, quantized},
     interchange,
     quantize::Recipe,
-    text::Text,
 };
 
 use crate::commands::{Cache, Compute, calibration::Calibration, parse_recipe, progress_bar};
@@ -68,10 +67,7 @@ impl Hub {
         let bar = progress_bar(layout.name());
         let mut checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
         if let Some(recipe) = self.format {
-            let calibration = match recipe.needs_calibration() {
-                true => Some(self.calibration.sequences(&Text::load(&checkpoint)?.tokenizer)?),
-                false => None,
-            };
+            let calibration = self.calibration.needed_by(&[recipe], &checkpoint)?;
             let artifact = Store::new(&self.cache.directory()).prepare_calibrated(
                 &mut self.compute.backend()?,
                 self.compute.threads(),

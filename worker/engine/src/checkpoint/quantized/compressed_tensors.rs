@@ -56,8 +56,7 @@ fn scheme(json: &Value, format: &str, own: bool) -> Result<Scheme> {
     let symmetric = weights.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
     let bits = weights.get("num_bits").and_then(Value::as_u64).unwrap_or(8);
     let activations = json.get("input_activations").filter(|a| a.is_object());
-    let static_activations =
-        activations.is_some_and(|a| a.get("dynamic").and_then(Value::as_bool).unwrap_or(false) == false);
+    let static_activations = activations.is_some_and(|a| !a.get("dynamic").and_then(Value::as_bool).unwrap_or(false));
     let strategy = text("strategy");
     let whole = matches!(format, "float-quantized" | "int-quantized" | "naive-quantized");
     match (text("type"), bits, strategy) {

@@ -161,12 +161,11 @@ impl Quantization {
             Scheme::Fp8 { share: Share::Block([FP8_BLOCK, FP8_BLOCK]), .. } => {
                 self.held_group.filter(|group| usize::from(*group) == FP8_BLOCK).map(|_| WeightFormat::Fp8Block)
             }
-            Scheme::Fp8 { share: Share::Block(_), .. } => None,
             Scheme::Int8 => Some(WeightFormat::Int8),
             Scheme::Grouped { bits: 4, zero, .. } => self.held_group.map(|group| WeightFormat::Int4 { group, zero }),
             // Groups of 32 hold wider ones: the same scale, several times.
             Scheme::Grouped { zero: ZeroPoint::Symmetric, .. } => self.held_group.map(|_| WeightFormat::Q8_0),
-            Scheme::Grouped { .. } => None,
+            Scheme::Fp8 { share: Share::Block(_), .. } | Scheme::Grouped { .. } => None,
         }
     }
 

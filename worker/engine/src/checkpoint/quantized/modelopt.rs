@@ -84,29 +84,26 @@ pub(super) fn parts(scheme: &Scheme, n: usize, k: usize) -> Vec<Expected> {
 pub(super) fn read(quantization: &Quantization, module: &Module<'_>, n: usize, k: usize) -> Result<StoredWeight> {
     let weight = module.require("weight")?;
     let scales = module.require("weight_scale")?.floats()?;
-    let share = match quantization.scheme {
-        Scheme::Fp8 { share, .. } => share,
-        _ => {
-            if let Some(part) = module.get("pre_quant_scale")
-                && part.floats()?.iter().any(|scale| scale.to_bits() != 1.0f32.to_bits())
-            {
-                return Err(EngineError::Unsupported(format!(
-                    "tensor {} scales the layer's inputs, which no layer of ours does; give the original checkpoint, \
-                     this worker quantizes it itself",
-                    part.name
-                )));
-            }
-            return Ok(StoredWeight::Grouped(Affine {
-                n,
-                k,
-                bits: 4,
-                group: k / (scales.len() / n).max(1),
-                codes: codes(weight.bytes, n, k),
-                scales,
-                zeros: Zeros::Middle,
-                groups_of: None,
-            }));
+    let Scheme::Fp8 { share, .. } = quantization.scheme else {
+        if let Some(part) = module.get("pre_quant_scale")
+            && part.floats()?.iter().any(|scale| scale.to_bits() != 1.0f32.to_bits())
+        {
+            return Err(EngineError::Unsupported(format!(
+                "tensor {} scales the layer's inputs, which no layer of ours does; give the original checkpoint, \
+                 this worker quantizes it itself",
+                part.name
+            )));
         }
+        return Ok(StoredWeight::Grouped(Affine {
+            n,
+            k,
+            bits: 4,
+            group: k / (scales.len() / n).max(1),
+            codes: codes(weight.bytes, n, k),
+            scales,
+            zeros: Zeros::Middle,
+            groups_of: None,
+        }));
     };
     let scales = match share {
         Share::Tensor => Fp8Scales::Tensor(scales.first().copied().unwrap_or(1.0)),

@@ -297,7 +297,7 @@ impl Affine {
         let row_scale = |at: usize| row_scales[at / groups.max(1)];
         let middle = 1u8 << (bits - 1);
         let top = f32::from(u8::MAX >> (8 - bits));
-        let on_grid = |z: f32, at: usize| f16::from_f32(-z * scales[at].to_f32()).to_f32() == mins[at].to_f32();
+        let on_grid = |z: f32, at: usize| f16::from_f32(-z * scales[at].to_f32()) == mins[at];
         let off =
             |at: usize| format!("row {}, group {} is not on the {zero:?} grid", at / groups.max(1), at % groups.max(1));
         let zeros = match zero {
@@ -338,7 +338,9 @@ fn row_scale(scales: &[f32], minima: impl Iterator<Item = f32>) -> f32 {
 }
 
 fn relative(found: f32, expected: f32) -> f32 {
-    if found == expected { 0.0 } else { ((found - expected) / expected).abs() }
+    let off = found - expected;
+    // Both may be zero.
+    if off.abs() > 0.0 { (off / expected).abs() } else { 0.0 }
 }
 
 #[cfg(test)]
