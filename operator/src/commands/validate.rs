@@ -79,7 +79,12 @@ mod tests {
     #[test]
     fn the_exit_code_tells_whether_all_files_are_valid() {
         assert_eq!(validate(&["smollm2.yaml"]).unwrap(), ExitCode::SUCCESS);
-        assert_eq!(validate(&["smollm2.yaml", "llama-70b.yaml"]).unwrap(), ExitCode::FAILURE);
+        assert_eq!(validate(&["smollm2.yaml", "llama-70b.yaml"]).unwrap(), ExitCode::SUCCESS);
+        let folder = tempfile::tempdir().unwrap();
+        let invalid = folder.path().join("invalid.yaml");
+        let text = std::fs::read_to_string(Path::new(EXAMPLES).join("llama-70b.yaml")).unwrap();
+        std::fs::write(&invalid, text.replace("type: Native", "type: VLLM")).unwrap();
+        assert_eq!(validate(&["smollm2.yaml", invalid.to_str().unwrap()]).unwrap(), ExitCode::FAILURE);
     }
 
     #[test]
