@@ -149,7 +149,7 @@ fn calibrated_methods_lose_less_than_rounding_to_the_nearest() {
     ];
     let store = Store::new(&support::cache());
     let options = CpuOptions { threads: 2, isa: None, grouped_activations: GroupedActivations::Bf16 };
-    let mut backend = Cpu::new(options.clone()).unwrap();
+    let mut backend = Cpu::new(options).unwrap();
     let artifacts = recipes.map(|recipe| {
         store.prepare_calibrated(&mut backend, 2, &checkpoint, recipe, Some(&calibration), &mut |_| {}).unwrap()
     });
