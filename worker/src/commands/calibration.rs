@@ -12,23 +12,24 @@ use modelprofile_engine::{
 
 /// Options of commands that may calibrate.
 #[derive(Debug, Clone, Args)]
+#[allow(clippy::struct_field_names, reason = "these are names in the command lines that they join")]
 pub(in crate::commands) struct Calibration {
     /// Text file, UTF-8, of the kind that the model will see; AWQ, GPTQ, SmoothQuant and LLM-INT8 look at it [default: a
     /// text of this program's own].
     #[arg(long = "calibration", value_name = "FILE")]
-    file: Option<PathBuf>,
+    calibration_file: Option<PathBuf>,
     /// Tokens to calibrate with, in sequences of 512 spread over the text.
-    #[arg(long = "calibration-tokens", value_name = "N", default_value_t = DEFAULT_CALIBRATION_TOKENS, value_parser = super::at_least_one)]
-    tokens: usize,
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CALIBRATION_TOKENS, value_parser = super::at_least_one)]
+    calibration_tokens: usize,
     /// Shifts which sequences are taken; the same seed gives the same artifact.
-    #[arg(long = "calibration-seed", value_name = "N", default_value_t = 0)]
-    seed: u64,
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    calibration_seed: u64,
 }
 
 impl Calibration {
     /// Whether a text was named.
     pub(in crate::commands) fn is_given(&self) -> bool {
-        self.file.is_some()
+        self.calibration_file.is_some()
     }
 
     /// The sequences, if one of these recipes looks at them.
@@ -43,11 +44,11 @@ impl Calibration {
 
     /// The sequences.
     pub(in crate::commands) fn sequences(&self, checkpoint: &Checkpoint) -> anyhow::Result<Sequences> {
-        let text = match &self.file {
+        let text = match &self.calibration_file {
             None => super::CALIBRATION.to_owned(),
             Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
         };
         let tokens = Text::load(checkpoint)?.tokenizer.encode(&text, false)?;
-        Ok(Sequences::new(&tokens, self.tokens, self.seed)?)
+        Ok(Sequences::new(&tokens, self.calibration_tokens, self.calibration_seed)?)
     }
 }

@@ -75,7 +75,11 @@ impl<'a, B: Calibrate> Pipeline<'a, B> {
             }
             let columns = stage.inputs(self.checkpoint.config());
             let figures = collect(self.backend, &mut self.runner, &device, stage, columns)?;
-            let solver = gptq::Solver::new(self.threads, columns, &figures.gram_to_host(self.backend)?)?;
+            let gram = figures.gram_to_host(self.backend)?;
+            // The device's copy is the largest thing in memory beside what comes now.
+            drop(figures);
+            let solver = gptq::Solver::new(self.threads, columns, &gram)?;
+            drop(gram);
             let mut parts = Vec::new();
             for role in stage.roles(layer.index) {
                 let weight = solver.quantize(layer.matrix(role)?, target);

@@ -193,9 +193,9 @@ fn peak(config: &ModelConfig, recipe: Recipe, tokens: usize, sequence: usize, la
         Method::RoundToNearest if !recipe.needs_calibration() => {
             3.0 * (outputs(Stage::GateUp, config) * config.hidden) as f64 + 16e6
         }
-        // FP32, BF16 on the device, codes; the Gram matrix in FP32 twice, its factor in FP64 and FP32; the free weights.
+        // FP32, BF16 on the device, codes; the Gram matrix in FP32, its factor in FP64 and FP32; the free weights.
         Method::Gptq => {
-            layer * 7.0 + widest * widest * 20.0 + (outputs(Stage::GateUp, config) * config.hidden) as f64 * 8.0
+            layer * 7.0 + widest * widest * 16.0 + (outputs(Stage::GateUp, config) * config.hidden) as f64 * 8.0
         }
         // All four Gram matrices, one of them on the host too; a difference in chunks.
         Method::Awq => layer * 8.0 + squares * 4.0 + widest * widest * 8.0 + 4096.0 * widest * 8.0,
@@ -259,10 +259,10 @@ mod tests {
     }
 
     #[test]
-    fn every_method_keeps_below_a_quarter_of_the_model_in_bf16() {
+    fn methods_without_a_matrix_of_all_inputs_keep_below_a_quarter_of_the_model_in_bf16() {
+        // GPTQ's factor for 14,336 inputs takes 2.5 GB for a moment, whatever the model's depth.
         for (method, format) in [
             (Method::RoundToNearest, INT4),
-            (Method::Gptq, INT4),
             (Method::SmoothQuant, WeightFormat::Int8),
             (Method::LlmInt8, WeightFormat::Int8),
         ] {
