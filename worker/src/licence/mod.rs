@@ -19,7 +19,7 @@
 //! | [`families`] | the closed table: names, duties, what publishing takes |
 //! | [`gguf`] | the `general.*` texts of a GGUF file's head |
 //! | `declared` | model cards, LICENSE files and GGUF fields as claims |
-//! | [`card`] | the artifact's own card |
+//! | [`mod@card`] | the artifact's own card |
 
 pub mod card;
 mod declared;

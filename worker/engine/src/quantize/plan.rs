@@ -1,7 +1,7 @@
 //! What quantizing will take, before it starts: operations counted from the model's shape, divided by speeds that are measured
 //! on the device in a second, and bytes of what is in memory at the worst moment.
 //!
-//! The counts follow the methods' code ([`super::pipeline`]); what they leave out (rotary embedding, norms, reading the
+//! The counts follow the methods' code (`pipeline.rs`); what they leave out (rotary embedding, norms, reading the
 //! files) is small beside them.
 
 use std::time::Instant;
