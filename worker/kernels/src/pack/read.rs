@@ -42,7 +42,7 @@ impl PackedWeight {
         }
     }
 
-    /// The values of one row, as [`HostWeight::dequantize_row`] gives them: an embedding's look-up.
+    /// The values of one row, as [`crate::HostWeight::dequantize_row`] gives them: an embedding's look-up.
     ///
     /// # Errors
     /// [`KernelError::Shape`] when the row or the length of `out` leaves the weight.
