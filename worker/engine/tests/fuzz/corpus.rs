@@ -184,7 +184,8 @@ pub(crate) fn gguf_files() -> Vec<Sample> {
     samples
 }
 
-const CARD: &[u8] = b"---\nlicense: other\nlicense_name: acme-1\nlicense_link: https://acme.example/licence\nbase_model:\n- a/b\n\
+const CARD: &[u8] =
+    b"---\nlicense: other\nlicense_name: acme-1\nlicense_link: https://acme.example/licence\nbase_model:\n- a/b\n\
     - meta-llama/Llama-3.1-8B\n---\n# A card\n";
 
 /// Directories of values.
@@ -200,11 +201,9 @@ pub(crate) fn directories() -> Vec<Sample> {
 /// Directories of codes, in every layout: ours, ours exported, and those of other tools.
 pub(crate) fn layouts() -> Vec<Sample> {
     let folder = tempfile::tempdir().unwrap();
-    let sample =
-        |name: String, path: &Path| Sample { words: CONFIG_WORDS, ..Sample::new(name, files(path)) }.only(&[
-            "config.json",
-            "safetensors",
-        ]);
+    let sample = |name: String, path: &Path| {
+        Sample { words: CONFIG_WORDS, ..Sample::new(name, files(path)) }.only(&["config.json", "safetensors"])
+    };
     let mut samples: Vec<Sample> =
         FOREIGN.into_iter().map(|name| sample(name.to_owned(), &data("foreign").join(name))).collect();
     let wide = wide(folder.path());
@@ -257,10 +256,8 @@ pub(crate) fn calibration() -> Calibration {
 }
 
 /// The recipes of [`journals`].
-pub(crate) const BUILDS: [Recipe; 2] = [
-    Recipe { format: INTEGER, method: Method::RoundToNearest },
-    Recipe { format: SYMMETRIC, method: Method::Gptq },
-];
+pub(crate) const BUILDS: [Recipe; 2] =
+    [Recipe { format: INTEGER, method: Method::RoundToNearest }, Recipe { format: SYMMETRIC, method: Method::Gptq }];
 
 /// Caches in which a build was cut off after its first layer; the index of the recipe is in a file beside them.
 pub(crate) fn journals() -> Vec<Sample> {

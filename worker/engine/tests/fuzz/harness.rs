@@ -181,7 +181,13 @@ impl<'a> Run<'a> {
             if done || told.elapsed() > Duration::from_secs(30) {
                 told = Instant::now();
                 let seconds = self.started.elapsed().as_secs();
-                eprintln!("fuzz {}: seed {}, {seconds} s, {}, {} found", self.name, self.seed, self.counts, self.found.len());
+                eprintln!(
+                    "fuzz {}: seed {}, {seconds} s, {}, {} found",
+                    self.name,
+                    self.seed,
+                    self.counts,
+                    self.found.len()
+                );
             }
             if done {
                 break;
@@ -231,7 +237,8 @@ impl<'a> Run<'a> {
             let same_kind = |other: &&String| Path::new(other).extension() == extension;
             let other = dice.pick(&self.samples).unwrap_or(sample);
             let names: Vec<&String> = other.files.keys().filter(same_kind).collect();
-            let other = dice.pick(&names).and_then(|name| other.files.get(*name)).map(Vec::as_slice).unwrap_or_default();
+            let other =
+                dice.pick(&names).and_then(|name| other.files.get(*name)).map(Vec::as_slice).unwrap_or_default();
             let bytes = mutate(name, &sample.files[name], other, sample.words, dice);
             changed.insert(name.clone(), bytes);
         }

@@ -6,11 +6,13 @@
 //! | this one | a harness per parser: which files, and what is read of them |
 //! | `corpus` | the files |
 //! | `mutate`, `dice` | mutations, and the random choices of one case |
+//! | `found` | what it found, one test each |
 //! | `harness` | runs the cases in a process of limited memory, and keeps those that went wrong |
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a failure is the test's result")]
 
 mod corpus;
 mod dice;
+mod found;
 mod harness;
 mod mutate;
 
@@ -49,7 +51,10 @@ fn read_checkpoint(path: &Path, dice: &mut Dice) -> Result<(), String> {
             tensor.row_f32(tensor.rows - 1, &mut row).map_err(text)?;
         }
         if let Some(weight) = checkpoint.quantized(role).map_err(text)? {
-            assert_eq!(weight.dequantize().len(), role.shape(checkpoint.config()).0 * role.shape(checkpoint.config()).1);
+            assert_eq!(
+                weight.dequantize().len(),
+                role.shape(checkpoint.config()).0 * role.shape(checkpoint.config()).1
+            );
             if let Ok((host, _)) = weight.to_host() {
                 pack(&host).map_err(text)?;
             }
@@ -77,8 +82,7 @@ fn write(checkpoint: &Checkpoint, path: &Path, dice: &mut Dice) -> modelprofile_
     }
     if dice.chance(1, 2) {
         let types = [FileType::F16, FileType::Q8_0, FileType::Q4_0, FileType::Q4_K_M];
-        let options =
-            gguf::Options { file_type: types[dice.below(4)], importance: None, threads: 1, requantize: true };
+        let options = gguf::Options { file_type: types[dice.below(4)], importance: None, threads: 1, requantize: true };
         return gguf::export(checkpoint, &output, &options, &mut |_| {}).map(drop);
     }
     let own = checkpoint.quantization().and_then(modelprofile_engine::checkpoint::Quantization::format);
