@@ -32,6 +32,14 @@ const MINIMUM: WeightFormat = WeightFormat::Int4 { group: 32, zero: ZeroPoint::M
 const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}\
     {% if loop.last %}{{ '<|im_end|>' | trim }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ eos_token }}{% endif %}";
 
+impl Sample {
+    /// Only the files of these endings are changed.
+    fn only(mut self, endings: &[&str]) -> Self {
+        self.mutable.retain(|name| endings.iter().any(|ending| name.ends_with(ending)));
+        self
+    }
+}
+
 pub(crate) fn data(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/data").join(name)
 }

@@ -66,12 +66,6 @@ impl Sample {
         let mutable = files.keys().cloned().collect();
         Self { name: name.into(), files, mutable, words: &[], seal: None, consumed: false }
     }
-
-    /// Only the files of these endings are changed.
-    pub(crate) fn only(mut self, endings: &[&str]) -> Self {
-        self.mutable.retain(|name| endings.iter().any(|ending| name.ends_with(ending)));
-        self
-    }
 }
 
 /// Runs `read` on mutations of the samples. It gets the folder of a case; what it refuses is as good as what it reads.
