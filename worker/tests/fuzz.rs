@@ -9,7 +9,10 @@ mod harness;
 #[path = "../engine/tests/fuzz/mutate.rs"]
 mod mutate;
 
-use std::{fmt::Display, fs};
+use std::{
+    fmt::{Display, Write},
+    fs,
+};
 
 use clap::Parser;
 use modelprofile_api::Quality;
@@ -20,9 +23,11 @@ use modelprofile_worker::{
     quality::{self, Dataset},
 };
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
-use self::harness::{Files, Sample, fuzz};
+use self::{
+    harness::{Files, Sample, fuzz},
+    mutate::sha256_hex,
+};
 
 fn text(error: impl Display) -> String {
     error.to_string()
@@ -140,25 +145,21 @@ fn measured_qualities() {
 
 /// A filled sheet with its key, as `evaluate --sheets` writes them.
 fn sheet() -> Sample {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let rows: Vec<[String; 3]> =
         (0..4).map(|i| [format!("Prompt {i}"), format!("One, {i}"), format!("Two \"{i}\"")]).collect();
     let digest = |row: &[String; 3]| {
-        let mut hash = Sha256::new();
-        for cell in row {
-            hash.update((cell.len() as u64).to_le_bytes());
-            hash.update(cell);
-        }
-        hex(&hash.finalize())
+        let cells = row.iter().flat_map(|cell| [&(cell.len() as u64).to_le_bytes()[..], cell.as_bytes()].concat());
+        sha256_hex(&cells.collect::<Vec<u8>>())
     };
     let key_rows: Vec<_> =
         rows.iter().enumerate().map(|(i, row)| json!({"first": i % 2, "sha256": digest(row)})).collect();
     let key = json!({"version": 1, "profiles": ["bf16", "q4_1"], "seed": 7, "nonce": "00ff", "rows": key_rows});
     let key = serde_json::to_vec(&key).unwrap();
-    let mut csv = format!("\"# ModelProfile blind sheet, commitment {}\"\r\n", hex(&Sha256::digest(&key)));
+    let mut csv = format!("\"# ModelProfile blind sheet, commitment {}\"\r\n", sha256_hex(&key));
     csv.push_str("row,prompt,answer 1,answer 2,\"better (1, 2 or =)\"\r\n");
     for (i, ([prompt, one, two], choice)) in rows.iter().zip(["1", "2", "=", ""]).enumerate() {
-        csv.push_str(&format!("{},{prompt},\"{one}\",\"{}\",{choice}\r\n", i + 1, two.replace('"', "\"\"")));
+        let two = two.replace('"', "\"\"");
+        let _ = write!(csv, "{},{prompt},\"{one}\",\"{two}\",{choice}\r\n", i + 1);
     }
     let words = &["\"", "\"\"", ";", ",", "\r", "\n", "=", "1", "2", "\u{feff}"];
     sample("sheet", &[("sheet.csv", csv.as_bytes()), ("key.json", &key)], words)
@@ -181,7 +182,7 @@ fn blind_sheets() {
 /// Puts a changed key's commitment into the sheet, so that the rows are compared, too.
 fn seal_sheet(all: &Files, changed: &mut Files) {
     let Some(key) = changed.get("key.json") else { return };
-    let digest: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = sha256_hex(key);
     let sheet = changed.get("sheet.csv").or(all.get("sheet.csv")).cloned().unwrap_or_default();
     let sheet = String::from_utf8_lossy(&sheet);
     let Some((title, rest)) = sheet.split_once("\r\n") else { return };

@@ -20,7 +20,10 @@ use modelprofile_kernels::{
     cpu::{Cpu, CpuOptions},
 };
 
-use super::harness::{Files, Sample};
+use super::{
+    harness::{Files, Sample},
+    mutate::sha256_hex,
+};
 
 pub(crate) const CHECKPOINTS: [&str; 4] = ["llama3-tiny", "mistral-tiny", "qwen2-tiny", "qwen3-tiny"];
 const FOREIGN: [&str; 5] =
@@ -74,13 +77,19 @@ fn with_vocabulary(mut writer: GgufWriter, sentencepiece: bool) -> GgufWriter {
         kinds.push(kind);
     };
     if sentencepiece {
-        [("<unk>", 2), ("<s>", 3), ("</s>", 3)].into_iter().for_each(|(text, kind)| add(text, kind));
-        (0..=255).for_each(|byte| add(&format!("<0x{byte:02X}>"), 6));
-        ["▁t", "he", "▁the", "▁", "t", "h", "e"].into_iter().for_each(|text| add(text, 1));
+        for (text, kind) in [("<unk>", 2), ("<s>", 3), ("</s>", 3)] {
+            add(text, kind);
+        }
+        for byte in 0..=255 {
+            add(&format!("<0x{byte:02X}>"), 6);
+        }
+        for text in ["▁t", "he", "▁the", "▁", "t", "h", "e"] {
+            add(text, 1);
+        }
     } else {
-        [("<|endoftext|>", 3), ("<|im_start|>", 3), ("<|im_end|>", 3), ("<tool>", 4)]
-            .into_iter()
-            .for_each(|(text, kind)| add(text, kind));
+        for (text, kind) in [("<|endoftext|>", 3), ("<|im_start|>", 3), ("<|im_end|>", 3), ("<tool>", 4)] {
+            add(text, kind);
+        }
         let mut next = 0x100;
         for byte in 0..=255u8 {
             let plain = matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
@@ -88,7 +97,9 @@ fn with_vocabulary(mut writer: GgufWriter, sentencepiece: bool) -> GgufWriter {
             next += u32::from(!plain);
             add(&char::from_u32(code).unwrap().to_string(), 1);
         }
-        ["he", "ll", "hell", "hello"].into_iter().for_each(|text| add(text, 1));
+        for text in ["he", "ll", "hell", "hello"] {
+            add(text, 1);
+        }
     }
     let text = |text: &str| Value::Text(text.to_owned());
     let scores = (0..tokens.len()).map(|i| -(i as f32)).collect();
@@ -306,13 +317,11 @@ pub(crate) fn importances() -> Vec<Sample> {
 
 /// Puts the packed file's checksum and length into the manifest.
 fn seal_manifest(all: &Files, changed: &mut Files) {
-    use sha2::{Digest, Sha256};
     let get = |name: &str, changed: &Files| changed.get(name).or(all.get(name)).cloned().unwrap_or_default();
     let packed = get("packed-cpu.bin", changed);
     let manifest = serde_json::from_slice(&get("manifest.json", changed));
     let Ok(serde_json::Value::Object(mut manifest)) = manifest else { return };
-    let digest: String = Sha256::digest(&packed).iter().map(|byte| format!("{byte:02x}")).collect();
-    manifest.insert("sha256".into(), digest.into());
+    manifest.insert("sha256".into(), sha256_hex(&packed).into());
     manifest.insert("bytes".into(), packed.len().into());
     changed.insert("manifest.json".to_owned(), serde_json::to_vec(&manifest).unwrap());
 }

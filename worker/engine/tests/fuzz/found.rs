@@ -72,7 +72,7 @@ fn tokenizer_parts_that_panic_in_use_are_errors(#[case] part: &str, #[case] valu
 /// Found by reading what the fuzzer was to find: duplicates were looked for in a list.
 #[test]
 fn a_vocabulary_of_nothing_but_ends_opens_at_once() {
-    let count = 400_000;
+    let count = 1_000_000;
     let bytes = tiny_llama(SourceDtype::Q8_0)
         .entry("tokenizer.ggml.tokens", Value::Texts(vec!["<|im_end|>".to_owned(); count]))
         .entry("tokenizer.ggml.token_type", Value::Integers(vec![3; count]))

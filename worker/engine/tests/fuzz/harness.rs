@@ -246,12 +246,12 @@ impl<'a> Run<'a> {
     fn write(&mut self, index: usize, changed: Files) {
         let (folder, sample) = (self.sample_folder(index), &self.samples[index]);
         let mut put: BTreeMap<&String, &Vec<u8>> = BTreeMap::new();
-        match self.dirty[index].as_ref().filter(|_| !sample.consumed) {
-            Some(dirty) => put.extend(dirty.iter().filter_map(|name| sample.files.get_key_value(name))),
-            None => {
-                let _ = fs::remove_dir_all(&folder);
-                put.extend(&sample.files);
-            }
+        let dirty = self.dirty[index].as_ref().filter(|_| !sample.consumed);
+        if let Some(dirty) = dirty {
+            put.extend(dirty.iter().filter_map(|name| sample.files.get_key_value(name)));
+        } else {
+            let _ = fs::remove_dir_all(&folder);
+            put.extend(&sample.files);
         }
         put.extend(&changed);
         for (name, bytes) in put {

@@ -16,7 +16,7 @@ mod found;
 mod harness;
 mod mutate;
 
-use std::{fmt::Display, path::Path};
+use std::{fmt::Display, hint::black_box, path::Path};
 
 use modelprofile_engine::{
     WeightFormat,
@@ -61,11 +61,10 @@ fn read_checkpoint(path: &Path, dice: &mut Dice) -> Result<(), String> {
         }
         checkpoint.release(role);
     }
-    checkpoint.quantization().map(|quantization| (quantization.describe(), quantization.format()));
-    (checkpoint.revision(), checkpoint.parameters(), checkpoint.licence(), checkpoint.name());
-    (checkpoint.codes().count(), checkpoint.gguf_entries().count());
-    rope::inverse_frequencies(checkpoint.config());
-    interchange::rope::named(checkpoint.config());
+    black_box(checkpoint.quantization().map(|quantization| (quantization.describe(), quantization.format())));
+    black_box((checkpoint.revision(), checkpoint.parameters(), checkpoint.licence(), checkpoint.name()));
+    black_box((checkpoint.codes().count(), checkpoint.gguf_entries().count()));
+    black_box((rope::inverse_frequencies(checkpoint.config()), interchange::rope::named(checkpoint.config())));
     if dice.chance(1, 16) {
         write(&checkpoint, path, dice).map_err(text)?;
     }
@@ -178,7 +177,7 @@ fn artifacts() {
                 continue;
             }
             let weight = artifact.weight(&entry.name).map_err(text)?;
-            (weight.outliers().map_err(text)?, weight.input_scale().map_err(text)?);
+            black_box((weight.outliers().map_err(text)?, weight.input_scale().map_err(text)?));
             let mut row = vec![0.0; weight.spec.k];
             for index in 0..weight.spec.n {
                 weight.dequantize_row(index, &mut row).map_err(text)?;

@@ -7,6 +7,7 @@
 //! | others | bytes, most of them near the beginning, where containers keep their lengths |
 
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use super::dice::Dice;
 
@@ -120,6 +121,15 @@ fn change_bytes(bytes: &mut Vec<u8>, other: &[u8], words: &[&str], dice: &mut Di
             bytes.splice(at..end, word.bytes());
         }
     }
+}
+
+/// SHA-256 in hex, for checksums that are to be right again.
+pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn word(bytes: &[u8]) -> u64 {
