@@ -97,6 +97,11 @@ bench-peak: model ## Time to the first token in a peak of real requests, switchi
 	cargo build --workspace --bins
 	"$$(. tests/scripts/lib.sh; binaries)/bench-peak" $(BENCH)
 
+.PHONY: fuzz
+fuzz: ## Ten minutes of mutated files for each parser; FUZZ_SECONDS, FUZZ_SEED
+	MODELPROFILE_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) MODELPROFILE_FUZZ_SEED=$(or $(FUZZ_SEED),$(shell date +%s)) \
+	  cargo test -p modelprofile-engine -p modelprofile-worker --test fuzz -- --nocapture --test-threads=1
+
 .PHONY: crd
 crd: ## Write the CustomResourceDefinition from the Rust types
 	# By way of another file: the build reads the present one.

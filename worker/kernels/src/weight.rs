@@ -14,6 +14,9 @@ pub const FP8_BLOCK: usize = 128;
 /// Most columns that [`WeightKind::Int8Outliers`] keeps in BF16.
 pub const MAX_OUTLIERS: usize = 64;
 
+/// Longest side of a weight: no model comes near it, and bytes of a packed weight stay far from overflow.
+pub(crate) const MAX_SIDE: usize = 1 << 28;
+
 /// How a linear weight is stored and which activations it is multiplied with. `y[m, n] = sum_k x[m, k] w[n, k]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightKind {
@@ -72,11 +75,14 @@ impl WeightSpec {
     /// Checks that the kind can hold the shape.
     ///
     /// # Errors
-    /// [`KernelError::Shape`] when a dimension is zero, the group is not 32, 64 or 128 or does not divide K, K is not a
+    /// [`KernelError::Shape`] when a dimension is zero or beyond 2^28, the group is not 32, 64 or 128 or does not divide K, K is not a
     /// whole number of FP8 blocks, or there are more outlier columns than [`MAX_OUTLIERS`] or K.
     pub fn validate(&self) -> Result<()> {
         if self.n == 0 || self.k == 0 {
             return Err(KernelError::Shape(format!("a weight of {} x {} has no elements", self.n, self.k)));
+        }
+        if self.n.max(self.k) > MAX_SIDE {
+            return Err(KernelError::Shape(format!("a weight of {} x {} is larger than any model's", self.n, self.k)));
         }
         match self.kind {
             WeightKind::Bf16 | WeightKind::Fp8 | WeightKind::Fp8Static | WeightKind::Int8 => Ok(()),

@@ -120,7 +120,8 @@ impl Licence {
     /// Adds the licences of the bases: as their cards declare them, else as their names tell.
     fn with_known_bases(mut self, known: &[Base]) -> Self {
         for model in self.bases.clone() {
-            let card = known.iter().find(|base| base.model == model).and_then(|base| base.licence.clone());
+            let card =
+                known.iter().find(|base| base.model == model).and_then(|base| canonical(base.licence.as_deref()?));
             let id = card.or_else(|| families::of_model(&model).map(str::to_owned));
             if let Some(id) = id.filter(|id| id != UNKNOWN) {
                 self.add(claim(&id, false, None, Origin::Base(model)));
@@ -147,9 +148,11 @@ fn claim(id: &str, named: bool, link: Option<String>, origin: Origin) -> Claim {
 
 /// Trimmed, lower-case, without control characters, and short enough for a manifest's field. `None` for nothing.
 fn canonical(text: &str) -> Option<String> {
-    let plain: String = text.trim().to_lowercase().chars().filter(|c| !c.is_control()).take(128).collect();
     // A comma separates identifiers in `license.accepted`.
-    Some(plain.replace(',', "")).filter(|text| !text.is_empty())
+    let kept = |c: &char| !c.is_control() && *c != ',';
+    let plain: String = text.trim().to_lowercase().chars().filter(kept).take(128).collect();
+    // What was left out or cut off may have stood before or after a space, which nobody could write to accept it.
+    Some(plain.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
 /// The YAML between two lines of dashes at the head of a README.
@@ -247,6 +250,20 @@ mod tests {
         assert_eq!(licence.claims()[0].link.as_deref(), Some("https://acme.example/licence"));
         let bases: Vec<_> = licence.base_models().collect();
         assert_eq!(bases, ["meta-llama/Llama-3.1-8B", "Acme/Other-Model"]);
+    }
+
+    /// Found by fuzzing: these ended or began with a space, so that nothing that was accepted was equal to them.
+    #[rstest]
+    #[case(", acme", "acme")]
+    #[case("acme ,", "acme")]
+    #[case("\u{7} acme", "acme")]
+    fn what_is_left_of_a_declaration_can_be_accepted(#[case] declared: &str, #[case] id: &str) {
+        let licence = Licence::from_card(&serde_json::json!({"license": declared}));
+        assert_eq!(licence.declared(), Some(id));
+        assert_eq!(crate::licence::check(&licence, Some(id)), Ok(()));
+        let cut = format!("{} b", "a".repeat(127));
+        let licence = Licence::from_card(&serde_json::json!({"license": cut}));
+        assert_eq!(crate::licence::check(&licence, licence.declared()), Ok(()));
     }
 
     #[test]

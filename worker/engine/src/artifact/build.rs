@@ -234,8 +234,15 @@ impl<'a> Writer<'a> {
     fn commit(&mut self, groups: usize, state: Option<&[f32]>) -> Result<()> {
         let tensors = self.hub.sync()?;
         let (packed, entries) = self.packed.sync()?;
-        let journal =
-            Journal { key: self.key.to_owned(), groups, packed, entries: entries.to_vec(), tensors, state: None };
+        let journal = Journal {
+            key: self.key.to_owned(),
+            groups,
+            packed,
+            entries: entries.to_vec(),
+            tensors,
+            state: None,
+            sha256: String::new(),
+        };
         journal.write(self.directory, state)
     }
 

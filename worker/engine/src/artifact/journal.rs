@@ -33,6 +33,9 @@ pub(super) struct Journal {
     pub(super) tensors: usize,
     /// SHA-256 of the calibration's state, if there is one.
     pub(super) state: Option<String>,
+    /// SHA-256 of the journal itself, computed with this field empty: a journal that was changed would be gone on from to
+    /// an artifact that is not whole.
+    pub(super) sha256: String,
 }
 
 impl Journal {
@@ -40,7 +43,7 @@ impl Journal {
     /// from.
     pub(super) fn read(directory: &Path, key: &str) -> Option<(Self, Option<Vec<f32>>)> {
         let journal: Self = serde_json::from_str(&fs::read_to_string(directory.join(JOURNAL)).ok()?).ok()?;
-        if journal.key != key {
+        if journal.key != key || journal.digest()? != journal.sha256 {
             return None;
         }
         let state = match &journal.state {
@@ -63,6 +66,7 @@ impl Journal {
             self.state = Some(hex(&Sha256::digest(bytes)));
             write_synced(&self.state_path(directory), bytes)?;
         }
+        self.sha256 = self.digest().unwrap_or_default();
         let text = serde_json::to_vec(&self)
             .map_err(|e| EngineError::Artifact { path: directory.display().to_string(), message: e.to_string() })?;
         let (next, path) = (directory.join("build.next"), directory.join(JOURNAL));
@@ -86,6 +90,11 @@ impl Journal {
         Ok(())
     }
 
+    fn digest(&self) -> Option<String> {
+        let text = serde_json::to_vec(&Self { sha256: String::new(), ..self.clone() }).ok()?;
+        Some(hex(&Sha256::digest(text)))
+    }
+
     fn state_path(&self, directory: &Path) -> PathBuf {
         directory.join(format!("state-{}.bin", self.groups))
     }
@@ -102,7 +111,15 @@ mod tests {
     use super::*;
 
     fn journal(groups: usize) -> Journal {
-        Journal { key: "k".into(), groups, packed: 4096, entries: Vec::new(), tensors: 3, state: None }
+        Journal {
+            key: "k".into(),
+            groups,
+            packed: 4096,
+            entries: Vec::new(),
+            tensors: 3,
+            state: None,
+            sha256: String::new(),
+        }
     }
 
     #[test]
@@ -114,6 +131,20 @@ mod tests {
         assert_eq!((read.groups, read.tensors, state), (2, 3, Some(vec![3.0, 4.0])));
         assert!(!directory.path().join("state-1.bin").exists());
         assert_eq!(Journal::read(directory.path(), "another key"), None);
+    }
+
+    /// Found by fuzzing: other groups or entries gave an artifact without some of its tensors.
+    #[test]
+    fn a_journal_that_was_changed_is_not_gone_on_from() {
+        let directory = tempfile::tempdir().unwrap();
+        journal(1).write(directory.path(), None).unwrap();
+        assert!(Journal::read(directory.path(), "k").is_some());
+        let path = directory.path().join(JOURNAL);
+        let text = fs::read_to_string(&path).unwrap();
+        let changed = text.replace("\"groups\":1", "\"groups\":9");
+        assert_ne!(text, changed);
+        fs::write(&path, changed).unwrap();
+        assert_eq!(Journal::read(directory.path(), "k"), None);
     }
 
     #[test]

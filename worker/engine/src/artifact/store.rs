@@ -232,7 +232,7 @@ impl Artifact {
     /// An FP32 vector.
     pub fn vector(&self, name: &str) -> Result<Vec<f32>> {
         let (entry, bytes) = self.entry(name)?;
-        if entry.kind.weight().is_some() || bytes.len() != entry.k * 4 {
+        if entry.kind.weight().is_some() || Some(bytes.len()) != entry.k.checked_mul(4) {
             return Err(self.damaged(format!("tensor {name} is not a vector of {}", entry.k)));
         }
         Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())

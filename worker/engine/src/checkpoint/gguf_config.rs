@@ -1,6 +1,6 @@
 //! The model's configuration from a GGUF file's metadata.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::{
     gguf::{Metadata, Value},
@@ -119,12 +119,9 @@ fn eos_tokens(metadata: &Metadata) -> Vec<u32> {
             ids.extend(u32::try_from(id));
         }
     }
-    let mut seen = Vec::new();
-    ids.retain(|id| {
-        let new = !seen.contains(id);
-        seen.push(*id);
-        new
-    });
+    // A hostile vocabulary can have the text of an end in every entry.
+    let mut seen = HashSet::new();
+    ids.retain(|id| seen.insert(*id));
     ids
 }
 

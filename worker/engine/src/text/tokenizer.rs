@@ -1,6 +1,6 @@
 //! One tokenizer for both containers: a Hugging Face `tokenizer.json`, or the vocabulary inside a GGUF file.
 
-use std::path::Path;
+use std::{panic::AssertUnwindSafe, path::Path};
 
 use serde_json::Value;
 
@@ -98,9 +98,14 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`EngineError::Config`] if the vocabulary has neither the text's characters nor an unknown token.
+    /// [`EngineError::Config`] if the vocabulary has neither the text's characters nor an unknown token, or the parts of a
+    /// damaged `tokenizer.json` do not fit together.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        match self.inner.encode_fast(text, add_special) {
+        // The library checks some parts of a file only when it uses them, by panicking. It keeps nothing but caches of what
+        // it computed, which such a panic leaves as they were.
+        let encoded = std::panic::catch_unwind(AssertUnwindSafe(|| self.inner.encode_fast(text, add_special)));
+        let encoded = encoded.unwrap_or_else(|_| Err("the parts of tokenizer.json do not fit together".into()));
+        match encoded {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
             Err(e) => Err(EngineError::Config(format!("the text cannot be tokenized: {e}"))),
         }
