@@ -5,10 +5,13 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 WINDOW = 512
+# llama.cpp's kernels for AMX raise SIGILL on virtual machines that lose the tiles' configuration; these do without.
+PLAIN = ["--no-repack"]
 
 
 class Skip(Exception):
@@ -19,7 +22,7 @@ class Skip(Exception):
 class Ran:
     output: str
     seconds: float
-    peak_bytes: int  # Largest resident size of the process, mapped files included.
+    peak_bytes: int  # Largest resident size of the process (VmHWM), mapped files included.
 
 
 @dataclasses.dataclass
@@ -29,21 +32,36 @@ class Runner:
     log: Path
     environment: dict = dataclasses.field(default_factory=dict)
 
-    def __call__(self, *command, quiet=False):
+    def __call__(self, *command, merge=False):
+        """`merge`: what it says on standard error belongs to its output."""
         command = [str(part) for part in command]
         start = time.monotonic()
         with open(self.log, "a", encoding="utf-8") as log:
             log.write(f"$ {' '.join(command)}\n")
             log.flush()
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | self.environment)
-            output = process.stdout.read()
-            # wait4 instead of wait: it gives this child's own peak.
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            with tempfile.TemporaryFile("w+", encoding="utf-8") as out:
+                process = subprocess.Popen(command, stdout=out, stderr=out if merge else log, env=os.environ | self.environment)
+                peak = watch(process)
+                out.seek(0)
+                output = out.read()
             log.write(output)
         if process.returncode != 0:
             raise Skip(f"{Path(command[0]).name} failed with {process.returncode}: {last_line(self.log)}")
-        return Ran(output, time.monotonic() - start, usage.ru_maxrss * 1024)
+        return Ran(output, time.monotonic() - start, peak)
+
+
+def watch(process):
+    """Waits for a process; its VmHWM as long as it could be read. The peak that wait4 gives would be this process's own
+    where that is larger: a child begins as a copy of its parent."""
+    peak = 0
+    while process.poll() is None:
+        try:
+            found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+            peak = int(found.group(1)) * 1024 if found else peak
+        except OSError:
+            pass
+        time.sleep(0.02)
+    return peak
 
 
 def last_line(log):
@@ -89,8 +107,11 @@ class Worker:
         ran = self.run(self.binary, "evaluate", "--model", model, "--format", ",".join(recipes), "--text", text,
                        "--window", WINDOW, "--skip-generation", "--threads", self.threads, "--cache", self.cache, *options)
         row = r"^(\S+)\s+[\d.]+\s+([\d.]+) ±\s*[\d.]+\s+[+-][\d.]+%\s+([\d.]+) ±"
-        return {name: {"perplexity": float(perplexity), "kld": float(kld)}
-                for name, perplexity, kld in re.findall(row, ran.output, re.MULTILINE)}
+        # The rows have canonical names; their order is that of the recipes.
+        rows = re.findall(row, ran.output, re.MULTILINE)
+        if len(rows) != len(recipes):
+            raise Skip(f"our evaluator printed {len(rows)} rows of {len(recipes)}")
+        return {recipe: {"perplexity": float(perplexity), "kld": float(kld)} for recipe, (_, perplexity, kld) in zip(recipes, rows)}
 
 
 @dataclasses.dataclass
@@ -114,20 +135,26 @@ class Llama:
 
     def imatrix(self, source, text, chunks, output):
         self.run(self.programs / "llama-imatrix", "-m", source, "-f", text, "-o", output, "--chunks", chunks,
-                 "-c", WINDOW, "-t", self.threads)
+                 "-c", WINDOW, "-t", self.threads, *PLAIN)
 
     def base(self, model, text, logits):
         """Perplexity of the reference; its logits go to a file."""
-        ran = self.perplexity(model, text, "--kl-divergence-base", logits)
-        return {"perplexity": find(r"Final estimate: PPL = ([\d.]+)", ran), "kld": 0.0}
+        pattern = r"Final estimate: PPL = ([\d.]+)"
+        return {"perplexity": find(pattern, self.perplexity(model, text, pattern, "--kl-divergence-base", logits)), "kld": 0.0}
 
     def compare(self, model, text, logits):
-        ran = self.perplexity(model, text, "--kl-divergence-base", logits, "--kl-divergence")
-        return {"perplexity": find(r"Mean PPL\(Q\)\s*:\s*([\d.]+)", ran), "kld": find(r"Mean\s+KLD:\s*([-\d.]+)", ran)}
+        perplexity, divergence = r"Mean PPL\(Q\)\s*:\s*([\d.]+)", r"Mean\s+KLD:\s*([-\d.]+)"
+        ran = self.perplexity(model, text, divergence, "--kl-divergence-base", logits, "--kl-divergence")
+        return {"perplexity": find(perplexity, ran), "kld": find(divergence, ran)}
 
-    def perplexity(self, model, text, *extra):
-        return self.run(self.programs / "llama-perplexity", "-m", model, "-f", text, "-c", WINDOW, "-b", WINDOW,
-                        "-t", self.threads, *extra).output
+    def perplexity(self, model, text, pattern, *extra):
+        """Output with `pattern` in it: the program logs from a thread and at times ends before its last lines are out."""
+        for _ in range(4):
+            ran = self.run(self.programs / "llama-perplexity", "-m", model, "-f", text, "-c", WINDOW, "-b", WINDOW,
+                           "-t", self.threads, *PLAIN, *extra, merge=True)
+            if re.search(pattern, ran.output):
+                break
+        return ran.output
 
 
 def find(pattern, text):
