@@ -28,6 +28,15 @@ pub enum EngineError {
         /// What is wrong.
         message: String,
     },
+    /// The checkpoint's weight files were removed after its artifacts were made, and something needs them again.
+    #[error(
+        "{name}: the original's weights were pruned (spec.cache.keepOriginal is false) and are needed again: they are \
+         downloaded by the next command that takes the model's URI"
+    )]
+    Pruned {
+        /// The checkpoint's name.
+        name: String,
+    },
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     Io {

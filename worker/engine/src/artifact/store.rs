@@ -57,7 +57,7 @@ impl Store {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Artifact> {
         let recipe = Recipe::from(format);
-        self.found_or_built(recipe, &Self::key(checkpoint, recipe, None), |directory, key| {
+        self.found_or_built(checkpoint, recipe, &Self::key(checkpoint, recipe, None), |directory, key| {
             build::build(directory, key, checkpoint, recipe, None, progress)
         })
     }
@@ -70,8 +70,9 @@ impl Store {
     /// whatever the number of threads, and whether the build was killed in between or not.
     ///
     /// # Errors
-    /// A method that does not make the format, or has no calibration text; the checkpoint's, the device's and the file
-    /// system's errors. Nothing half-written stays under the key.
+    /// A method that does not make the format, or has no calibration text; [`EngineError::Pruned`] when it would have to be
+    /// built and the checkpoint has no weights; the checkpoint's, the device's and the file system's errors. Nothing
+    /// half-written stays under the key.
     pub fn prepare_calibrated<B: Calibrate>(
         &self,
         backend: &mut B,
@@ -90,14 +91,37 @@ impl Store {
         let calibration =
             calibration.ok_or_else(|| EngineError::Config(format!("{} needs calibration text", recipe.canonical())))?;
         let key = Self::key(checkpoint, recipe, Some(calibration));
-        self.found_or_built(recipe, &key, |directory, key| {
+        self.found_or_built(checkpoint, recipe, &key, |directory, key| {
             let mut pipeline = Pipeline::new(backend, threads, checkpoint, recipe, calibration)?;
             build::build(directory, key, checkpoint, recipe, Some(&mut pipeline), progress)
         })
     }
 
+    /// Removes the BF16 artifact of a checkpoint if it served nothing but measuring and calibrating: one that is, or was, a
+    /// profile's has a card and stays. The bytes that were freed; 0 when there is none, or a process builds or looks it up.
+    ///
+    /// # Errors
+    /// Those of the file system. What is left after one is rebuilt when it is needed.
+    pub fn remove_reference(&self, checkpoint: &Checkpoint) -> Result<u64> {
+        let key = Self::key(checkpoint, WeightFormat::Bf16.into(), None);
+        let directory = self.root.join(&key);
+        if !directory.exists() || is_a_profile(&directory) {
+            return Ok(0);
+        }
+        let lock_path = self.root.join(format!("{key}.lock"));
+        let lock = File::create(&lock_path).map_err(|e| EngineError::io(&lock_path, e))?;
+        if lock.try_lock().is_err() {
+            return Ok(0);
+        }
+        let files = fs::read_dir(&directory).into_iter().flatten().flatten();
+        let bytes = files.filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum();
+        fs::remove_dir_all(&directory).map_err(|e| EngineError::io(&directory, e))?;
+        Ok(bytes)
+    }
+
     fn found_or_built(
         &self,
+        checkpoint: &Checkpoint,
         recipe: Recipe,
         key: &str,
         build: impl FnOnce(&Path, &str) -> Result<()>,
@@ -114,6 +138,8 @@ impl Store {
                 tracing::warn!(%error, "the artifact is damaged and is rebuilt");
             }
         }
+        // Before anything is removed: who fetches the weights again may build it then.
+        checkpoint.check_weights()?;
         let temporary = self.root.join(format!("{key}.tmp"));
         if directory.exists() {
             fs::remove_dir_all(&directory).map_err(|e| EngineError::io(&directory, e))?;
@@ -131,6 +157,12 @@ impl Store {
         tracing::info!(format = %recipe.canonical(), %key, "the artifact was built");
         Artifact::open(&directory)
     }
+}
+
+/// Whether something in an artifact's directory says that it is more than a reference to measure with: its card, which
+/// every profile's artifact has, or a quality of its own.
+fn is_a_profile(directory: &Path) -> bool {
+    ["README.md", "quality.json"].iter().any(|name| directory.join(name).exists())
 }
 
 fn sync_directory(path: &Path) -> Result<()> {

@@ -127,7 +127,23 @@ impl Metadata {
 
 /// Reads the header of a GGUF file. Tensor offsets in the result are relative to the start of the file and in bounds.
 pub(super) fn parse(bytes: &[u8], file: &str) -> Result<(Metadata, BTreeMap<String, StoredTensor>)> {
-    let mut reader = Reader { bytes, at: 0, file };
+    let header = parse_head(bytes, file, bytes.len())?;
+    Ok((header.metadata, header.tensors))
+}
+
+/// What stands before the data of a GGUF file.
+pub(super) struct Header {
+    pub(super) metadata: Metadata,
+    /// Places relative to the start of the file.
+    pub(super) tensors: BTreeMap<String, StoredTensor>,
+    /// First byte of the data section.
+    pub(super) data: usize,
+}
+
+/// [`parse`] for a file of which only the beginning may be there. Tensors are in bounds of `whole`, the bytes of the
+/// complete file, and not of `bytes`.
+pub(super) fn parse_head(bytes: &[u8], file: &str, whole: usize) -> Result<Header> {
+    let mut reader = Reader { bytes, at: 0, file, whole };
     if reader.take(4, "the magic")? != b"GGUF" {
         return Err(reader.error("does not start with the GGUF magic"));
     }
@@ -165,7 +181,7 @@ pub(super) fn parse(bytes: &[u8], file: &str) -> Result<(Metadata, BTreeMap<Stri
             return Err(reader.error(format!("tensor {name} appears twice")));
         }
     }
-    Ok((metadata, stored))
+    Ok(Header { metadata, tensors: stored, data: data.start })
 }
 
 fn data_start(reader: &Reader<'_>, metadata: &Metadata) -> Result<Data> {
@@ -199,6 +215,8 @@ struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
     file: &'a str,
+    /// Bytes of the complete file.
+    whole: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -344,12 +362,12 @@ impl<'a> Reader<'a> {
             .and_then(|o| o.checked_add(data.start));
         let start = start.ok_or_else(|| self.error(format!("tensor {name} has the impossible offset {offset}")))?;
         match start.checked_add(len) {
-            Some(end) if end <= self.bytes.len() => {
+            Some(end) if end <= self.whole => {
                 Ok((name, StoredTensor { file: 0, dtype, shape, offset: start, len }))
             }
             _ => Err(self.error(format!(
                 "tensor {name} needs {len} bytes from byte {start}, the file has {}; it is truncated, download it again",
-                self.bytes.len()
+                self.whole
             ))),
         }
     }

@@ -17,6 +17,7 @@
 //! | [`quantized`] | linear layers that a directory stores quantized: compressed-tensors, AutoAWQ, GPTQ, ModelOpt |
 //! | `roles` | names and shapes of tensors by family and container |
 //! | `identity` | name, licence, content hash |
+//! | [`Remains`] | a checkpoint whose weight files were removed |
 
 pub(crate) mod ggml;
 pub(crate) mod gguf;
@@ -24,6 +25,7 @@ pub(crate) mod gguf_config;
 mod hugging_face;
 mod identity;
 mod open;
+mod pruned;
 pub mod quantized;
 mod roles;
 mod safetensors;
@@ -36,6 +38,7 @@ pub mod testing;
 pub use gguf::{Metadata, Value};
 pub(crate) use hugging_face::OWN_ROPE_FACTORS;
 pub use open::Checkpoint;
+pub use pruned::{GgufHead, Remains};
 pub use quantized::{Quantization, StoredWeight};
 pub use tensor::{RowMap, SourceTensor};
 

@@ -9,7 +9,7 @@ use std::{
 use modelprofile_kernels::MappedFile;
 
 use super::{
-    Metadata, Role, RowMap, SourceTensor, gguf, gguf_config, hugging_face, identity,
+    Metadata, Remains, Role, RowMap, SourceTensor, gguf, gguf_config, hugging_face, identity,
     quantized::{self, Quantization, StoredWeight, parts::Tensors},
     safetensors::{self, Weights},
     store::{SourceFile, StoredCodes, StoredTensor},
@@ -21,28 +21,31 @@ use crate::{EngineError, ModelConfig, Result, RopeScaling};
 const MAX_LAYERS: usize = 4096;
 const MAX_WIDTH: usize = 1 << 24;
 
-/// An open checkpoint: the configuration, and every tensor that it demands present and of the right shape.
+/// An open checkpoint: the configuration, and every tensor that it demands present and of the right shape; or without any
+/// tensor, when [`Self::open_pruned`] opened it.
 ///
 /// # Guarantees
 /// Every [`Role`] of [`Role::all`] has a tensor, or, in a quantized checkpoint, the tensors of a quantized layer; their
 /// shapes are the configuration's, and their bytes lie inside a mapped file. Values are checked when they are read.
 #[derive(Debug)]
 pub struct Checkpoint {
-    name: String,
+    pub(super) name: String,
     licence: Option<String>,
     directory: PathBuf,
-    config: ModelConfig,
+    pub(super) config: ModelConfig,
     /// The files that hold tensors.
-    files: Vec<SourceFile>,
+    pub(super) files: Vec<SourceFile>,
     /// The other files that [`Self::revision`] covers.
-    side_files: Vec<SourceFile>,
+    pub(super) side_files: Vec<SourceFile>,
     tensors: BTreeMap<String, StoredTensor>,
     /// The codes of quantized layers.
     codes: BTreeMap<String, StoredCodes>,
     quantization: Option<Quantization>,
     roles: BTreeMap<Role, (String, RowMap)>,
-    metadata: Option<Metadata>,
+    pub(super) metadata: Option<Metadata>,
     revision: OnceLock<String>,
+    /// The weight files are gone; `tensors` and `codes` are empty then.
+    pub(super) pruned: bool,
 }
 
 impl Checkpoint {
@@ -53,20 +56,31 @@ impl Checkpoint {
     /// [`EngineError::Checkpoint`] for damaged or incomplete files, [`EngineError::Unsupported`] for sound ones that this
     /// build cannot run, [`EngineError::Io`] or [`EngineError::Kernel`] when a file cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        if path.is_dir() { Self::open_directory(path) } else { Self::open_gguf(path) }
+        Self::open_as(path, None)
     }
 
-    fn open_gguf(path: &Path) -> Result<Self> {
+    /// Opens what is whole, or what `remains` of it.
+    pub(super) fn open_as(path: &Path, remains: Option<&Remains>) -> Result<Self> {
+        if path.is_dir() { Self::open_directory(path, remains) } else { Self::open_gguf(path, remains) }
+    }
+
+    fn open_gguf(path: &Path, remains: Option<&Remains>) -> Result<Self> {
         let file = file_name(path);
         let map = MappedFile::open(path)?;
-        let (metadata, tensors) = gguf::parse(&map, &file)?;
+        let whole = remains.map_or(map.len(), |remains| remains.gguf.whole);
+        let gguf::Header { metadata, mut tensors, .. } = gguf::parse_head(&map, &file, whole)?;
         let files = vec![SourceFile { name: file.clone(), map: Arc::new(map) }];
-        let factors = match tensors.get(ROPE_FACTORS) {
-            Some(stored) => Some(view(&files, ROPE_FACTORS, stored, RowMap::Identity).to_f32()?),
-            None => None,
+        let factors = match (remains, tensors.get(ROPE_FACTORS)) {
+            (Some(remains), _) => remains.gguf.factors(),
+            (None, Some(stored)) => Some(view(&files, ROPE_FACTORS, stored, RowMap::Identity).to_f32()?),
+            (None, None) => None,
         };
         let config = gguf_config::config(&metadata, &tensors, factors, &file)?;
         check_config(&config, &file)?;
+        if remains.is_some() {
+            // Their bytes are not there.
+            tensors.clear();
+        }
         let place = |role: Role| (role, (role.gguf_name(), role.gguf_row_map(&config)));
         let checkpoint = Self {
             roles: Role::all(&config).into_iter().map(place).collect(),
@@ -80,13 +94,16 @@ impl Checkpoint {
             codes: BTreeMap::new(),
             quantization: None,
             metadata: Some(metadata),
-            revision: OnceLock::new(),
+            revision: remains.map_or_else(OnceLock::new, |remains| remains.revision.clone().into()),
+            pruned: remains.is_some(),
         };
-        checkpoint.check_tensors(&file, |name| name == ROPE_FACTORS)?;
+        if !checkpoint.pruned {
+            checkpoint.check_tensors(&file, |name| name == ROPE_FACTORS)?;
+        }
         Ok(checkpoint)
     }
 
-    fn open_directory(path: &Path) -> Result<Self> {
+    fn open_directory(path: &Path, remains: Option<&Remains>) -> Result<Self> {
         let mut side_files = Vec::new();
         for name in identity::SIDE_FILES.into_iter().filter(|name| path.join(name).is_file()) {
             let map = Arc::new(MappedFile::open(&path.join(name))?);
@@ -98,7 +115,10 @@ impl Checkpoint {
         let config = hugging_face::config(text, side(hugging_face::GENERATION_CONFIG))?;
         check_config(&config, hugging_face::CONFIG)?;
         let quantization = Quantization::parse(text, side(quantized::HF_QUANT_CONFIG), &config)?;
-        let Weights { files, tensors, codes } = safetensors::open(path)?;
+        let Weights { files, tensors, codes } = match remains {
+            None => safetensors::open(path)?,
+            Some(_) => Weights::default(),
+        };
         let place = |role: Role| (role, (role.hugging_face_name(), RowMap::Identity));
         let tied = config.tied_embeddings;
         let checkpoint = Self {
@@ -113,8 +133,12 @@ impl Checkpoint {
             codes,
             quantization,
             metadata: None,
-            revision: OnceLock::new(),
+            revision: remains.map_or_else(OnceLock::new, |remains| remains.revision.clone().into()),
+            pruned: remains.is_some(),
         };
+        if checkpoint.pruned {
+            return Ok(checkpoint);
+        }
         // Old files carry the rotary frequencies, which follow from the configuration, or a copy of a tied output layer.
         checkpoint.check_tensors(&path.display().to_string(), |name| {
             name.ends_with(".rotary_emb.inv_freq") || (tied && name == Role::Output.hugging_face_name())
@@ -172,11 +196,13 @@ impl Checkpoint {
 
     /// The name of a role's layer if the files hold it quantized.
     fn quantized_layer(&self, role: Role) -> Option<(&Quantization, String)> {
-        let module = role.module().filter(|_| !self.tensors.contains_key(&role.hugging_face_name()))?;
+        let absent = |_: &String| !self.pruned && !self.tensors.contains_key(&role.hugging_face_name());
+        let module = role.module().filter(absent)?;
         Some((self.quantization.as_ref()?, module))
     }
 
-    /// The tensor of a role; `None` when a model of this configuration has none, or the checkpoint has it quantized.
+    /// The tensor of a role; `None` when a model of this configuration has none, the checkpoint has it quantized, or the
+    /// weights were pruned.
     pub fn tensor(&self, role: Role) -> Option<SourceTensor<'_>> {
         let (name, row_map) = self.roles.get(&role)?;
         let (name, stored) = self.tensors.get_key_value(name)?;
@@ -186,8 +212,10 @@ impl Checkpoint {
     /// The tensor of a role that must be there.
     ///
     /// # Errors
-    /// [`EngineError::Checkpoint`] when a model of this configuration has no such tensor.
+    /// [`EngineError::Checkpoint`] when a model of this configuration has no such tensor; [`EngineError::Pruned`] when there
+    /// are no weights at all.
     pub fn require(&self, role: Role) -> Result<SourceTensor<'_>> {
+        self.check_weights()?;
         self.tensor(role).ok_or_else(|| EngineError::checkpoint(&self.name, format!("no tensor for {role:?}")))
     }
 
@@ -336,7 +364,7 @@ impl Checkpoint {
 const CACHE_SCALES: [&str; 5] = [".k_scale", ".v_scale", ".kv_scale", ".output_scale", ".q_scale"];
 
 /// Divisors of the rotary frequencies in GGUF files of Llama 3.
-const ROPE_FACTORS: &str = "rope_freqs.weight";
+pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
