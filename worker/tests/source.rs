@@ -54,6 +54,7 @@ fn settings(hub: &Hub, cache: &Path) -> Settings {
             stall: Duration::from_millis(400),
         },
         chunk: CHUNK,
+        without_weights: false,
     }
 }
 

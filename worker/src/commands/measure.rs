@@ -41,6 +41,8 @@ impl Measure<'_> {
                 .with_context(|| format!("the quality of profile {} cannot be measured", profile.name));
             match measured {
                 Ok(measured) => app.gate.measured(&profile.name, measured),
+                // Not a failure to measure: with the weights fetched again it can be.
+                Err(error) if super::original::is_missing(&error) => return Err(error),
                 Err(error) if quality.on_failure == OnFailure::Warn => {
                     tracing::warn!("{error:#}; it is used all the same, because spec.quality.onFailure is Warn");
                 }

@@ -7,6 +7,7 @@ mod export;
 mod inspect;
 mod measure;
 mod model;
+mod original;
 mod plan;
 mod quantize;
 mod serve;

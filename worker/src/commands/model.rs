@@ -33,7 +33,7 @@ pub(super) struct Fetch {
 }
 
 impl Volumes {
-    /// Brings the model of a manifest.
+    /// Brings the model of a manifest; with `without_weights`, what is left of one whose weights were pruned will do.
     ///
     /// # Errors
     /// Its licence was not accepted, or it cannot be fetched; each sentence says what to do.
@@ -41,10 +41,11 @@ impl Volumes {
         &self,
         model: &ModelSpec,
         cache: &Path,
+        without_weights: bool,
         progress: &mut dyn FnMut(Progress),
     ) -> anyhow::Result<Located> {
         let uri = ModelUri::parse(&model.uri).map_err(|message| anyhow::anyhow!("spec.model.uri: {message}"))?;
-        let settings = Settings::new(cache, &self.volumes);
+        let settings = Settings { without_weights, ..Settings::new(cache, &self.volumes) };
         let accepted = model.license.as_ref().map(|licence| licence.accepted.as_str());
         let mut consent = |licence: &Licence| {
             licence::check(licence, accepted)?;

@@ -12,7 +12,6 @@ use clap::Args;
 use modelprofile_api::{Validated, worker::WorkerPhase};
 use modelprofile_engine::{
     Method, ProfileSpec, WeightFormat, ZeroPoint,
-    checkpoint::Checkpoint,
     serve::{EngineConfig, prepare, start_with},
     text::Text,
 };
@@ -22,11 +21,15 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::measure::Measure;
+use super::{
+    measure::Measure,
+    original::{self, Original},
+};
 use crate::{
     app::{self, App, Ready, ServeLimits},
     gate::Gate,
     server::ConnectionLimits,
+    source::Located,
 };
 
 /// Connections to the admin port: probes, scrapers and an operator.
@@ -124,10 +127,12 @@ impl Serve {
         let (failed, failure) = tokio::sync::oneshot::channel();
         let preparing = app.clone();
         std::thread::Builder::new().name("prepare".into()).spawn(move || {
-            match self.load(&preparing, &manifest, profiles) {
-                Ok(ready) => {
+            match self.load(&preparing, &manifest, &profiles) {
+                Ok((ready, original)) => {
                     tracing::info!("ready");
                     preparing.set_ready(ready);
+                    // Its files are read once more for the record, while the engine serves.
+                    original.into_iter().for_each(Original::prune);
                 }
                 Err(error) => {
                     preparing.prepare(|state| {
@@ -171,17 +176,52 @@ impl Serve {
         }
     }
 
-    /// Prepares the profiles and starts the engine.
-    fn load(&self, app: &App, manifest: &Validated, profiles: Vec<ProfileSpec>) -> anyhow::Result<Ready> {
+    /// Prepares the profiles and starts the engine: from what is left of a pruned original if that is enough, else from the
+    /// whole one. The original is returned if it is to be pruned.
+    fn load(
+        &self,
+        app: &App,
+        manifest: &Validated,
+        profiles: &[ProfileSpec],
+    ) -> anyhow::Result<(Ready, Option<Original>)> {
         let spec = manifest.spec();
         let cache = self.cache.directory();
         let say = |activity: &str| {
             app.prepare(|state| state.profiles.iter_mut().for_each(|p| activity.clone_into(&mut p.activity)));
         };
         // The licence is held against what was accepted before weights are fetched or anything is quantized.
-        let model = self.volumes.fetch(&spec.model, &cache, &mut |progress| say(&progress.to_string()))?;
-        say("");
-        let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
+        let fetch = |without_weights| {
+            let model = self.volumes.fetch(&spec.model, &cache, without_weights, &mut |p| say(&p.to_string()));
+            say("");
+            model
+        };
+        let model = fetch(!spec.cache.keep_original)?;
+        if model.pruned.is_none() {
+            return self.load_from(model, app, manifest, profiles);
+        }
+        let error = match original::open(&model) {
+            Err(error) => error,
+            Ok(_) => match self.load_from(model, app, manifest, profiles) {
+                Err(error) if original::is_missing(&error) => error,
+                other => return other,
+            },
+        };
+        tracing::info!("{error:#}; fetching the original again");
+        let model = fetch(false).with_context(|| format!("{error:#}"))?;
+        self.load_from(model, app, manifest, profiles)
+    }
+
+    /// [`Self::load`] with the model at hand.
+    fn load_from(
+        &self,
+        model: Located,
+        app: &App,
+        manifest: &Validated,
+        profiles: &[ProfileSpec],
+    ) -> anyhow::Result<(Ready, Option<Original>)> {
+        let spec = manifest.spec();
+        let cache = self.cache.directory();
+        let checkpoint = original::open(&model)?;
         let text = Text::load(&checkpoint)?;
         let mut calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
         calibration.truncate(super::KV_CALIBRATION_TOKENS);
@@ -194,7 +234,7 @@ impl Serve {
             max_batched_tokens: self.max_batched_tokens,
             max_running: self.max_running.min(self.max_batched_tokens),
             max_waiting: self.max_waiting,
-            profiles,
+            profiles: profiles.to_vec(),
         };
         let mut backend = self.compute.backend()?;
         let progress = &mut |index, progress| app.progress(index, progress);
@@ -205,7 +245,11 @@ impl Serve {
         config.start = Some(first_profile(app, self.profile.as_deref().unwrap_or(&manifest.resting_profile().name)));
         let observer = Box::new(app.metrics.clone());
         let engine = start_with(backend, &checkpoint, &config, &artifacts, observer, progress)?;
-        Ok(Ready { engine: Arc::new(engine), tokenizer: text.tokenizer, template: text.template })
+        let ready = Ready { engine: Arc::new(engine), tokenizer: text.tokenizer, template: text.template };
+        // One that could not be measured may be next time, for which the original is needed.
+        let measured = config.profiles.iter().all(|profile| app.gate.quality(&profile.name).is_some());
+        let prune = !spec.cache.keep_original && measured;
+        Ok((ready, prune.then(|| Original::of(model, &checkpoint, &config.cache)).flatten()))
     }
 }
 

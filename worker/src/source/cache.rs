@@ -5,6 +5,7 @@
 //! CACHE/hub/models--OWNER--NAME/blobs/CHECKSUM         the bytes of a file, once for all commits; .incomplete while it comes
 //! CACHE/hub/models--OWNER--NAME/snapshots/COMMIT/PATH  a link to its blob
 //! CACHE/hub/models--OWNER--NAME/complete/COMMIT.json   all of the snapshot is there: what an offline start needs to know
+//! CACHE/hub/models--OWNER--NAME/pruned/COMMIT.json     its weights were removed: see `prune`
 //! CACHE/hub/models--OWNER--NAME/.lock                  held by the process that fetches
 //! CACHE/https/NAME-OF-URL/FILE.gguf                    a file from elsewhere
 //! ```
@@ -23,6 +24,8 @@ use super::{
     hub::{escape, is_safe_path},
     partial::replace,
     progress::Meter,
+    prune::{self, Entry, Pruned},
+    select,
 };
 use crate::licence::Base;
 
@@ -106,12 +109,41 @@ impl Place {
         replace(&path, commit.as_bytes())
     }
 
+    /// A commit that is in the cache: whole, or with `pruned` as what is left of it after its weights were removed.
+    pub(super) fn found(&self, commit: &str, file: Option<&str>, pruned: bool) -> Option<Found> {
+        if let Some(record) = self.record(commit, file) {
+            return Some(Found { record, pruned: None });
+        }
+        let pruned = prune::load(&self.root, &record_name(commit, file)).filter(|_| pruned)?;
+        let gone = |path: &str| pruned.files.iter().any(|removed| removed.path == path);
+        let record = self.record_but(commit, file, gone)?;
+        Some(Found { record, pruned: Some(pruned) })
+    }
+
+    /// The place of a record's files, held against whoever would remove them. The caller holds [`Self::lock`].
+    pub(super) fn entry(&self, record: &Record) -> Result<Entry> {
+        let weights = record.files.iter().map(|(path, _)| path).filter(|path| select::is_weights(path));
+        let name = record_name(&record.commit, record.file.as_deref());
+        Entry::new(&self.root, &self.snapshot(&record.commit), &name, weights.cloned().collect())
+    }
+
+    /// Where the head of a pruned GGUF file is.
+    pub(super) fn head(&self, record: &Record, gguf: &str) -> PathBuf {
+        prune::head_of(&self.root, &record_name(&record.commit, record.file.as_deref()), gguf)
+    }
+
     /// The record of a commit, if every file that it names is there with its size.
     pub(super) fn record(&self, commit: &str, file: Option<&str>) -> Option<Record> {
+        self.record_but(commit, file, |_| false)
+    }
+
+    /// [`Self::record`], whatever became of the files that are `gone`.
+    fn record_but(&self, commit: &str, file: Option<&str>, gone: impl Fn(&str) -> bool) -> Option<Record> {
         let record: Record = serde_json::from_slice(&fs::read(self.record_path(commit, file)).ok()?).ok()?;
         let snapshot = self.snapshot(commit);
         let whole = record.files.iter().all(|(path, size)| {
-            is_safe_path(path) && fs::metadata(snapshot.join(path)).is_ok_and(|file| file.len() == *size)
+            let there = || fs::metadata(snapshot.join(path)).is_ok_and(|file| file.len() == *size);
+            is_safe_path(path) && (gone(path) || there())
         });
         (record.commit == commit && record.file.as_deref() == file && whole).then_some(record)
     }
@@ -136,9 +168,18 @@ impl Place {
     }
 
     fn record_path(&self, commit: &str, file: Option<&str>) -> PathBuf {
-        let name = file.map_or_else(|| commit.to_owned(), |file| format!("{commit}-{}", &name_of(file)[..16]));
-        self.root.join("complete").join(format!("{name}.json"))
+        self.root.join("complete").join(format!("{}.json", record_name(commit, file)))
     }
+}
+
+/// A snapshot, and what is known of its weights if they were removed.
+pub(super) struct Found {
+    pub(super) record: Record,
+    pub(super) pruned: Option<Pruned>,
+}
+
+fn record_name(commit: &str, file: Option<&str>) -> String {
+    file.map_or_else(|| commit.to_owned(), |file| format!("{commit}-{}", &name_of(file)[..16]))
 }
 
 /// A full commit in hex: it means the same for ever, so no network is needed to know what it is.

@@ -47,8 +47,8 @@ impl Digest {
     }
 
     fn of(&self, path: &Path) -> std::io::Result<String> {
-        let mut file = File::open(path)?;
-        let mut context = match self {
+        let file = File::open(path)?;
+        let context = match self {
             Self::Sha256(_) => Context::new(&SHA256),
             Self::GitBlob(_) => {
                 let mut context = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
@@ -56,12 +56,21 @@ impl Digest {
                 context
             }
         };
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(hex(context.finish().as_ref())),
-                n => context.update(&buffer[..n]),
-            }
+        read_all(file, context)
+    }
+}
+
+/// SHA-256 of a file's bytes, in hex.
+pub(super) fn sha256_of(path: &Path) -> std::io::Result<String> {
+    read_all(File::open(path)?, Context::new(&SHA256))
+}
+
+fn read_all(mut file: File, mut context: Context) -> std::io::Result<String> {
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(context.finish().as_ref())),
+            n => context.update(&buffer[..n]),
         }
     }
 }

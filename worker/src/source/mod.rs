@@ -17,6 +17,7 @@
 //! | `transfer`, `partial`, `digest` | one file: ranges, resume, verification |
 //! | `http`, `retry` | one client: redirects, token, what is tried again |
 //! | `cache`, `volumes` | where files lie |
+//! | [`prune`] | removes the weights that were fetched, once artifacts are made of them |
 //! | [`Progress`] | bytes, speed, time left |
 //!
 //! The crate `hf-hub` 1.0 is not used. It resumes no file inside itself, holds no checksum of what came, and brings more
@@ -30,6 +31,7 @@ mod http;
 mod hub;
 mod partial;
 mod progress;
+mod prune;
 mod remote;
 mod retry;
 mod select;
@@ -51,6 +53,7 @@ use {http::Client, progress::Meter, transfer::Transfer};
 pub use error::{Result, SourceError};
 pub(crate) use partial::replace;
 pub use progress::Progress;
+pub use prune::{Entry, Pruned, Removed, prune};
 pub use retry::Retry;
 
 /// The public hub.
@@ -135,6 +138,8 @@ pub struct Settings {
     pub timing: Timing,
     /// Bytes of a range; files beyond it come by several connections.
     pub chunk: u64,
+    /// A model whose weights were pruned will do: what is left of it is returned rather than fetched again.
+    pub without_weights: bool,
 }
 
 impl Settings {
@@ -148,6 +153,7 @@ impl Settings {
             timing: Timing::default(),
             // Each range asks the hub for an address, and the hub counts: a model of 140 GB takes about 1,100 requests.
             chunk: 128 << 20,
+            without_weights: false,
         }
     }
 }
@@ -163,6 +169,11 @@ pub struct Located {
     pub label: String,
     /// The commit, of a repository.
     pub commit: Option<String>,
+    /// Set when only [`Settings::without_weights`] made it found: `path` is then a directory without weight files, or the head
+    /// of a `.gguf` file.
+    pub pruned: Option<Pruned>,
+    /// Where it lies in this program's own cache; `None` for a file of the user.
+    pub entry: Option<Entry>,
 }
 
 /// Asked with the licence before weights are transferred, and once more if the weights declare another one.
@@ -227,7 +238,7 @@ pub fn fetch(
     };
     let licence = Licence::of_path(&path).map_err(SourceError::io(&path))?;
     consent(&licence)?;
-    Ok(Located { label: path.display().to_string(), path, licence, commit: None })
+    Ok(Located { label: path.display().to_string(), path, licence, commit: None, pruned: None, entry: None })
 }
 
 /// Gives `fetch` a client and a runtime of its own.

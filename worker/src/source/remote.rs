@@ -16,10 +16,11 @@ use futures_util::{StreamExt, stream};
 
 use super::{
     Context, Located, Result, SourceError,
-    cache::{Place, Record, is_commit},
+    cache::{Found, Place, Record, is_commit},
     digest::Digest,
     http::Answer,
     hub::{self, RemoteFile, Repository},
+    prune::Pruned,
     retry::Retry,
     select,
     transfer::{Target, Transfer},
@@ -42,25 +43,26 @@ pub(super) struct Wanted<'a> {
 pub(super) async fn fetch(context: &mut Context<'_, '_>, wanted: &Wanted<'_>) -> Result<Located> {
     let place = Place::new(&context.settings.cache, wanted.id);
     let _lock = place.lock(context.meter)?;
+    let pruned = context.settings.without_weights;
     if is_commit(wanted.revision)
-        && let Some(record) = place.record(wanted.revision, wanted.file)
+        && let Some(found) = place.found(wanted.revision, wanted.file, pruned)
     {
-        return from_cache(context, &place, &record);
+        return from_cache(context, &place, found);
     }
-    let known = place.commit_of(wanted.revision).and_then(|commit| place.record(&commit, wanted.file));
+    let known = place.commit_of(wanted.revision).and_then(|commit| place.found(&commit, wanted.file, pruned));
     let repository = match (info(context, wanted, known.is_some()).await, known) {
         (Ok(repository), _) => repository,
-        (Err(error @ SourceError::Unreachable { .. }), Some(record)) => {
+        (Err(error @ SourceError::Unreachable { .. }), Some(found)) => {
             tracing::warn!(%error, "the hub cannot be reached: {} is taken as it was when it was fetched last, commit {}",
-                wanted.id, record.commit);
-            return from_cache(context, &place, &record);
+                wanted.id, found.record.commit);
+            return from_cache(context, &place, found);
         }
         (Err(error), _) => return Err(error),
     };
     let commit = repository.commit.clone();
-    if let Some(record) = place.record(&commit, wanted.file) {
+    if let Some(found) = place.found(&commit, wanted.file, pruned) {
         place.remember(wanted.revision, &commit)?;
-        return from_cache(context, &place, &record);
+        return from_cache(context, &place, found);
     }
 
     let base = &context.settings.endpoint.url;
@@ -87,7 +89,7 @@ pub(super) async fn fetch(context: &mut Context<'_, '_>, wanted: &Wanted<'_>) ->
         card: repository.card,
         bases,
     };
-    let located = locate(&place, &record, only.as_deref())?;
+    let located = locate(&place, &record, only.as_deref(), None)?;
     // What came must come under what was agreed to.
     if located.licence != licence {
         (context.consent)(&located.licence)?;
@@ -112,22 +114,28 @@ async fn info(context: &Context<'_, '_>, wanted: &Wanted<'_>, cached: bool) -> R
     hub::info(context.client, &context.settings.endpoint, &retry, wanted.id, wanted.revision).await
 }
 
-fn from_cache(context: &mut Context<'_, '_>, place: &Place, record: &Record) -> Result<Located> {
-    let ggufs = record.files.iter().find(|(path, _)| select::is_gguf(path));
-    let located = locate(place, record, ggufs.map(|(path, _)| path.as_str()))?;
+fn from_cache(context: &mut Context<'_, '_>, place: &Place, found: Found) -> Result<Located> {
+    let ggufs = found.record.files.iter().find(|(path, _)| select::is_gguf(path));
+    let located = locate(place, &found.record, ggufs.map(|(path, _)| path.as_str()), found.pruned)?;
     (context.consent)(&located.licence)?;
     Ok(located)
 }
 
 /// The path of a complete snapshot and the licence of all that is in it.
-fn locate(place: &Place, record: &Record, gguf: Option<&str>) -> Result<Located> {
+fn locate(place: &Place, record: &Record, gguf: Option<&str>, pruned: Option<Pruned>) -> Result<Located> {
     let snapshot = place.snapshot(&record.commit);
     let mut licence = Licence::of_repository(&record.card, &snapshot, &record.bases);
-    let path = gguf.map_or_else(|| snapshot.clone(), |file| snapshot.join(file));
+    let path = match gguf {
+        None => snapshot.clone(),
+        Some(file) if pruned.is_some() => place.head(record, file),
+        Some(file) => snapshot.join(file),
+    };
     if gguf.is_some() {
         licence = licence.with(&Licence::of_path(&path).map_err(SourceError::io(&path))?);
     }
-    Ok(Located { path, licence, label: record.repository.clone(), commit: Some(record.commit.clone()) })
+    let entry = Some(place.entry(record)?);
+    let (label, commit) = (record.repository.clone(), Some(record.commit.clone()));
+    Ok(Located { path, licence, label, commit, pruned, entry })
 }
 
 /// The licences of the models that this one was made of, as their own cards declare them.

@@ -107,6 +107,11 @@ pub(super) fn weights(
     }
 }
 
+/// Whether a path names a file of weights.
+pub(super) fn is_weights(path: &str) -> bool {
+    is_gguf(path) || path.ends_with(".safetensors")
+}
+
 /// Whether a path names a GGUF file.
 pub(super) fn is_gguf(path: &str) -> bool {
     Path::new(path).extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"))

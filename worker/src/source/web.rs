@@ -4,7 +4,7 @@
 //! its own head, which is read before the rest is asked for. An address is taken to mean the same bytes for ever: what is in the
 //! cache is not asked for again.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use hyper::{Uri, header};
 
@@ -13,11 +13,14 @@ use super::{
     cache::lock,
     digest::name_of,
     http::Answer,
+    prune::{self, Entry, Pruned},
     retry::{Failure, retrying},
     transfer::Target,
 };
 use crate::licence::{Licence, gguf};
 
+/// Name of the record of a pruned file; its folder has one file.
+const RECORD: &str = "file";
 /// First bytes that are read to find the licence, quadrupled until the metadata that matters is inside.
 const HEAD: usize = 64 << 10;
 /// Metadata is never longer: the largest vocabularies take a quarter of it.
@@ -36,10 +39,17 @@ pub(super) async fn fetch(context: &mut Context<'_, '_>, url: &str) -> Result<Lo
     let folder = context.settings.cache.join("https").join(&name_of(url)[..32]);
     let path = folder.join(name);
     let _lock = lock(&folder, context.meter)?;
+    let entry = || Entry::new(&folder, &folder, RECORD, vec![name.to_owned()]);
     if path.is_file() {
-        let licence = Licence::of_path(&path).map_err(SourceError::io(&path))?;
-        (context.consent)(&licence)?;
-        return Ok(Located { path, licence, label: url.to_owned(), commit: None });
+        return confirm(context, path, None, None, url, entry()?);
+    }
+    if context.settings.without_weights
+        && let Some(pruned) = prune::load(&folder, RECORD)
+    {
+        let head = prune::head_of(&folder, RECORD, name);
+        if head.is_file() {
+            return confirm(context, head, None, Some(pruned), url, entry()?);
+        }
     }
     if context.settings.endpoint.offline {
         return Err(SourceError::Config(format!("{url} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it")));
@@ -48,21 +58,28 @@ pub(super) async fn fetch(context: &mut Context<'_, '_>, url: &str) -> Result<Lo
     let licence = head(context, &uri, url, &judge).await?;
     (context.consent)(&licence)?;
     let mut target =
-        Target { what: url.to_owned(), url: uri, size: None, digest: None, validator: None, judge: &judge };
+        Target { what: url.to_owned(), url: uri.clone(), size: None, digest: None, validator: None, judge: &judge };
     let transfer = context.transfer();
     transfer.probe(&mut target).await?;
     context.meter.expect(target.size.unwrap_or_default());
     transfer.fetch(&mut target, &path).await?;
-    confirm(context, &path, &licence, url)
+    confirm(context, path, Some(licence), None, url, entry()?)
 }
 
-/// The licence that was agreed to must be the one of the file that came.
-fn confirm(context: &mut Context<'_, '_>, path: &Path, before: &Licence, url: &str) -> Result<Located> {
-    let licence = Licence::of_path(path).map_err(SourceError::io(path))?;
-    if licence != *before {
+/// The licence that was agreed to `before`, if one was, must be the one of the file that is there.
+fn confirm(
+    context: &mut Context<'_, '_>,
+    path: PathBuf,
+    before: Option<Licence>,
+    pruned: Option<Pruned>,
+    url: &str,
+    entry: Entry,
+) -> Result<Located> {
+    let licence = Licence::of_path(&path).map_err(SourceError::io(&path))?;
+    if before.is_none_or(|before| before != licence) {
         (context.consent)(&licence)?;
     }
-    Ok(Located { path: path.to_owned(), licence, label: url.to_owned(), commit: None })
+    Ok(Located { path, licence, label: url.to_owned(), commit: None, pruned, entry: Some(entry) })
 }
 
 /// Reads as much of the file's beginning as its licence needs.
