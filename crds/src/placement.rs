@@ -125,7 +125,9 @@ pub struct Cache {
     /// Directory that lives as long as the pod. Left out, and no other kind set: this one, without a size limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub empty_dir: Option<EmptyDir>,
-    /// Keep the downloaded checkpoint beside the artifacts, so that a new profile needs no download. Left out: true.
+    /// Keep the downloaded checkpoint beside the artifacts, so that a new profile needs no download. false: once all profiles
+    /// are prepared and measured, its weight files and the BF16 reference they were measured with are removed, and downloaded
+    /// or made again when an artifact is; files on a volume or a path of yours are never removed. Left out: true.
     pub keep_original: bool,
 }
 

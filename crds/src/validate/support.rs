@@ -47,11 +47,5 @@ pub fn notices(manifest: &Manifest) -> Vec<FieldError> {
             "this version runs one worker; load changes its profile and not the number of workers",
         ));
     }
-    if !manifest.spec.cache.keep_original {
-        notices.push(FieldError::new(
-            "spec.cache.keepOriginal",
-            "this version keeps the original checkpoint: every start reads its configuration, tokenizer and checksum",
-        ));
-    }
     notices
 }

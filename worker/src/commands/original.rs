@@ -56,7 +56,7 @@ impl Original {
     pub(super) fn prune(self) {
         match source::prune(self.model, self.remains.as_ref()) {
             Ok(0) => {}
-            Ok(bytes) => tracing::info!(mib = bytes >> 20, "the original's weights were pruned"),
+            Ok(bytes) => tracing::info!(mib = bytes >> 20, "the original's weights were removed"),
             Err(error) => tracing::warn!(%error, "the original's weights could not be pruned"),
         }
     }

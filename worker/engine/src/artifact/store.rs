@@ -98,14 +98,14 @@ impl Store {
     }
 
     /// Removes the BF16 artifact of a checkpoint if it served nothing but measuring and calibrating: one that is, or was, a
-    /// profile's has a card and stays. The bytes that were freed; 0 when there is none, or a process builds or looks it up.
+    /// profile's has a measured quality and stays. The bytes that were freed; 0 when there is none, or a process builds or looks it up.
     ///
     /// # Errors
     /// Those of the file system. What is left after one is rebuilt when it is needed.
     pub fn remove_reference(&self, checkpoint: &Checkpoint) -> Result<u64> {
         let key = Self::key(checkpoint, WeightFormat::Bf16.into(), None);
         let directory = self.root.join(&key);
-        if !directory.exists() || is_a_profile(&directory) {
+        if !directory.exists() || is_a_profile(&directory, checkpoint) {
             return Ok(0);
         }
         let lock_path = self.root.join(format!("{key}.lock"));
@@ -159,10 +159,12 @@ impl Store {
     }
 }
 
-/// Whether something in an artifact's directory says that it is more than a reference to measure with: its card, which
-/// every profile's artifact has, or a quality of its own.
-fn is_a_profile(directory: &Path) -> bool {
-    ["README.md", "quality.json"].iter().any(|name| directory.join(name).exists())
+/// Whether something in an artifact's directory says that it is more than a reference to measure with: a quality of its own,
+/// which every profile's artifact has, or a card that is not the copy of the original's.
+fn is_a_profile(directory: &Path, checkpoint: &Checkpoint) -> bool {
+    let card = |directory: &Path| fs::read(directory.join("README.md")).ok();
+    let own_card = card(directory).is_some_and(|own| card(checkpoint.directory()) != Some(own));
+    own_card || directory.join("quality.json").exists()
 }
 
 fn sync_directory(path: &Path) -> Result<()> {
