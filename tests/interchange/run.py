@@ -1,8 +1,9 @@
-"""What the worker writes, in the hands of readers that are not ours: run.py --worker PATH --smollm2 DIRECTORY
+"""What the worker writes, in the hands of readers that are not ours: run.py --worker PATH --operator PATH --smollm2 DIRECTORY
 
 Started by tests/scripts/test-interchange.sh. Every export of a tiny checkpoint is read by check_hub.py and every GGUF type
 by check_gguf.py, from a model with blocks of 256 and from the first layers of a real one; then a real model is scored by
-transformers and compressed-tensors and by the worker: perplexity and divergence must agree. Ends at the first difference with a line that says where.
+transformers and compressed-tensors and by the worker: perplexity and divergence must agree. Last, GUIDE.md is followed
+(guide.py). Ends at the first difference with a line that says where.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from transformers import CompressedTensorsConfig
 
 import check_gguf
 import check_hub
+import guide
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "worker/engine/tests/data/llama3-tiny"
@@ -29,7 +31,13 @@ TEXT = ROOT / "worker/src/texts/evaluation.txt"
 # Recipe and the layouts that can hold it. The first is compared with transformers, the others with the first.
 EXPORTS = [
     ("FP8", ["compressed-tensors", "modelopt"]),
+    ("FP8:tensor", ["compressed-tensors", "modelopt"]),
+    ("FP8:static", ["compressed-tensors", "modelopt"]),
     ("INT8", ["compressed-tensors"]),
+    # Norms and rows with what the methods fold into them.
+    ("INT8:smoothquant", ["compressed-tensors"]),
+    ("INT4:g32:symmetric:gptq", ["compressed-tensors", "autoawq", "gptq", "modelopt"]),
+    ("INT4:g32:integer:awq", ["compressed-tensors", "autoawq", "gptq"]),
     ("INT4:g32:symmetric", ["compressed-tensors", "autoawq", "gptq", "modelopt"]),
     ("INT4:g32:integer", ["compressed-tensors", "autoawq", "gptq"]),
 ]
@@ -142,6 +150,7 @@ def wide(target):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", type=Path, required=True)
+    parser.add_argument("--operator", type=Path, required=True)
     parser.add_argument("--smollm2", type=Path, required=True)
     arguments = parser.parse_args()
     start, checks = time.monotonic(), 0
@@ -161,6 +170,9 @@ def main():
                 print(json.dumps(report), flush=True)
                 checks += 1
         for report in compare_scores(worker, arguments.smollm2, folder):
+            print(json.dumps(report), flush=True)
+            checks += 1
+        for report in guide.check(arguments.worker, arguments.operator, small, folder / "guide"):
             print(json.dumps(report), flush=True)
             checks += 1
     print(f"{checks} passed, 0 failed; {time.monotonic() - start:.0f} s")

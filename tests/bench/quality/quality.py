@@ -44,7 +44,7 @@ def main():
     environments = {name: Path(path) for name, path in (pair.split("=", 1) for pair in arguments.python)}
     setting = Setting(Worker(arguments.worker, arguments.work / "cache", run, arguments.threads), llama, run, arguments.work,
                       environments, arguments.vllm, arguments.threads)
-    figures, seconds = {}, {}
+    figures, seconds, left_out = {}, {}, []
     for model in arguments.models:
         windows, calibration_tokens = SIZES[model][arguments.quick]
         subject = Subject(model, getattr(arguments, model), GROUPS[model], windows, calibration_tokens)
@@ -55,20 +55,25 @@ def main():
                 figures.setdefault(section, {})[model] = SECTIONS[section](setting, subject)
             except Skip as reason:
                 print(f"\n## {section}: {model}\n\nleft out: {reason}", flush=True)
+                left_out.append(f"{section} {model}")
             except Exception:  # A part that breaks must not take the others' figures along.
                 print(f"\n## {section}: {model}\n\nfailed:\n{traceback.format_exc()}", flush=True)
+                left_out.append(f"{section} {model}")
             seconds[f"{section} {model}"] = round(time.monotonic() - start, 1)
-    missed = [f"{section} {model} {target}" for section, models in figures.items() for model, found in models.items()
-              for target in missed_targets(found["targets"])]
-    print("missed: " + ("; ".join(missed) or "nothing that was measured"))
+    for what, value in (("missed", False), ("not measured", None)):
+        of = [f"{section} {model} {target}" for section, models in figures.items() for model, found in models.items()
+              for target in targets_with(value, found["targets"])]
+        print(f"{what}: " + ("; ".join(of) or "nothing"))
+    print("left out: " + ("; ".join(left_out) or "nothing"))
     print("quality: " + json.dumps({"quick": arguments.quick, "seconds": seconds, "figures": figures}))
 
 
-def missed_targets(targets, path=""):
+def targets_with(wanted, targets, path=""):
+    """Names of the targets that were reached (True), missed (False) or could not be measured (None)."""
     for name, value in targets.items():
         if isinstance(value, dict):
-            yield from missed_targets(value, f"{path}{name} ")
-        elif value is False:
+            yield from targets_with(wanted, value, f"{path}{name} ")
+        elif value is wanted:
             yield path + name
 
 

@@ -124,10 +124,10 @@ class Llama:
     run: Runner
     threads: int
 
-    def convert(self, model, output):
-        """A BF16 GGUF file by llama.cpp's own converter."""
+    def convert(self, model, output, kind="bf16"):
+        """A GGUF file of plain weights by llama.cpp's own converter."""
         here = Path(__file__).parent
-        self.run(sys.executable, here / "convert.py", self.source, model, output)
+        self.run(sys.executable, here / "convert.py", self.source, model, output, kind)
 
     def quantize(self, source, kind, output, imatrix=None):
         extra = ["--imatrix", imatrix] if imatrix else []

@@ -6,9 +6,10 @@
 use std::{hint::black_box, time::Instant};
 
 use modelprofile_kernels::{
-    Calibrate, Device, GroupedActivations, HostTensor,
+    Calibrate, Device, GroupRounding, GroupedActivations, HostTensor,
     cpu::{Cpu, CpuOptions},
     dense,
+    rtn::Grid,
 };
 
 const THREADS: usize = 2;
@@ -27,6 +28,7 @@ fn main() {
     for k in [576, 1536] {
         let rows = 512;
         let x = matrix(&cpu, rows, k);
+        let scales = cpu.upload(&HostTensor { rows: 1, width: k, data: vec![1.5; k] }).unwrap();
         let mut gram = cpu.buffer(k, k).unwrap();
         // Counted as the whole product, of which one triangle is computed.
         report(&format!("gram rows {rows} k {k}"), 2 * rows * k * k, &mut || {
@@ -35,6 +37,12 @@ fn main() {
         let mut forms = Vec::new();
         report(&format!("quadratic forms rows {rows} k {k}"), 2 * rows * k * k, &mut || {
             cpu.quadratic_forms(rows, &x, &gram, black_box(&mut forms)).unwrap();
+        });
+        let how = GroupRounding { bits: 4, group: 64, grid: Grid::Integer, scales: Some(&scales), cut: 1.0 };
+        let mut changes = cpu.buffer(rows, k).unwrap();
+        // Counted as one operation a weight.
+        report(&format!("rounding changes rows {rows} k {k}"), rows * k, &mut || {
+            cpu.rounding_changes(rows, &x, &how, black_box(&mut changes)).unwrap();
         });
         let mut maxima = cpu.buffer(1, k).unwrap();
         report(&format!("column absmax rows {rows} k {k}"), rows * k, &mut || {

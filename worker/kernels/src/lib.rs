@@ -31,7 +31,7 @@ pub mod rtn;
 pub mod weight;
 
 pub use backend::{AttentionShape, Backend, Device, HostTensor, Rotary, Store};
-pub use calibrate::Calibrate;
+pub use calibrate::{Calibrate, GroupRounding};
 pub use error::{KernelError, Result};
 pub use host::HostWeight;
 pub use kv::{BLOCK_TOKENS, BlockMove, KvFormat, KvLayout, KvScales};

@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the test's result")]
 
 use modelprofile_kernels::{
-    Calibrate, Device, GroupedActivations, HostTensor,
+    Calibrate, Device, GroupRounding, GroupedActivations, HostTensor, WeightKind,
     cpu::{Cpu, CpuOptions, Isa},
+    rtn::{self, Grid},
 };
 
 const SHAPES: [(usize, usize); 6] = [(1, 1), (3, 7), (70, 33), (1, 100), (300, 97), (40, 576)];
@@ -114,6 +115,56 @@ fn quadratic_forms_are_those_of_plain_loops_for_any_number_of_threads() {
     }
 }
 
+/// `Q(cut(W s)) / s - W` by the codes that would be stored.
+fn plain_changes(rows: usize, k: usize, w: &[f32], s: Option<&[f32]>, cut: f32, kind: WeightKind, grid: Grid) -> Vec<f32> {
+    let WeightKind::Int4 { group } = kind else { panic!("{kind:?}") };
+    let scale = |at: usize| s.map_or(1.0, |s| s[at % k]);
+    let mut scaled: Vec<f32> = w[..rows * k].iter().enumerate().map(|(at, w)| w * scale(at)).collect();
+    for group in scaled.chunks_exact_mut(usize::from(group)) {
+        let limit = group.iter().fold(0.0f32, |m, v| m.max(v.abs())) * cut;
+        group.iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
+    }
+    let stored = rtn::quantize(kind, grid, rows, k, &scaled).unwrap();
+    for (row, out) in scaled.chunks_exact_mut(k).enumerate() {
+        stored.dequantize_row(row, out);
+    }
+    scaled.iter().enumerate().map(|(at, v)| v / scale(at) - w[at]).collect()
+}
+
+#[test]
+fn changes_by_rounding_are_those_of_the_stored_codes_bit_for_bit() {
+    for isa in Isa::available() {
+        for (rows, k, group) in [(1, 32, 32), (19, 192, 64), (70, 256, 128)] {
+            let mut w = noise((rows + 1) * k, 6);
+            // A group of zeros, a row of zeros, a lone large value, a row of tiny ones.
+            w[..group].fill(0.0);
+            if rows > 4 {
+                w[k..2 * k].fill(0.0);
+                w[2 * k + 5] = -300.0;
+                w[3 * k..4 * k].iter_mut().for_each(|v| *v *= 1e-30);
+            }
+            let scales: Vec<f32> = noise(k, 7).iter().map(|v| v.exp()).collect();
+            for grid in [Grid::Symmetric, Grid::Integer, Grid::Minimum] {
+                for (scales, cut) in [(None, 1.0), (Some(&scales), 1.0), (None, 0.7), (Some(&scales), 0.55)] {
+                    let kind = WeightKind::Int4 { group: group as u16 };
+                    let expected = plain_changes(rows, k, &w, scales.map(Vec::as_slice), cut, kind, grid);
+                    for threads in [1, 3] {
+                        let mut cpu = cpu(isa, threads);
+                        let weights = matrix(&cpu, rows + 1, k, w.clone());
+                        let scales = scales.map(|s| matrix(&cpu, 1, k, s.clone()));
+                        let mut changes = matrix(&cpu, rows + 1, k, vec![9.0; (rows + 1) * k]);
+                        let how = GroupRounding { bits: 4, group, grid, scales: scales.as_ref(), cut };
+                        cpu.rounding_changes(rows, &weights, &how, &mut changes).unwrap();
+                        let found = values(&cpu, &changes, rows + 1);
+                        assert_eq!(found[..rows * k], expected, "{isa:?} {rows}x{k} {grid:?} cut {cut}");
+                        assert_eq!(found[rows * k..], vec![9.0; k], "a row too many");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn column_maxima_are_raised_never_lowered() {
     for isa in Isa::available() {
@@ -139,6 +190,13 @@ fn shapes_that_do_not_fit_are_refused() {
     assert!(cpu.gram(2, &x, &mut wrong).is_err());
     assert!(cpu.column_absmax(2, &x, &mut wrong).is_err());
     assert!(cpu.quadratic_forms(2, &x, &wrong, &mut Vec::new()).is_err());
+    let mut changes = cpu.buffer(2, 8).unwrap();
+    for (group, cut) in [(3, 1.0), (0, 1.0), (4, 0.0), (4, 1.5), (4, f32::NAN)] {
+        let how = GroupRounding { bits: 4, group, grid: Grid::Symmetric, scales: None, cut };
+        assert!(cpu.rounding_changes(2, &x, &how, &mut changes).is_err(), "{group} {cut}");
+    }
+    let how = GroupRounding { bits: 4, group: 4, grid: Grid::Symmetric, scales: Some(&wrong), cut: 1.0 };
+    assert!(cpu.rounding_changes(2, &x, &how, &mut changes).is_err(), "scales of another width");
     let mut gram = cpu.buffer(8, 8).unwrap();
     assert!(cpu.gram(3, &x, &mut gram).is_err(), "more rows than there are");
 }

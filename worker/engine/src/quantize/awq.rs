@@ -10,56 +10,74 @@
 //! up before down. None is folded from values into the attention's output: it would cross the KV cache, whose contents all
 //! profiles share.
 
-use modelprofile_kernels::{Calibrate, HostTensor, HostWeight, rtn};
+use modelprofile_kernels::{Calibrate, GroupRounding, HostTensor, HostWeight, rtn};
 
-use super::{dense::Matrix, grid::Target, threads::for_row_chunks};
+use super::{dense::Matrix, grid::Target};
 use crate::{EngineError, Result};
 
 /// Exponents that are tried: 0, 1/20, ..., 19/20.
 const STEPS: usize = 20;
 /// Ranges that are tried for a group: 1, 1 - 1/20, ..., 11/20 of its largest magnitude.
-const CLIPS: usize = 10;
+const CUTS: usize = 10;
 /// Rows of a difference on the device at once.
 const ROWS: usize = 4096;
 
 /// Rounds the rows to the nearest points of their grids.
 pub(super) fn round(target: Target, n: usize, k: usize, rows: &[f32]) -> Result<HostWeight> {
-    let Target::Groups { bits: 4, group, grid } = target else {
-        return Err(EngineError::Config("AWQ makes INT4".into()));
-    };
+    let Target::Groups { bits: 4, group, grid } = target else { return Err(no_groups()) };
     let kind = modelprofile_kernels::WeightKind::Int4 { group: group as u16 };
     Ok(rtn::quantize(kind, grid, n, k, rows)?)
 }
 
-/// Scales of a stage's inputs: the best of the searched, 1 everywhere when none is better than leaving the weights alone.
+fn no_groups() -> EngineError {
+    EngineError::Config("AWQ makes INT4".into())
+}
+
+/// The rounding of a target with nothing done before it.
+fn rounding<B>(target: Target) -> Result<GroupRounding<'static, B>> {
+    let Target::Groups { bits, group, grid } = target else { return Err(no_groups()) };
+    Ok(GroupRounding { bits, group, grid, scales: None, cut: 1.0 })
+}
+
+/// Scales of a stage's inputs: the best of the searched, which 1 everywhere is one of.
 ///
-/// `magnitudes` are the mean magnitudes of the inputs, `gram` their Gram matrix on the device.
+/// `inputs` are the mean magnitudes of the inputs, `gram` their Gram matrix on the device.
 ///
 /// # Errors
 /// The device's.
 pub(super) fn search_scales<B: Calibrate>(
     backend: &mut B,
-    threads: usize,
     weights: &Matrix,
-    magnitudes: &[f32],
+    inputs: &[f32],
     gram: &B::Buffer,
     target: Target,
 ) -> Result<Vec<f32>> {
-    let mut best = (f64::INFINITY, vec![1.0; weights.cols]);
-    for step in 0..STEPS {
-        let scales = candidate(magnitudes, step as f32 / STEPS as f32);
-        let error = output_error(backend, threads, weights, &scales, gram, target)?;
-        if error < best.0 {
-            best = (error, scales);
-        }
-    }
-    Ok(best.1)
+    let candidates = candidates(weights, inputs, target);
+    let errors = output_errors(backend, weights, &candidates, gram, target)?;
+    let best = candidates.into_iter().zip(errors).min_by(|(_, one), (_, other)| one.total_cmp(other));
+    Ok(best.map_or_else(|| vec![1.0; weights.cols], |(scales, _)| scales))
 }
 
-/// `m^r`, at least 1e-4, its largest and smallest moved to be each other's inverse.
-fn candidate(magnitudes: &[f32], exponent: f32) -> Vec<f32> {
-    let mut scales: Vec<f32> = magnitudes.iter().map(|m| m.powf(exponent).max(1e-4)).collect();
-    let (low, high) = scales.iter().fold((f32::INFINITY, 0.0f32), |(l, h), s| (l.min(*s), h.max(*s)));
+/// `m^r` and `m^r / v^(1-r)` for every exponent: v is a column's mean magnitude relative to the largest of its group, which
+/// the authors' code divides by (`duo_scaling`). Which of the two is better depends on the layer.
+fn candidates(weights: &Matrix, inputs: &[f32], target: Target) -> Vec<Vec<f32>> {
+    let exponents = || (0..STEPS).map(|step| step as f32 / STEPS as f32);
+    let relative = relative_magnitudes(weights, target.group().unwrap_or(weights.cols));
+    let plain = exponents().map(|r| inputs.iter().map(|m| m.powf(r)).collect());
+    let both = exponents().map(|r| {
+        let scale = |(m, v): (&f32, &f32)| m.powf(r) / (v.powf(1.0 - r) + 1e-4);
+        inputs.iter().zip(&relative).map(scale).collect()
+    });
+    plain.chain(both).map(balanced).collect()
+}
+
+/// At least 1e-4, the largest and the smallest moved to be each other's inverse.
+fn balanced(mut scales: Vec<f32>) -> Vec<f32> {
+    let (mut low, mut high) = (f32::INFINITY, 0.0f32);
+    for scale in &mut scales {
+        *scale = scale.max(1e-4);
+        (low, high) = (low.min(*scale), high.max(*scale));
+    }
     let middle = (low * high).sqrt();
     for scale in &mut scales {
         *scale /= middle;
@@ -67,90 +85,87 @@ fn candidate(magnitudes: &[f32], exponent: f32) -> Vec<f32> {
     scales
 }
 
-/// `sum over rows of d G d^T` for `d = Q(W s)/s - W`.
-fn output_error<B: Calibrate>(
+/// Mean over the rows of each value's magnitude relative to the largest of its group.
+fn relative_magnitudes(weights: &Matrix, group: usize) -> Vec<f32> {
+    let mut sums = vec![0.0f64; weights.cols];
+    for row in weights.data.chunks_exact(weights.cols) {
+        for (values, sums) in row.chunks(group).zip(sums.chunks_mut(group)) {
+            let top = values.iter().fold(f32::MIN_POSITIVE, |m, v| m.max(v.abs()));
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum += f64::from(value.abs() / top);
+            }
+        }
+    }
+    sums.into_iter().map(|sum| (sum / weights.rows.max(1) as f64) as f32).collect()
+}
+
+/// For each candidate of scales, `sum over rows of d G d^T` with `d = Q(W s)/s - W`.
+fn output_errors<B: Calibrate>(
     backend: &mut B,
-    threads: usize,
     weights: &Matrix,
-    scales: &[f32],
+    candidates: &[Vec<f32>],
     gram: &B::Buffer,
     target: Target,
-) -> Result<f64> {
+) -> Result<Vec<f64>> {
     let k = weights.cols;
-    let mut total = 0.0;
+    let mut errors = vec![0.0; candidates.len()];
     let mut forms = Vec::new();
-    for rows in weights.data.chunks(ROWS * k) {
-        let n = rows.len() / k;
-        let mut data = vec![0.0f32; rows.len()];
-        let failed = std::sync::Mutex::new(None);
-        let work: Vec<_> = data.chunks_mut(k).zip(rows.chunks(k)).collect();
-        for_row_chunks(threads, n, work, |(out, row)| {
-            let scaled: Vec<f32> = row.iter().zip(scales).map(|(w, s)| w * s).collect();
-            match round(target, 1, k, &scaled) {
-                Ok(weight) => {
-                    weight.dequantize_row(0, out);
-                    for ((o, w), s) in out.iter_mut().zip(row).zip(scales) {
-                        *o = *o / s - w;
-                    }
-                }
-                Err(error) => *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error),
-            }
-        });
-        if let Some(error) = failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-            return Err(error);
+    for data in weights.data.chunks(ROWS * k) {
+        let rows = data.len() / k;
+        let weights = backend.upload(&HostTensor { rows, width: k, data: data.to_vec() })?;
+        let mut changes = backend.buffer(rows, k)?;
+        for (scales, error) in candidates.iter().zip(&mut errors) {
+            let scales = backend.upload(&HostTensor { rows: 1, width: k, data: scales.clone() })?;
+            let how = GroupRounding { scales: Some(&scales), ..rounding(target)? };
+            backend.rounding_changes(rows, &weights, &how, &mut changes)?;
+            backend.quadratic_forms(rows, &changes, gram, &mut forms)?;
+            *error += forms.iter().map(|f| f64::from(*f)).sum::<f64>();
         }
-        let delta = backend.upload(&HostTensor { rows: n, width: k, data })?;
-        backend.quadratic_forms(n, &delta, gram, &mut forms)?;
-        total += forms.iter().map(|f| f64::from(*f)).sum::<f64>();
     }
-    Ok(total)
+    Ok(errors)
 }
 
 /// Cuts every group's values where the error of the group's part of the output is least; `gram` is on the host, `[k, k]`, of
 /// the inputs as these weights see them.
-pub(super) fn clip(threads: usize, weights: &mut Matrix, gram: &[f32], target: Target) {
-    let Target::Groups { bits, group, grid } = target else { return };
-    let (n, k) = (weights.rows, weights.cols);
-    let work: Vec<_> = weights.data.chunks_mut(k).collect();
-    for_row_chunks(threads, n, work, |row| {
-        let mut cut = vec![0.0f32; group];
-        let mut off = vec![0.0f32; group];
-        for (g, values) in row.chunks_exact_mut(group).enumerate() {
-            // The unit that the stored group will have does not matter here: a common factor moves no code.
-            let unit = rtn::row_scale(values);
-            let top = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-            let mut best = (f32::INFINITY, top);
-            for step in 0..CLIPS {
-                let limit = top * (1.0 - step as f32 / 20.0);
-                for (c, v) in cut.iter_mut().zip(values.iter()) {
-                    *c = v.clamp(-limit, limit) / unit;
-                }
-                let (scale, min) = rtn::group_grid(grid, bits, &cut);
-                for ((o, c), v) in off.iter_mut().zip(&cut).zip(values.iter()) {
-                    let code = rtn::code(*c, scale, min, rtn::top_code(bits));
-                    *o = (scale.to_f32() * f32::from(code) + min.to_f32()) * unit - v;
-                }
-                let error = block_form(&off, &gram[g * group * k..], k, g * group);
-                if error < best.0 {
-                    best = (error, limit);
+///
+/// # Errors
+/// The device's.
+pub(super) fn clip<B: Calibrate>(backend: &mut B, weights: &mut Matrix, gram: &[f32], target: Target) -> Result<()> {
+    let GroupRounding { group, .. } = rounding::<B::Buffer>(target)?;
+    let k = weights.cols;
+    let mut forms = Vec::new();
+    for first in (0..k).step_by(group) {
+        let columns = first..first + group;
+        let block = |matrix: &[f32]| -> Vec<f32> {
+            matrix.chunks_exact(k).flat_map(|row| &row[columns.clone()]).copied().collect()
+        };
+        let gram = block(&gram[first * k..(first + group) * k]);
+        let gram = backend.upload(&HostTensor { rows: group, width: group, data: gram })?;
+        for rows in weights.data.chunks_mut(ROWS * k) {
+            let n = rows.len() / k;
+            let values = backend.upload(&HostTensor { rows: n, width: group, data: block(rows) })?;
+            let mut changes = backend.buffer(n, group)?;
+            let mut best = vec![(f32::INFINITY, 1.0); n];
+            for step in 0..CUTS {
+                let cut = 1.0 - step as f32 / 20.0;
+                backend.rounding_changes(n, &values, &GroupRounding { cut, ..rounding(target)? }, &mut changes)?;
+                backend.quadratic_forms(n, &changes, &gram, &mut forms)?;
+                for (best, error) in best.iter_mut().zip(&forms) {
+                    if *error < best.0 {
+                        *best = (*error, cut);
+                    }
                 }
             }
-            for value in values {
-                *value = value.clamp(-best.1, best.1);
+            for (row, (_, cut)) in rows.chunks_exact_mut(k).zip(best) {
+                let values = &mut row[columns.clone()];
+                let limit = cut * values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                for value in values {
+                    *value = value.clamp(-limit, limit);
+                }
             }
         }
-    });
-}
-
-/// `d G d^T` with the block of G whose rows start at `gram` and whose columns at `column`.
-fn block_form(d: &[f32], gram: &[f32], stride: usize, column: usize) -> f32 {
-    d.iter()
-        .enumerate()
-        .map(|(i, di)| {
-            let row = &gram[i * stride + column..i * stride + column + d.len()];
-            di * row.iter().zip(d).map(|(g, dj)| g * dj).sum::<f32>()
-        })
-        .sum()
+    }
+    Ok(())
 }
 
 /// Turns a Gram matrix into that of the inputs divided by `scales`.
@@ -227,11 +242,11 @@ mod tests {
         let device_gram = cpu.upload(&HostTensor { rows: K, width: K, data: gram(&x) }).unwrap();
         let magnitudes: Vec<f32> =
             (0..K).map(|k| x.iter().skip(k).step_by(K).map(|v| v.abs()).sum::<f32>() / 100.0).collect();
-        for exponent in [0.0, 0.35, 0.8] {
-            let scales = candidate(&magnitudes, exponent);
-            let fast = output_error(&mut cpu, 2, &weights, &scales, &device_gram, TARGET).unwrap();
-            let plain = plain_error(&weights, &x, &scales);
-            assert!((fast / plain - 1.0).abs() < 1e-3, "{exponent}: {fast} against {plain}");
+        let all = candidates(&weights, &magnitudes, TARGET);
+        let fast = output_errors(&mut cpu, &weights, &all, &device_gram, TARGET).unwrap();
+        for (scales, fast) in all.iter().zip(fast).step_by(7) {
+            let plain = plain_error(&weights, &x, scales);
+            assert!((fast / plain - 1.0).abs() < 1e-3, "{fast} against {plain}");
         }
     }
 
@@ -242,10 +257,10 @@ mod tests {
         let device_gram = cpu.upload(&HostTensor { rows: K, width: K, data: gram(&x) }).unwrap();
         let magnitudes: Vec<f32> =
             (0..K).map(|k| x.iter().skip(k).step_by(K).map(|v| v.abs()).sum::<f32>() / 100.0).collect();
-        let found = search_scales(&mut cpu, 2, &weights, &magnitudes, &device_gram, TARGET).unwrap();
-        let best = (0..STEPS)
-            .map(|step| plain_error(&weights, &x, &candidate(&magnitudes, step as f32 / STEPS as f32)))
-            .fold(f64::INFINITY, f64::min);
+        let found = search_scales(&mut cpu, &weights, &magnitudes, &device_gram, TARGET).unwrap();
+        let all = candidates(&weights, &magnitudes, TARGET);
+        assert_eq!((all.len(), &all[0]), (2 * STEPS, &vec![1.0; K]));
+        let best = all.iter().map(|scales| plain_error(&weights, &x, scales)).fold(f64::INFINITY, f64::min);
         let reached = plain_error(&weights, &x, &found);
         assert!(reached <= best * 1.001, "{reached} against {best}");
         assert!(reached < 0.6 * plain_error(&weights, &x, &[1.0; K]), "{reached}");
@@ -261,7 +276,7 @@ mod tests {
             row[7] = 3.0;
         }
         let exact = weights.clone();
-        clip(2, &mut weights, &gram(&x), TARGET);
+        clip(&mut cpu(), &mut weights, &gram(&x), TARGET).unwrap();
         let cut = weights.data.chunks_exact(K).filter(|row| row[7] < 3.0).count();
         assert!(cut > 20, "{cut} of 24 rows");
         let error = |weights: &Matrix| {

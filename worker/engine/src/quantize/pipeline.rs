@@ -128,7 +128,7 @@ impl<'a, B: Calibrate> Pipeline<'a, B> {
             {
                 let stacked = layer.stacked(stage)?;
                 let magnitudes = inputs.columns.abs_mean();
-                let found = awq::search_scales(self.backend, self.threads, &stacked, &magnitudes, gram, target)?;
+                let found = awq::search_scales(self.backend, &stacked, &magnitudes, gram, target)?;
                 Self::fold(&mut layer, stage, &found)?;
                 scales = Some(found);
             }
@@ -140,7 +140,7 @@ impl<'a, B: Calibrate> Pipeline<'a, B> {
             // Queries and keys meet in a product of their own, where an error of many small parts hurts less than cut peaks.
             let cut = stage.roles(layer.index).into_iter().filter(|r| !matches!(r, Role::Query(_) | Role::Key(_)));
             for role in cut {
-                awq::clip(self.threads, layer.matrix_mut(role)?, &gram, target);
+                awq::clip(self.backend, layer.matrix_mut(role)?, &gram, target)?;
             }
             progress(0.3 + 0.7 * (done + 1) as f64 / 4.0);
         }

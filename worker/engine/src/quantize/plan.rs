@@ -133,7 +133,7 @@ impl Plan {
                 factors + updates / speeds.gram
             }
             Method::Awq => {
-                let forms: f64 = [shapes[0], shapes[2], shapes[3]].iter().map(|(n, k)| 20.0 * 2.0 * n * k * k).sum();
+                let forms: f64 = [shapes[0], shapes[2], shapes[3]].iter().map(|(n, k)| 40.0 * 2.0 * n * k * k).sum();
                 forms / speeds.gram + 30.0 * layer / speeds.rounding
             }
             Method::SmoothQuant => {

@@ -7,9 +7,10 @@ use super::{
     backend::{Disjoint, Matrix, fits},
     gemm::{self, DEPTH, MAX_TILE, Real, Region, Target, TileShape, Update, View},
     isa::per_isa,
+    rounding,
     threads::Pool,
 };
-use crate::{Calibrate, Result};
+use crate::{Calibrate, GroupRounding, Result};
 
 /// Columns of a strip whose maxima stay in the first-level cache.
 const STRIP: usize = 256;
@@ -42,6 +43,29 @@ impl Calibrate for Cpu {
                 // SAFETY: strips are disjoint; the instruction set is the machine's.
                 unsafe { strip_absmax(isa, &x.data[..rows * k], k, first, target.slice(columns)) };
             }
+        });
+        Ok(())
+    }
+
+    fn rounding_changes(
+        &mut self,
+        rows: usize,
+        weights: &Matrix,
+        rounding: &GroupRounding<'_, Matrix>,
+        changes: &mut Matrix,
+    ) -> Result<()> {
+        let k = weights.width;
+        fits("the weights", weights, rows, k)?;
+        fits("the changes", changes, rows, k)?;
+        if let Some(scales) = rounding.scales {
+            fits("the scales", scales, 1, k)?;
+        }
+        let how = rounding::How::new(rounding, k)?;
+        let (isa, target) = (self.isa(), Disjoint(changes.data.as_mut_ptr()));
+        self.pool().for_chunks(rows.div_ceil(gemm::BLOCK), 1, |_, range| {
+            let rows = range.start * gemm::BLOCK * k..rows.min(range.end * gemm::BLOCK) * k;
+            // SAFETY: blocks of rows are disjoint; the instruction set is the machine's.
+            unsafe { rounding::changes(isa, &weights.data[rows.clone()], how, target.slice(rows)) };
         });
         Ok(())
     }

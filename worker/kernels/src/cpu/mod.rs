@@ -13,6 +13,7 @@
 //! | [`elementwise`] | norms, rotation, gated activation |
 //! | [`backend`] | [`Cpu`], which implements the traits with these |
 //! | `gemm` | products of FP32 and FP64 matrices |
+//! | `rounding` | what rounding in groups makes of rows |
 //! | `calibrate` | the statistics of calibration with these |
 //! | [`probe`] | the machine's own limits, measured |
 
@@ -30,6 +31,7 @@ pub mod isa;
 pub mod kv;
 pub mod linear;
 pub mod probe;
+mod rounding;
 pub mod threads;
 
 pub use backend::{Cpu, CpuOptions};

@@ -25,17 +25,26 @@ pub fn top_code(bits: u8) -> f32 {
 /// The power of two at or below a row's largest magnitude; 1 for a row of zeros. Group grids are chosen for the row
 /// divided by it: that keeps the FP16 scales of any row in their normal range.
 pub fn row_scale(row: &[f32]) -> f32 {
-    let magnitude = absmax(row);
+    magnitude_scale(absmax(row))
+}
+
+/// [`row_scale`] of a row with this largest magnitude.
+pub(crate) fn magnitude_scale(magnitude: f32) -> f32 {
     let bits = magnitude.to_bits() & 0x7f80_0000;
     if bits == 0 { if magnitude == 0.0 { 1.0 } else { f32::MIN_POSITIVE } } else { f32::from_bits(bits) }
 }
 
 /// Scale and minimum of a group, so that its extremes are on the grid. `values` are divided by the [`row_scale`].
 pub fn group_grid(grid: Grid, bits: u8, values: &[f32]) -> (f16, f16) {
-    let top = top_code(bits);
-    let middle = f32::from(1u16 << (bits - 1));
     let low = values.iter().copied().fold(f32::INFINITY, f32::min);
     let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    range_grid(grid, bits, low, high)
+}
+
+/// [`group_grid`] of values between `low` and `high`, both reached.
+pub(crate) fn range_grid(grid: Grid, bits: u8, low: f32, high: f32) -> (f16, f16) {
+    let top = top_code(bits);
+    let middle = f32::from(1u16 << (bits - 1));
     match grid {
         Grid::Symmetric => {
             // The extreme of larger magnitude lands on a code: the grid reaches one step further below zero.

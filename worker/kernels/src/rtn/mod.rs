@@ -14,6 +14,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use groups::{magnitude_scale, range_grid};
 pub use groups::{Grid, code, group_grid, quantize_with, row_scale, top_code};
 
 /// Quantizes `n` rows of `k` values, each to the nearest code. Kinds that need what only calibration knows have functions of
