@@ -14,7 +14,7 @@ from sections import SECTIONS, Setting, Subject
 from tools import Llama, Runner, Skip, Worker
 
 # Windows scored and tokens calibrated with: (whole, quick).
-SIZES = {"trained": ((64, 32768), (16, 8192)), "smollm2": ((32, 16384), (8, 4096))}
+SIZES = {"trained": ((128, 32768), (16, 8192)), "smollm2": ((32, 16384), (8, 4096))}
 GROUPS = {"trained": 128, "smollm2": 64}
 
 
