@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Base, Claim, Licence, Origin, UNKNOWN, families, families::Family, gguf};
+use super::{Base, Claim, Licence, Origin, UNKNOWN, families::Family, gguf, recognise};
 
 /// Front matter and the head of a licence lie in it.
 const HEAD: u64 = 64 << 10;
@@ -90,8 +90,9 @@ impl Licence {
         Self { claims, bases }
     }
 
-    /// Adds what the heads of LICENSE files say. They speak for a model that declares nothing or a name that is not
-    /// known; beside a known one only a stricter text counts, since repositories carry the licence of their code too.
+    /// Adds what the heads of LICENSE files say. They speak for a model that declares nothing. A name that is not known
+    /// stays what has to be accepted, and a text can only make it stricter; beside a known one, too, only a stricter text
+    /// counts, since repositories carry the licence of their code.
     fn with_files(mut self, folder: &Path) -> Self {
         let mut names: Vec<String> = fs::read_dir(folder)
             .into_iter()
@@ -101,18 +102,31 @@ impl Licence {
             .filter(|name| FILES.iter().any(|start| name.to_ascii_uppercase().starts_with(start)))
             .collect();
         names.sort();
+        let silent = self.claims[0].id == UNKNOWN;
+        let mut foreign = None;
         for name in names {
             let Some(text) = read_head(&folder.join(&name)) else { continue };
             let head: String = text.chars().take(TEXT).collect();
-            let Some((id, family)) = families::of_text(&head) else { continue };
+            let Some((id, family)) = recognise::of_text(&head) else {
+                foreign.get_or_insert(name);
+                continue;
+            };
+            let stricter = |than: Family| family.row().strictness > than.row().strictness;
+            let strictest = self.strictest().family;
             let own = &mut self.claims[0];
             if own.id == UNKNOWN {
                 *own = claim(&id, false, None, Origin::File(name));
             } else if own.family == Family::Unknown {
-                own.family = family;
-            } else if family.row().strictness > self.strictest().family.row().strictness {
+                if stricter(own.family) {
+                    own.family = family;
+                }
+            } else if stricter(strictest) {
                 self.add(claim(&id, false, None, Origin::File(name)));
             }
+        }
+        // Of two files, one is the code's; nobody says that it is not the one that is known here.
+        if let Some(name) = foreign.filter(|_| silent && self.claims[0].id != UNKNOWN) {
+            self.add(claim(UNKNOWN, false, None, Origin::File(name)));
         }
         self
     }
@@ -122,7 +136,7 @@ impl Licence {
         for model in self.bases.clone() {
             let card =
                 known.iter().find(|base| base.model == model).and_then(|base| canonical(base.licence.as_deref()?));
-            let id = card.or_else(|| families::of_model(&model).map(str::to_owned));
+            let id = card.or_else(|| recognise::of_model(&model).map(str::to_owned));
             if let Some(id) = id.filter(|id| id != UNKNOWN) {
                 self.add(claim(&id, false, None, Origin::Base(model)));
             }
@@ -193,6 +207,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::licence::check;
 
     #[rstest]
     #[case("---\nlicense: apache-2.0\n---\n# Model", Some("apache-2.0"))]
@@ -221,15 +236,44 @@ mod tests {
         let licence = of("# none", llama);
         assert_eq!((licence.declared(), licence.claims().len()), (Some("llama3.1"), 1));
         assert_eq!(licence.claims()[0].origin, Origin::File("LICENSE.txt".into()));
-        // A name that is not known gets the family of its text, and stays what has to be written.
+        // A name that is not known gets the family of its text if that is stricter, and stays what has to be written.
         let licence = of("---\nlicense: other\nlicense_name: acme\n---\n", llama);
         assert_eq!((licence.declared(), licence.strictest().family), (Some("acme"), Family::Llama));
+        for lax in ["MIT License", "Modified MIT License", "Attribution-ShareAlike 4.0 International"] {
+            let licence = of("---\nlicense: other\nlicense_name: modified-mit\n---\n", lax);
+            assert_eq!(
+                (licence.declared(), licence.strictest().family),
+                (Some("modified-mit"), Family::Unknown),
+                "{lax}"
+            );
+            let error = check(&licence, None).unwrap_err().to_string();
+            assert!(error.contains("license: {accepted: modified-mit}"), "{error}");
+        }
         // A stricter text beside a lax card counts too.
         let licence = of("---\nlicense: mit\n---\n", llama);
         assert_eq!((licence.declared(), licence.strictest().id.as_str()), (Some("mit"), "llama3.1"));
         // The licence of the code beside a stricter card does not.
         let licence = of("---\nlicense: gemma\n---\n", "MIT License");
         assert_eq!(licence.claims().len(), 1);
+        // Without a card, a text that only resembles a permissive one is none.
+        assert_eq!(of("# none", "MIT License").required(), [""; 0]);
+        assert_eq!(
+            of("# none", "Modified MIT License\n\nPermission is hereby granted, free of charge").declared(),
+            None
+        );
+    }
+
+    #[test]
+    fn one_of_several_licence_files_that_is_not_known_has_to_be_accepted() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("LICENSE-CODE"), "MIT License").unwrap();
+        fs::write(folder.path().join("LICENSE-MODEL"), "ACME MODEL LICENSE").unwrap();
+        let licence = Licence::of_path(folder.path()).unwrap();
+        let error = check(&licence, None).unwrap_err().to_string();
+        assert!(error.contains("the file LICENSE-MODEL") && error.contains("accepted: unknown"), "{error}");
+        // A card that says which one it is is believed.
+        fs::write(folder.path().join("README.md"), "---\nlicense: mit\n---\n").unwrap();
+        assert_eq!(check(&Licence::of_path(folder.path()).unwrap(), None), Ok(()));
     }
 
     #[test]
@@ -260,10 +304,10 @@ mod tests {
     fn what_is_left_of_a_declaration_can_be_accepted(#[case] declared: &str, #[case] id: &str) {
         let licence = Licence::from_card(&serde_json::json!({"license": declared}));
         assert_eq!(licence.declared(), Some(id));
-        assert_eq!(crate::licence::check(&licence, Some(id)), Ok(()));
+        assert_eq!(check(&licence, Some(id)), Ok(()));
         let cut = format!("{} b", "a".repeat(127));
         let licence = Licence::from_card(&serde_json::json!({"license": cut}));
-        assert_eq!(crate::licence::check(&licence, licence.declared()), Ok(()));
+        assert_eq!(check(&licence, licence.declared()), Ok(()));
     }
 
     #[test]

@@ -17,6 +17,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`families`] | the closed table: names, duties, what publishing takes |
+//! | `recognise` | licences by the heads of their texts, and by the names of well-known models |
 //! | [`gguf`] | the `general.*` texts of a GGUF file's head |
 //! | `declared` | model cards, LICENSE files and GGUF fields as claims |
 //! | [`mod@card`] | the artifact's own card |
@@ -25,6 +26,7 @@ pub mod card;
 mod declared;
 pub mod families;
 pub mod gguf;
+mod recognise;
 
 use std::fmt;
 
@@ -119,9 +121,10 @@ impl Licence {
         all
     }
 
-    /// Adds a claim unless its identifier is there.
+    /// Adds a claim unless its identifier is there. What is unknown is not the same at two places: each is named.
     fn add(&mut self, claim: Claim) {
-        if !self.claims.iter().any(|known| known.id == claim.id) {
+        let same = |known: &Claim| known.id == claim.id && (known.id != UNKNOWN || known.origin == claim.origin);
+        if !self.claims.iter().any(same) {
             self.claims.push(claim);
         }
     }
