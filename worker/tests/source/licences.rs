@@ -25,23 +25,100 @@ fn a_licence_that_was_not_accepted_costs_no_byte_of_the_weights() {
 }
 
 #[test]
-fn the_licences_of_a_merges_bases_are_looked_up() {
+fn the_licences_of_a_merges_bases_are_looked_up_and_what_nobody_tells_is_unknown() {
     let (hub, cache) = (Hub::start(), tempfile::tempdir().unwrap());
     checkpoint(&hub, 1000);
     hub.card(json!({"license": "apache-2.0", "base_model": ["lab/free", "lab/bound", "lab/gone"]}));
     hub.card_of("lab/free", json!({"license": "mit"}));
-    hub.card_of("lab/bound", json!({"license": "cc-by-nc-4.0"}));
+    hub.card_of("lab/bound", json!({"license": ["mit", "cc-by-nc-4.0"]}));
     let settings = settings(&hub, cache.path());
     let error = get(&settings).unwrap_err().to_string();
     assert!(error.contains("cc-by-nc-4.0 (Creative Commons non-commercial, by its base lab/bound)"), "{error}");
+    assert!(error.contains("unknown (the licence of its base lab/gone could not be learned)"), "{error}");
+    assert!(error.contains("license: {accepted: \"cc-by-nc-4.0, unknown\"}"), "{error}");
+    let id = uri(&format!("hf://{ID}"));
+    assert!(get_as(&settings, &id, None, Some("cc-by-nc-4.0")).is_err());
     assert!(hub.hits(WEIGHTS).is_empty());
-    let located = get_as(&settings, &uri(&format!("hf://{ID}")), None, Some("cc-by-nc-4.0")).unwrap();
+    let both = Some("cc-by-nc-4.0, unknown");
+    let located = get_as(&settings, &id, None, both).unwrap();
     assert_eq!(located.licence.strictest().id, "cc-by-nc-4.0");
-    // Without network the bases are remembered.
+    // Without network the bases are remembered, and so is that one was not found.
     hub.forget_hits();
-    let pinned = get_as(&settings, &uri(&format!("hf://{ID}")), Some(COMMIT), None).unwrap_err();
+    let pinned = get_as(&settings, &id, Some(COMMIT), Some("cc-by-nc-4.0")).unwrap_err();
     assert!(matches!(pinned, SourceError::Licence(_)), "{pinned}");
+    assert_eq!(get_as(&settings, &id, Some(COMMIT), both).unwrap(), located);
     assert!(hub.hits("").is_empty());
+}
+
+#[test]
+fn a_base_among_many_is_not_lost() {
+    let (hub, cache) = (Hub::start(), tempfile::tempdir().unwrap());
+    checkpoint(&hub, 1000);
+    let bases: Vec<String> = (10..30).map(|i| format!("lab/m{i}")).collect();
+    for base in &bases {
+        hub.card_of(base, json!({"license": if base == "lab/m29" { "cc-by-nc-4.0" } else { "mit" }}));
+    }
+    hub.card(json!({"license": "mit", "base_model": bases}));
+    let error = get(&settings(&hub, cache.path())).unwrap_err().to_string();
+    assert!(error.contains("more than 16 bases") && error.contains("license: {accepted: unknown}"), "{error}");
+    assert!(hub.hits("lab/m25/revision/main").len() == 1 && hub.hits("lab/m26/revision/main").is_empty());
+    assert!(hub.hits(WEIGHTS).is_empty());
+}
+
+#[test]
+fn a_fine_tune_on_a_disk_says_how_to_accept_what_it_was_made_of() {
+    let (hub, cache) = (Hub::start(), tempfile::tempdir().unwrap());
+    let settings = settings(&hub, cache.path());
+    let model = cache.path().join("model");
+    fs::create_dir(&model).unwrap();
+    let card = |base: &str| {
+        fs::write(model.join("README.md"), format!("---\nlicense: apache-2.0\nbase_model: {base}\n---\n")).unwrap();
+    };
+    let get = |accepted| get_as(&settings, &ModelUri::File(model.clone()), None, accepted);
+    card("org/x");
+    let error = get(None).unwrap_err().to_string();
+    assert!(error.contains("base org/x") && error.contains("--accept-licence unknown"), "{error}");
+    assert!(get(Some("unknown")).is_ok());
+    // Who accepted the model's own licence learns that another one is missing.
+    let error = get(Some("apache-2.0")).unwrap_err().to_string();
+    assert!(error.contains("base org/x") && error.contains("write \"unknown\" there"), "{error}");
+    // A name that everybody knows needs nobody to be asked.
+    card("Qwen/Qwen2.5-0.5B");
+    assert!(get(None).is_ok());
+    assert!(hub.hits("").is_empty());
+}
+
+/// A GGUF file that names its base as converters do.
+fn made_of(base: &str) -> Vec<u8> {
+    let text = |text: &str| Value::Text(text.to_owned());
+    GgufWriter::default()
+        .entry("general.license", text("apache-2.0"))
+        .entry("general.base_model.0.repo_url", text(&format!("https://huggingface.co/{base}")))
+        .build()
+}
+
+#[test]
+fn the_bases_that_a_gguf_file_names_are_looked_up_before_it_is_fetched() {
+    let (hub, cache) = (Hub::start(), tempfile::tempdir().unwrap());
+    hub.card_of("lab/free", json!({"license": "mit"}));
+    hub.card_of("lab/bound", json!({"license": "cc-by-nc-4.0"}));
+    hub.file("free.gguf", &made_of("lab/free"), true);
+    hub.file("bound.gguf", &made_of("lab/bound"), true);
+    let settings = settings(&hub, cache.path());
+    let address = |file: &str| uri(&format!("https://huggingface.co/{ID}/resolve/main/{file}"));
+    assert!(get_as(&settings, &address("free.gguf"), None, None).is_ok());
+    let error = get_as(&settings, &address("bound.gguf"), None, None).unwrap_err().to_string();
+    assert!(error.contains("by its base lab/bound"), "{error}");
+    assert!(hub.hits("bound.gguf").iter().all(|hit| hit.range.as_deref() == Some("bytes=0-65535")));
+    // Elsewhere than on the hub the name has to do.
+    for (base, accepted) in [("meta-llama/Llama-3.1-8B", "llama3.1"), ("lab/free", "unknown")] {
+        let name = format!("{accepted}.gguf");
+        hub.web(&name, &made_of(base), "v1");
+        let error = get_as(&settings, &web(&hub, &name), None, None).unwrap_err().to_string();
+        assert!(error.contains(&format!("accepted: {accepted}}}")), "{error}");
+        assert_eq!(hub.hits(&name).len(), 1);
+        assert!(get_as(&settings, &web(&hub, &name), None, Some(accepted)).is_ok());
+    }
 }
 
 #[test]
