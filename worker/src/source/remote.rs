@@ -61,7 +61,7 @@ pub(super) async fn fetch(context: &mut Context<'_, '_>, wanted: &Wanted<'_>) ->
 
     let base = &context.settings.endpoint.url;
     let small = select::small(&repository, wanted.file)?;
-    let mut files = fetch_all(context, &place, &repository, small).await?;
+    let mut files = fetch_all(context, &place, &repository, small, select::MAX_SMALL).await?;
     let snapshot = place.snapshot(&commit);
     let index = fs::read(snapshot.join(select::INDEX)).ok().filter(|_| repository.file(select::INDEX).is_some());
     let weights = select::weights(&repository, base, wanted.file, index.as_deref())?;
@@ -75,7 +75,7 @@ pub(super) async fn fetch(context: &mut Context<'_, '_>, wanted: &Wanted<'_>) ->
     let licence = declared.with_bases(&bases);
     (context.consent)(&licence)?;
 
-    files.extend(fetch_all(context, &place, &repository, weights).await?);
+    files.extend(fetch_all(context, &place, &repository, weights, u64::MAX).await?);
     let record = Record {
         repository: wanted.id.to_owned(),
         commit: commit.clone(),
@@ -167,12 +167,13 @@ async fn gguf_licence(context: &Context<'_, '_>, repository: &Repository, file: 
     super::web::head(context, &url, &what, &judge).await
 }
 
-/// Fetches files that are not there yet and links them into the snapshot; their names and sizes.
+/// Fetches files that are not there yet, none longer than `most` bytes, and links them into the snapshot; their names and sizes.
 async fn fetch_all(
     context: &Context<'_, '_>,
     place: &Place,
     repository: &Repository,
     files: Vec<RemoteFile>,
+    most: u64,
 ) -> Result<Vec<(String, u64)>> {
     let transfer = context.transfer();
     files.iter().filter_map(|file| file.size).for_each(|size| context.meter.expect(size));
@@ -187,7 +188,7 @@ async fn fetch_all(
     let group = |files: Vec<RemoteFile>| async move {
         let mut done = Vec::with_capacity(files.len());
         for file in files {
-            done.push(fetch_one(context, transfer, place, repository, file).await?);
+            done.push(fetch_one(context, transfer, place, repository, file, most).await?);
         }
         Ok::<_, SourceError>(done)
     };
@@ -206,6 +207,7 @@ async fn fetch_one(
     place: &Place,
     repository: &Repository,
     file: RemoteFile,
+    most: u64,
 ) -> Result<(String, u64)> {
     let endpoint = &context.settings.endpoint;
     let what = format!("{}/{}", repository.id, file.path);
@@ -214,6 +216,7 @@ async fn fetch_one(
         what: what.clone(),
         url: hub::resolve(endpoint, &repository.id, &repository.commit, &file.path)?,
         size: file.size,
+        most,
         digest: file.digest.clone(),
         validator: None,
         judge: &judge,

@@ -57,8 +57,15 @@ pub(super) async fn fetch(context: &mut Context<'_, '_>, url: &str) -> Result<Lo
     let judge = |answer: &Answer| judge(answer, url);
     let licence = head(context, &uri, url, &judge).await?.with_bases(&[]);
     (context.consent)(&licence)?;
-    let mut target =
-        Target { what: url.to_owned(), url: uri.clone(), size: None, digest: None, validator: None, judge: &judge };
+    let mut target = Target {
+        what: url.to_owned(),
+        url: uri.clone(),
+        size: None,
+        most: u64::MAX,
+        digest: None,
+        validator: None,
+        judge: &judge,
+    };
     let transfer = context.transfer();
     transfer.probe(&mut target).await?;
     context.meter.expect(target.size.unwrap_or_default());

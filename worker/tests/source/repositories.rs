@@ -148,3 +148,22 @@ fn a_shard_index_decides_which_weights_are_fetched() {
     assert!(located.path.join("model-00002-of-00002.safetensors").is_file());
     assert!(hub.hits("consolidated.safetensors").is_empty() && hub.hits("/model.safetensors").is_empty());
 }
+
+#[test]
+fn a_listing_without_sizes_lets_no_huge_file_pass_for_a_small_one() {
+    let (hub, cache) = (Hub::start(), tempfile::tempdir().unwrap());
+    checkpoint(&hub, 1000);
+    hub.list_names_only();
+    let index = "model.safetensors.index.json";
+    hub.file(index, b"{}", false);
+    hub.fault(index, Fault::Total(1 << 40));
+    let error = get(&settings(&hub, cache.path())).unwrap_err();
+    assert!(matches!(error, SourceError::Selection(_)), "{error}");
+    assert!(error.to_string().contains("model.safetensors.index.json is larger than 128 MiB"), "{error}");
+    let ranges: Vec<_> = hub.hits(index).into_iter().map(|hit| hit.range.unwrap()).collect();
+    assert_eq!(ranges, ["bytes=0-0"]);
+    // Without sizes everything else comes all the same.
+    let index_of_one = json!({"weight_map": {"a": WEIGHTS}}).to_string();
+    hub.file(index, index_of_one.as_bytes(), false);
+    assert!(get(&settings(&hub, cache.path())).unwrap().path.join(WEIGHTS).is_file());
+}
