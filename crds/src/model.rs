@@ -47,8 +47,8 @@ pub struct ModelSpec {
 #[serde(rename_all = "camelCase")]
 pub struct License {
     /// Identifier that the checkpoint itself declares (`apache-2.0`, `llama3.3`), in upper or lower case; several with
-    /// commas for a model made of others; `unknown` for a checkpoint that declares none. It must match, else nothing is
-    /// downloaded or quantized. Required.
+    /// commas for a model made of others; `unknown` for a checkpoint that declares none, or that was made of one whose licence
+    /// could not be learned. It must match, else nothing is downloaded or quantized. Required.
     #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 128)))]
     pub accepted: String,
 }

@@ -76,7 +76,8 @@ pub fn card(artifact: &Artwork<'_>, licence: &Licence) -> String {
     let entry = |claim: &Claim| {
         let by = match &claim.origin {
             Origin::Base(model) => format!(", of its base {}", line(model)),
-            _ => String::new(),
+            Origin::FurtherBases => ", of its further bases".to_owned(),
+            Origin::Declared | Origin::File(_) => String::new(),
         };
         let link = claim.link.as_ref().map_or(String::new(), |link| format!(" ({link})"));
         let row = claim.family.row();

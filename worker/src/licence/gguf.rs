@@ -1,16 +1,23 @@
-//! The `general.*` texts at the head of a GGUF file, read from a stream: a licence must be known before there is a whole file
-//! that the engine's reader could map.
+//! The fields at the head of a GGUF file that tell its licence, read from a stream: a licence must be known before there is a
+//! whole file that the engine's reader could map.
 //!
-//! Values that are not wanted are passed over, never stored; every length is held against a bound before it is used.
+//! Everything else is passed over, never stored; every length is held against a bound before it is used. What is kept of a
+//! file, whatever it holds, is about 1 MiB at most.
 
 use std::{
     collections::BTreeMap,
     io::{Error, ErrorKind, Read, Result},
 };
 
-/// Longest key, as the format has it, and longest text that is kept.
+use super::bases::MAX_NAMED;
+
+/// Longest key, as the format has it.
 const MAX_KEY: u64 = 65_535;
-const MAX_TEXT: u64 = 1 << 20;
+/// How much of a text is kept: identifiers, names and addresses are shorter, and of a whole licence the head is enough.
+const MAX_TEXT: u64 = 4 << 10;
+/// Longest name, and number, of fields about bases that are kept: more of them than bases count.
+const MAX_NAME: usize = 64;
+const MAX_FIELDS: usize = 3 * MAX_NAMED;
 /// More entries than any file has.
 const MAX_ENTRIES: u64 = 1 << 16;
 /// The same bound as the engine's reader.
@@ -19,7 +26,8 @@ const MAX_DEPTH: u32 = 3;
 /// What was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Head {
-    /// Texts under `general.`, by key without that prefix.
+    /// Licence and bases, by key without the prefix `general.`: `license`, `license.name`, `license.link`,
+    /// `base_model.N.repo_url`, `base_model.N.organization` and `base_model.N.name`.
     pub fields: BTreeMap<String, String>,
     /// All metadata was read; else the stream ended before.
     pub complete: bool,
@@ -60,16 +68,36 @@ fn entries(reader: &mut impl Read, fields: &mut BTreeMap<String, String>) -> Res
         return Err(invalid("it declares more metadata than any model has"));
     }
     for _ in 0..count {
-        let key = text(reader, MAX_KEY)?;
+        let key = key(reader)?;
         let kind = u32::from_le_bytes(array(reader)?);
         match key.strip_prefix("general.") {
-            Some(name) if kind == 8 => {
-                fields.insert(name.to_owned(), text(reader, MAX_TEXT)?);
+            Some(name) if kind == 8 && tells(name) && (fields.len() < MAX_FIELDS || !is_of_base(name)) => {
+                fields.insert(name.to_owned(), beginning(reader)?);
             }
             _ => skip(reader, kind, 0)?,
         }
     }
     Ok(())
+}
+
+/// Whether a field under `general.` tells of the licence.
+fn tells(name: &str) -> bool {
+    let of_base = is_of_base(name)
+        && name.len() <= MAX_NAME
+        && [".repo_url", ".organization", ".name"].iter().any(|end| name.ends_with(end));
+    of_base || matches!(name, "license" | "license.name" | "license.link")
+}
+
+fn is_of_base(name: &str) -> bool {
+    name.starts_with("base_model.")
+}
+
+/// The beginning of a text; passes over the rest.
+fn beginning(reader: &mut impl Read) -> Result<String> {
+    let len = length(reader)?;
+    let text = string(reader, len.min(MAX_TEXT))?;
+    pass(reader, len.saturating_sub(MAX_TEXT))?;
+    Ok(text)
 }
 
 /// Passes over a value.
@@ -90,8 +118,13 @@ fn skip(reader: &mut impl Read, kind: u32, depth: u32) -> Result<()> {
         }
         _ => width(kind).ok_or_else(|| invalid("it has a value of an unknown type"))?,
     };
+    pass(reader, bytes)
+}
+
+/// Passes over bytes.
+fn pass(reader: &mut impl Read, bytes: u64) -> Result<()> {
     match std::io::copy(&mut reader.by_ref().take(bytes), &mut std::io::sink())? {
-        skipped if skipped == bytes => Ok(()),
+        passed if passed == bytes => Ok(()),
         _ => Err(ErrorKind::UnexpectedEof.into()),
     }
 }
@@ -107,11 +140,15 @@ fn width(kind: u32) -> Option<u64> {
     }
 }
 
-fn text(reader: &mut impl Read, most: u64) -> Result<String> {
-    let len = length(reader)?;
-    if len > most {
-        return Err(invalid("a text is longer than it may be"));
+fn key(reader: &mut impl Read) -> Result<String> {
+    match length(reader)? {
+        len if len > MAX_KEY => Err(invalid("a key is longer than it may be")),
+        len => string(reader, len),
     }
+}
+
+/// A text of as many bytes, which the caller has held against a bound.
+fn string(reader: &mut impl Read, len: u64) -> Result<String> {
     let mut bytes = Vec::new();
     if reader.by_ref().take(len).read_to_end(&mut bytes)? as u64 != len {
         return Err(ErrorKind::UnexpectedEof.into());
@@ -140,6 +177,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::licence::{Licence, MAX_BASES};
 
     fn file() -> Vec<u8> {
         let text = |text: &str| Value::Text(text.to_owned());
@@ -149,16 +187,39 @@ mod tests {
             .entry("general.name", text("Gemma 3 270m"))
             .entry("general.file_type", Value::Unsigned(15))
             .entry("general.license", text("gemma"))
+            .entry("general.base_model.0.name", text("Gemma 3 270m"))
             .entry("gemma3.context_length", Value::Unsigned(32_768))
             .build()
     }
 
     #[test]
-    fn general_texts_are_found_among_everything_else() {
+    fn the_licence_is_found_among_everything_else_and_nothing_else_is_kept() {
         let head = head(&file()[..]).unwrap();
         assert!(head.complete);
         let fields: Vec<_> = head.fields.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-        assert_eq!(fields, [("license", "gemma"), ("name", "Gemma 3 270m")]);
+        assert_eq!(fields, [("base_model.0.name", "Gemma 3 270m"), ("license", "gemma")]);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_hostile_file_is_bounded() {
+        let long = |text: &str| Value::Text(format!("{text} {}", "x".repeat(64 << 10)));
+        let names = ["name", "organization", "repo_url", "version"];
+        let mut writer = GgufWriter::default();
+        for i in 0..100 {
+            let base = |name: &str| format!("base_model.{i}.{name}");
+            for key in names.map(base).into_iter().chain([format!("junk{i}")]) {
+                writer = writer.entry(&format!("general.{key}"), long(&key));
+            }
+        }
+        let key = format!("general.base_model.{}.name", "0".repeat(1000));
+        let file = writer.entry(&key, long("")).entry("general.license", long("acme")).build();
+        let head = head(&file[..]).unwrap();
+        let kept: usize = head.fields.iter().map(|(key, value)| key.len() + value.len()).sum();
+        assert!(kept <= 1 << 20, "{kept}");
+        // However many bases stand before it, the licence is seen, and they are more than are looked up.
+        let licence = Licence::from_gguf(&head.fields);
+        assert!(licence.declared().is_some_and(|id| id.starts_with("acme xxx")));
+        assert!(licence.base_models().count() > MAX_BASES);
     }
 
     #[test]

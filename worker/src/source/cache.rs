@@ -42,7 +42,7 @@ pub(super) struct Record {
     pub(super) files: Vec<(String, u64)>,
     /// The front matter of the card, as the hub read it.
     pub(super) card: serde_json::Value,
-    /// The models that this one was made of, with the licences that their cards declare.
+    /// The models that this one was made of, with the licences that their cards declare: without network, nobody can ask.
     pub(super) bases: Vec<Base>,
 }
 

@@ -76,5 +76,13 @@ impl SourceError {
     }
 }
 
+/// A file of more than `most` bytes, which no file of its name has.
+pub(super) fn too_large(what: &str, most: u64) -> SourceError {
+    SourceError::Selection(format!(
+        "{what} is larger than {} MiB, which no such file is: look for another repository of the same model",
+        most >> 20
+    ))
+}
+
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, SourceError>;

@@ -6,11 +6,7 @@
 //! hub out of reach: the commit that the branch meant last, if complete -> done, with a warning
 //! ```
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use futures_util::{StreamExt, stream};
 
@@ -25,12 +21,10 @@ use super::{
     select,
     transfer::{Target, Transfer},
 };
-use crate::licence::{Base, Licence};
+use crate::licence::{Base, Licence, MAX_BASES};
 
 /// Files at once.
 const FILES: usize = 4;
-/// Bases of a merge whose cards are looked up; more are named, and their licences count as unknown.
-const MAX_BASES: usize = 16;
 
 /// Which repository, at which revision, and which file of it when not the whole checkpoint.
 pub(super) struct Wanted<'a> {
@@ -67,20 +61,21 @@ pub(super) async fn fetch(context: &mut Context<'_, '_>, wanted: &Wanted<'_>) ->
 
     let base = &context.settings.endpoint.url;
     let small = select::small(&repository, wanted.file)?;
-    let mut files = fetch_all(context, &place, &repository, small).await?;
+    let mut files = fetch_all(context, &place, &repository, small, select::MAX_SMALL).await?;
     let snapshot = place.snapshot(&commit);
     let index = fs::read(snapshot.join(select::INDEX)).ok().filter(|_| repository.file(select::INDEX).is_some());
     let weights = select::weights(&repository, base, wanted.file, index.as_deref())?;
 
-    let bases = bases(context, &Licence::from_card(&repository.card)).await;
-    let mut licence = Licence::of_repository(&repository.card, &snapshot, &bases);
+    let mut declared = Licence::declared_in(&repository.card, &snapshot);
     let only = (weights.len() == 1).then(|| weights[0].path.clone()).filter(|path| select::is_gguf(path));
     if let Some(file) = &only {
-        licence = licence.with(&gguf_licence(context, &repository, file).await?);
+        declared = declared.with(&gguf_licence(context, &repository, file).await?);
     }
+    let bases = bases(context, &declared).await;
+    let licence = declared.with_bases(&bases);
     (context.consent)(&licence)?;
 
-    files.extend(fetch_all(context, &place, &repository, weights).await?);
+    files.extend(fetch_all(context, &place, &repository, weights, u64::MAX).await?);
     let record = Record {
         repository: wanted.id.to_owned(),
         commit: commit.clone(),
@@ -124,42 +119,41 @@ fn from_cache(context: &mut Context<'_, '_>, place: &Place, found: Found) -> Res
 /// The path of a complete snapshot and the licence of all that is in it.
 fn locate(place: &Place, record: &Record, gguf: Option<&str>, pruned: Option<Pruned>) -> Result<Located> {
     let snapshot = place.snapshot(&record.commit);
-    let mut licence = Licence::of_repository(&record.card, &snapshot, &record.bases);
+    let mut declared = Licence::declared_in(&record.card, &snapshot);
     let path = match gguf {
         None => snapshot.clone(),
         Some(file) if pruned.is_some() => place.head(record, file),
         Some(file) => snapshot.join(file),
     };
     if gguf.is_some() {
-        licence = licence.with(&Licence::of_path(&path).map_err(SourceError::io(&path))?);
+        declared = declared.with(&Licence::declared_at(&path).map_err(SourceError::io(&path))?);
     }
+    let licence = declared.with_bases(&record.bases);
     let entry = Some(place.entry(record)?);
     let (label, commit) = (record.repository.clone(), Some(record.commit.clone()));
     Ok(Located { path, licence, label, commit, pruned, entry })
 }
 
-/// The licences of the models that this one was made of, as their own cards declare them.
-async fn bases(context: &Context<'_, '_>, licence: &Licence) -> Vec<Base> {
-    let names: BTreeSet<&str> = licence.base_models().collect();
-    let mut found = Vec::with_capacity(names.len());
-    for (at, name) in names.into_iter().enumerate() {
-        let valid = at < MAX_BASES && modelprofile_api::ModelUri::parse(&format!("hf://{name}")).is_ok();
+/// The licences of the models that this one was made of, as their own cards declare them; none for what cannot be learned.
+async fn bases(context: &Context<'_, '_>, declared: &Licence) -> Vec<Base> {
+    let mut found = Vec::new();
+    for name in declared.base_models().take(MAX_BASES) {
         let settings = context.settings;
-        // What cannot be learned is not worth waiting for: the base then counts by its name alone.
+        // Not worth waiting for long: there is another way to go on.
         let retry = Retry { attempts: 2, longest_wait: settings.retry.most, ..settings.retry };
-        let card = if valid {
+        let card = if modelprofile_api::ModelUri::parse(&format!("hf://{name}")).is_ok() {
             hub::info(context.client, &settings.endpoint, &retry, name, "main").await.map(|base| base.card)
         } else {
             Err(SourceError::Config("no name of a repository".to_owned()))
         };
-        let licence = match card {
-            Ok(card) => Licence::from_card(&card).declared().map(str::to_owned),
+        let licences = match card {
+            Ok(card) => Licence::from_card(&card).claims().iter().map(|claim| claim.id.clone()).collect(),
             Err(error) => {
-                tracing::warn!(base = name, %error, "the licence of a base model could not be looked up");
-                None
+                tracing::warn!(base = name, %error, "the licence of a base model could not be looked up: it counts by its name, or as unknown");
+                Vec::new()
             }
         };
-        found.push(Base { model: name.to_owned(), licence });
+        found.push(Base { model: name.to_owned(), licences });
     }
     found
 }
@@ -173,12 +167,13 @@ async fn gguf_licence(context: &Context<'_, '_>, repository: &Repository, file: 
     super::web::head(context, &url, &what, &judge).await
 }
 
-/// Fetches files that are not there yet and links them into the snapshot; their names and sizes.
+/// Fetches files that are not there yet, none longer than `most` bytes, and links them into the snapshot; their names and sizes.
 async fn fetch_all(
     context: &Context<'_, '_>,
     place: &Place,
     repository: &Repository,
     files: Vec<RemoteFile>,
+    most: u64,
 ) -> Result<Vec<(String, u64)>> {
     let transfer = context.transfer();
     files.iter().filter_map(|file| file.size).for_each(|size| context.meter.expect(size));
@@ -193,7 +188,7 @@ async fn fetch_all(
     let group = |files: Vec<RemoteFile>| async move {
         let mut done = Vec::with_capacity(files.len());
         for file in files {
-            done.push(fetch_one(context, transfer, place, repository, file).await?);
+            done.push(fetch_one(context, transfer, place, repository, file, most).await?);
         }
         Ok::<_, SourceError>(done)
     };
@@ -212,6 +207,7 @@ async fn fetch_one(
     place: &Place,
     repository: &Repository,
     file: RemoteFile,
+    most: u64,
 ) -> Result<(String, u64)> {
     let endpoint = &context.settings.endpoint;
     let what = format!("{}/{}", repository.id, file.path);
@@ -220,6 +216,7 @@ async fn fetch_one(
         what: what.clone(),
         url: hub::resolve(endpoint, &repository.id, &repository.commit, &file.path)?,
         size: file.size,
+        most,
         digest: file.digest.clone(),
         validator: None,
         judge: &judge,

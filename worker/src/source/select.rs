@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::{
     Result, SourceError,
+    error::too_large,
     hub::{RemoteFile, Repository},
 };
 
@@ -34,10 +35,13 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// The weights of a model in one file.
 const SINGLE: &str = "model.safetensors";
 /// A "small" file beyond this is not what its name says; the largest vocabularies take a third of it.
-const MAX_SMALL: u64 = 128 << 20;
+pub(super) const MAX_SMALL: u64 = 128 << 20;
 
 /// The files to fetch before the licence is known to be accepted: everything but weights. With `file` given, what describes
 /// that file.
+///
+/// # Errors
+/// [`SourceError::Selection`] for one beyond [`MAX_SMALL`]. Where the listing names no sizes, the transfer finds out.
 pub(super) fn small(repository: &Repository, file: Option<&str>) -> Result<Vec<RemoteFile>> {
     let wanted = |path: &str| {
         let licence = LICENCES.iter().any(|start| path.to_ascii_uppercase().starts_with(start));
@@ -51,12 +55,7 @@ pub(super) fn small(repository: &Repository, file: Option<&str>) -> Result<Vec<R
     };
     let files: Vec<RemoteFile> = repository.files.iter().filter(|file| wanted(&file.path)).cloned().collect();
     match files.iter().find(|file| file.size.is_some_and(|size| size > MAX_SMALL)) {
-        Some(file) => Err(SourceError::Selection(format!(
-            "{}: {} is larger than {} MiB, which no such file is",
-            repository.id,
-            file.path,
-            MAX_SMALL >> 20
-        ))),
+        Some(file) => Err(too_large(&format!("{}/{}", repository.id, file.path), MAX_SMALL)),
         None => Ok(files),
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use super::{
     Result, SourceError,
     digest::Digest,
+    error::too_large,
     http::{Answer, Client},
     partial::Partial,
     progress::Meter,
@@ -31,6 +32,8 @@ pub(super) struct Target<'a> {
     pub(super) url: Uri,
     /// Bytes; found by [`Transfer::probe`] when not known.
     pub(super) size: Option<u64>,
+    /// A file that turns out to have more bytes is refused.
+    pub(super) most: u64,
     /// Checksum; `None` when nobody names one.
     pub(super) digest: Option<Digest>,
     /// Strong entity tag, or the modification date, of a file without a checksum: a range of another version must not be
@@ -99,6 +102,8 @@ impl Transfer<'_, '_> {
             target.validator = tag;
         }
         match target.size {
+            // A listing without sizes, or a file that changed: only now is it known how long it is.
+            Some(size) if size > target.most => Err(too_large(&target.what, target.most)),
             Some(_) => Ok(()),
             None => Err(SourceError::Protocol {
                 what: target.what.clone(),

@@ -55,10 +55,17 @@ pub(super) async fn fetch(context: &mut Context<'_, '_>, url: &str) -> Result<Lo
         return Err(SourceError::Config(format!("{url} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it")));
     }
     let judge = |answer: &Answer| judge(answer, url);
-    let licence = head(context, &uri, url, &judge).await?;
+    let licence = head(context, &uri, url, &judge).await?.with_bases(&[]);
     (context.consent)(&licence)?;
-    let mut target =
-        Target { what: url.to_owned(), url: uri.clone(), size: None, digest: None, validator: None, judge: &judge };
+    let mut target = Target {
+        what: url.to_owned(),
+        url: uri.clone(),
+        size: None,
+        most: u64::MAX,
+        digest: None,
+        validator: None,
+        judge: &judge,
+    };
     let transfer = context.transfer();
     transfer.probe(&mut target).await?;
     context.meter.expect(target.size.unwrap_or_default());
@@ -82,7 +89,7 @@ fn confirm(
     Ok(Located { path, licence, label: url.to_owned(), commit: None, pruned, entry: Some(entry) })
 }
 
-/// Reads as much of the file's beginning as its licence needs.
+/// Reads as much of the file's beginning as its licence needs; that of its bases is not in it.
 pub(super) async fn head(
     context: &Context<'_, '_>,
     uri: &Uri,

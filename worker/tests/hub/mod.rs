@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -34,6 +34,8 @@ pub(crate) enum Fault {
     NoRange,
     /// Waits before it answers.
     Slow(Duration),
+    /// The range is said to be one of a file of as many bytes.
+    Total(usize),
 }
 
 /// A file of the repository.
@@ -67,6 +69,8 @@ struct Inner {
     /// Token that the gate asks for; `None` is no gate. An empty one lets nobody in.
     gate: Mutex<Option<String>>,
     faults: Mutex<HashMap<String, VecDeque<Fault>>>,
+    /// The listing has neither sizes nor checksums, as those of some mirrors.
+    names_only: AtomicBool,
     hits: Mutex<Vec<Hit>>,
     cdn: Mutex<String>,
     active: AtomicUsize,
@@ -114,6 +118,11 @@ impl Hub {
     /// Makes the listing announce another checksum.
     pub(crate) fn announce(&self, path: &str, checksum: &str) {
         self.inner.files.lock().unwrap().get_mut(path).unwrap().announced = Some(checksum.to_owned());
+    }
+
+    /// Makes the listing leave out sizes and checksums.
+    pub(crate) fn list_names_only(&self) {
+        self.inner.names_only.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn card(&self, card: Value) {
@@ -221,7 +230,9 @@ fn information(inner: &Inner, id: &str, revision: &str) -> Response {
         .map(|(path, stored)| {
             let checksum = stored.announced.clone().unwrap_or_else(|| checksum(stored));
             let size = stored.bytes.len();
-            if stored.large {
+            if inner.names_only.load(Ordering::SeqCst) {
+                json!({"rfilename": path})
+            } else if stored.large {
                 json!({"rfilename": path, "size": size, "blobId": "0".repeat(40),
                        "lfs": {"sha256": checksum, "size": size, "pointerSize": 134}})
             } else {
@@ -266,6 +277,7 @@ async fn serve(
         builder = builder.header(*name, value);
     }
     if span.is_some() {
+        let total = if let Some(Fault::Total(claimed)) = fault { claimed } else { total };
         builder = builder.status(StatusCode::PARTIAL_CONTENT);
         builder = builder.header("content-range", format!("bytes {first}-{last}/{total}"));
     }
