@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Entry, FORMAT_VERSION, Manifest, Progress, build};
 use crate::{
-    EngineError, Method, Result, WeightFormat,
+    EngineError, Result, WeightFormat,
     checkpoint::Checkpoint,
     quantize::{Calibration, Pipeline, Recipe},
 };
@@ -56,10 +56,7 @@ impl Store {
         format: WeightFormat,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Artifact> {
-        let recipe = Recipe::from(format);
-        self.found_or_built(checkpoint, recipe, &Self::key(checkpoint, recipe, None), |directory, key| {
-            build::build(directory, key, checkpoint, recipe, None, progress)
-        })
+        self.without_text(checkpoint, format.into(), progress)
     }
 
     /// The artifact that a recipe makes of a checkpoint: found, or built.
@@ -70,9 +67,9 @@ impl Store {
     /// whatever the number of threads, and whether the build was killed in between or not.
     ///
     /// # Errors
-    /// A method that does not make the format, or has no calibration text; [`EngineError::Pruned`] when it would have to be
-    /// built and the checkpoint has no weights; the checkpoint's, the device's and the file system's errors. Nothing
-    /// half-written stays under the key.
+    /// A method that does not make the format, or has no calibration text; a format that cannot hold the model's layers
+    /// ([`Recipe::fits`]); [`EngineError::Pruned`] when it would have to be built and the checkpoint has no weights; the
+    /// checkpoint's, the device's and the file system's errors. Nothing half-written stays under the key.
     pub fn prepare_calibrated<B: Calibrate>(
         &self,
         backend: &mut B,
@@ -82,13 +79,12 @@ impl Store {
         calibration: Option<&Calibration>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Artifact> {
-        recipe.validate()?;
-        // Static scales of a checkpoint that is quantized already come with it.
-        let stored = checkpoint.quantization().is_some() && recipe.method == Method::RoundToNearest;
-        if stored || !recipe.needs_calibration() {
-            return self.prepare(checkpoint, recipe.format, progress);
+        // What a text decided of a checkpoint that is quantized already (static scales, outlier columns) comes with it.
+        if checkpoint.quantization().is_some() || !recipe.needs_calibration() {
+            return self.without_text(checkpoint, recipe, progress);
         }
         let calibration =
+        recipe.fits(checkpoint.config())?;
             calibration.ok_or_else(|| EngineError::Config(format!("{} needs calibration text", recipe.canonical())))?;
         let key = Self::key(checkpoint, recipe, Some(calibration));
         self.found_or_built(checkpoint, recipe, &key, |directory, key| {
@@ -98,6 +94,19 @@ impl Store {
     }
 
     /// Removes the BF16 artifact of a checkpoint if it served nothing but measuring and calibrating: one that is, or was, a
+    /// What a recipe makes of a checkpoint without a calibration text.
+    fn without_text(
+        &self,
+        checkpoint: &Checkpoint,
+        recipe: Recipe,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Artifact> {
+        recipe.fits(checkpoint.config())?;
+        self.found_or_built(checkpoint, recipe, &Self::key(checkpoint, recipe, None), |directory, key| {
+            build::build(directory, key, checkpoint, recipe, None, progress)
+        })
+    }
+
     /// profile's has a measured quality and stays. The bytes that were freed; 0 when there is none, or a process builds or looks it up.
     ///
     /// # Errors
