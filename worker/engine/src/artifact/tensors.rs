@@ -136,7 +136,7 @@ impl TensorPlan {
         file.read_exact(&mut found).map_err(io)?;
         let end = (header.len() + self.tensors.iter().take(written).map(Planned::bytes).sum::<usize>()) as u64;
         if found != header || written > self.tensors.len() || file.metadata().map_err(io)?.len() < end {
-            let message = "is not what the interrupted build had written; remove it".to_owned();
+            let message = "is not what the interrupted build had written, and is removed: start again".to_owned();
             return Err(EngineError::Artifact { path: path.display().to_string(), message });
         }
         file.set_len(end).map_err(io)?;
