@@ -262,6 +262,7 @@ impl<'a> Writer<'a> {
             revision: self.checkpoint.revision().to_owned(),
             license: self.checkpoint.licence().map(str::to_owned),
             format: self.recipe.canonical(),
+            source_quantization: quantize::BlockTypes::requantized(self.checkpoint, self.recipe),
             sha256,
             bytes,
             files,

@@ -11,10 +11,14 @@
 //! | `grid` | what GPTQ and AWQ round to |
 //! | `importance` | how much each input column matters, for GGUF's quantizers |
 //! | `dense`, `threads` | a layer's weights in FP32; rows shared out to threads |
+//! | `block_types` | which weights are rounded a second time |
 //!
-//! A checkpoint that is quantized already is [taken over](linear) or refused: its codes are never rounded a second time.
+//! A directory whose layers are quantized is [taken over](linear) or refused: its codes are never rounded a second time. A
+//! GGUF file's blocks are taken over by the format that they are in; any other format rounds them again, which the log and
+//! the artifact's manifest say ([`BlockTypes`]).
 
 mod awq;
+mod block_types;
 mod dense;
 mod gptq;
 mod grid;
@@ -33,6 +37,7 @@ mod threads;
 use half::bf16;
 use modelprofile_kernels::{FP8_BLOCK, HostWeight, WeightKind, rtn};
 
+pub use block_types::BlockTypes;
 pub use importance::importance;
 pub(crate) use pipeline::{Pipeline, QuantizedLayer};
 pub use recipe::{Calibration, DEFAULT_CALIBRATION_TOKENS, Recipe};
@@ -45,9 +50,10 @@ use crate::{
 /// Values that are in memory in FP32 at once.
 const CHUNK: usize = 1 << 22;
 
-/// Checks that a recipe can be made of a checkpoint without rounding quantized weights again: it holds values, or the
+/// Checks that a recipe can be made of a directory without rounding quantized layers again: it holds values, or the
 /// format is its own and no method is to choose its codes, or BF16, which dequantizes it as the reference of an evaluation.
 ///
+/// A GGUF file passes: [`BlockTypes::requantized`] says what a recipe rounds again of it.
 /// # Errors
 /// [`EngineError::Config`] with the checkpoint's format and what to write instead.
 pub fn admits(checkpoint: &Checkpoint, recipe: Recipe) -> Result<()> {
@@ -119,13 +125,9 @@ pub fn linear(checkpoint: &Checkpoint, role: Role, format: WeightFormat, kind: W
 /// NaN or infinity in the tensor, a group that does not divide its columns, or a kind that holds what only calibration knows
 /// (static activations, outlier columns); all name file and tensor.
 pub fn round_to_nearest(tensor: &SourceTensor<'_>, format: WeightFormat, kind: WeightKind) -> Result<HostWeight> {
-    let own_blocks = match (tensor.dtype, kind) {
-        (SourceDtype::Q8_0, WeightKind::Int8Group { group: 32 }) => true,
-        (SourceDtype::Q4_1, WeightKind::Int4 { .. }) => format == WeightFormat::Q4_1,
-        (SourceDtype::Q4_0, WeightKind::Int4 { .. }) => format == WeightFormat::Q4_0,
-        _ => false,
-    };
-    if own_blocks && let Some(weight) = tensor.as_grouped()? {
+    if takes_over(tensor.dtype, format, kind)
+        && let Some(weight) = tensor.as_grouped()?
+    {
         return Ok(weight);
     }
     let grid = match format {
@@ -158,6 +160,16 @@ pub fn round_to_nearest(tensor: &SourceTensor<'_>, format: WeightFormat, kind: W
 }
 
 /// The largest magnitude of a tensor.
+/// Whether blocks of this type are, bit for bit, the storage of a weight in a profile of this format.
+fn takes_over(blocks: SourceDtype, format: WeightFormat, kind: WeightKind) -> bool {
+    match (blocks, kind) {
+        (SourceDtype::Q8_0, WeightKind::Int8Group { group: 32 }) => true,
+        (SourceDtype::Q4_1, WeightKind::Int4 { .. }) => format == WeightFormat::Q4_1,
+        (SourceDtype::Q4_0, WeightKind::Int4 { .. }) => format == WeightFormat::Q4_0,
+        _ => false,
+    }
+}
+
 fn magnitude(tensor: &SourceTensor<'_>) -> Result<f32> {
     let mut values = vec![0.0f32; tensor.cols];
     let mut largest = 0.0f32;
