@@ -4,7 +4,7 @@ use modelprofile_kernels::{FP8_BLOCK, WeightKind};
 use serde_json::{Value, json};
 
 use crate::{
-    Architecture, ModelConfig, RopeScaling, ZeroPoint,
+    Architecture, ModelConfig, RopeScaling, WeightFormat,
     checkpoint::{
         OWN_ROPE_FACTORS,
         quantized::{Scheme, Share},
@@ -60,7 +60,7 @@ pub(super) fn config_json(config: &ModelConfig, recipe: Recipe) -> Value {
         "torch_dtype": "bfloat16",
     });
     let kind = recipe.kind(config.hidden);
-    if let (Some(scheme), Some(map)) = (scheme(kind, recipe.format.zero()), value.as_object_mut()) {
+    if let (Some(scheme), Some(map)) = (scheme(kind, recipe.format), value.as_object_mut()) {
         let mut quantization = compressed_tensors::config(&scheme, &["lm_head".to_owned()], false);
         if matches!(kind, WeightKind::Int8Outliers { .. }) {
             // No other tool has the columns in 16 bits.
@@ -70,18 +70,20 @@ pub(super) fn config_json(config: &ModelConfig, recipe: Recipe) -> Value {
         map.insert("quantization_config".into(), quantization);
     }
     value
+        WeightKind::Fp8 if format == WeightFormat::Fp8Tensor => Some(fp8(Share::Tensor, false)),
 }
 
 /// What the linear layers are stored as.
-fn scheme(kind: WeightKind, zero: ZeroPoint) -> Option<Scheme> {
-    let grouped = |bits, group: u16| Scheme::Grouped { bits, group: Some(group.into()), zero };
+fn scheme(kind: WeightKind, format: WeightFormat) -> Option<Scheme> {
+    let grouped = |bits, group: u16| Scheme::Grouped { bits, group: Some(group.into()), zero: format.zero() };
     let fp8 = |share, static_activations| Scheme::Fp8 { share, static_activations };
     match kind {
         WeightKind::Bf16 => None,
         WeightKind::Fp8 => Some(fp8(Share::Row, false)),
         WeightKind::Fp8Static => Some(fp8(Share::Tensor, true)),
         WeightKind::Fp8Block => Some(fp8(Share::Block([FP8_BLOCK, FP8_BLOCK]), false)),
-        WeightKind::Int8 | WeightKind::Int8Outliers { .. } => Some(Scheme::Int8),
+        WeightKind::Int8 => Some(Scheme::Int8),
+        WeightKind::Int8Outliers { .. } => Some(Scheme::Int8Outliers),
         WeightKind::Int4 { group } => Some(grouped(4, group)),
         WeightKind::Int8Group { group } => Some(grouped(8, group)),
     }
