@@ -125,11 +125,11 @@ impl Inspect {
 /// How the checkpoint is quantized, what takes it over, and what our scales cannot hold exactly.
 fn print_quantization(checkpoint: &Checkpoint, quantization: &Quantization) -> anyhow::Result<()> {
     println!("quantization  {}", quantization.describe());
-    let Some(format) = quantization.format() else {
+    let Some(recipe) = quantization.recipe() else {
         println!("taken over by BF16 alone, which dequantizes it");
         return Ok(());
     };
-    println!("taken over by {}, bit for bit; BF16 dequantizes it", quantized::written(format));
+    println!("taken over by {}, bit for bit; BF16 dequantizes it", quantized::written(recipe));
     let mut worst = Rounding::default();
     for role in Role::all(checkpoint.config()) {
         match checkpoint.quantized(role)?.map(|weight| weight.to_host()) {

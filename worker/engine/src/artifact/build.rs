@@ -193,7 +193,7 @@ impl<'a> Writer<'a> {
                     for role in roles {
                         let weight = match layer.weights.remove(&role) {
                             Some(weight) => weight,
-                            None => quantize::linear(self.checkpoint, role, self.recipe.format, kind)?,
+                            None => quantize::linear(self.checkpoint, role, self.recipe, kind)?,
                         };
                         if stored_kind(role, kind) == kind {
                             self.hub.weight(&weight)?;

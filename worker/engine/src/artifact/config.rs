@@ -13,9 +13,6 @@ use crate::{
     quantize::Recipe,
 };
 
-/// `quant_method` of LLM.int8.
-const OUTLIERS_METHOD: &str = "modelprofile-llm-int8";
-
 /// `config.json` of the artifact, with the quantization that readers of `compressed-tensors` expect.
 pub(super) fn config_json(config: &ModelConfig, recipe: Recipe) -> Value {
     let (architecture, model_type) = match config.architecture {
@@ -61,16 +58,10 @@ pub(super) fn config_json(config: &ModelConfig, recipe: Recipe) -> Value {
     });
     let kind = recipe.kind(config.hidden);
     if let (Some(scheme), Some(map)) = (scheme(kind, recipe.format), value.as_object_mut()) {
-        let mut quantization = compressed_tensors::config(&scheme, &["lm_head".to_owned()], false);
-        if matches!(kind, WeightKind::Int8Outliers { .. }) {
-            // No other tool has the columns in 16 bits.
-            quantization["quant_method"] = json!(OUTLIERS_METHOD);
-            quantization["format"] = json!(OUTLIERS_METHOD);
-        }
+        let quantization = compressed_tensors::config(&scheme, &["lm_head".to_owned()], false);
         map.insert("quantization_config".into(), quantization);
     }
     value
-        WeightKind::Fp8 if format == WeightFormat::Fp8Tensor => Some(fp8(Share::Tensor, false)),
 }
 
 /// What the linear layers are stored as.
@@ -79,6 +70,7 @@ fn scheme(kind: WeightKind, format: WeightFormat) -> Option<Scheme> {
     let fp8 = |share, static_activations| Scheme::Fp8 { share, static_activations };
     match kind {
         WeightKind::Bf16 => None,
+        WeightKind::Fp8 if format == WeightFormat::Fp8Tensor => Some(fp8(Share::Tensor, false)),
         WeightKind::Fp8 => Some(fp8(Share::Row, false)),
         WeightKind::Fp8Static => Some(fp8(Share::Tensor, true)),
         WeightKind::Fp8Block => Some(fp8(Share::Block([FP8_BLOCK, FP8_BLOCK]), false)),

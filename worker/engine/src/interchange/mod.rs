@@ -152,6 +152,9 @@ fn cannot_say(layout: Layout, scheme: &Scheme) -> Option<&'static str> {
             "a free minimum is in none of these layouts; quantize to INT4 with `symmetric` or `integer`, or export GGUF",
         );
     }
+    if *scheme == Scheme::Int8Outliers {
+        return Some("columns in 16 bits are in none of these layouts; quantize to INT8 with `smoothquant`");
+    }
     match (layout, scheme) {
         (Layout::CompressedTensors, _)
         | (Layout::AutoAwq, Scheme::Grouped { bits: 4, .. })

@@ -11,7 +11,7 @@ use super::dense::Matrix;
 use crate::Result;
 
 /// Columns in 16 bits of a layer with that many inputs: a sixteenth, in steps of 8, from 8 to 64.
-fn columns(inputs: usize) -> usize {
+pub(crate) fn columns(inputs: usize) -> usize {
     (inputs / 16).next_multiple_of(8).clamp(8, MAX_OUTLIERS).min(inputs)
 }
 

@@ -39,6 +39,7 @@ use modelprofile_kernels::{FP8_BLOCK, HostWeight, WeightKind, rtn};
 
 pub use block_types::BlockTypes;
 pub use importance::importance;
+pub(crate) use llm_int8::columns as outlier_columns;
 pub(crate) use pipeline::{Pipeline, QuantizedLayer};
 pub use recipe::{Calibration, DEFAULT_CALIBRATION_TOKENS, Recipe};
 
@@ -52,14 +53,13 @@ const CHUNK: usize = 1 << 22;
 
 /// Checks that a recipe can be made of a directory without rounding quantized layers again: it holds values, or the
 /// format is its own and no method is to choose its codes, or BF16, which dequantizes it as the reference of an evaluation.
-///
 /// A GGUF file passes: [`BlockTypes::requantized`] says what a recipe rounds again of it.
+///
 /// # Errors
 /// [`EngineError::Config`] with the checkpoint's format and what to write instead.
 pub fn admits(checkpoint: &Checkpoint, recipe: Recipe) -> Result<()> {
     let Some(quantization) = checkpoint.quantization() else { return Ok(()) };
-    let format = recipe.format;
-    if format == WeightFormat::Bf16 {
+    if recipe.format == WeightFormat::Bf16 {
         return Ok(());
     }
     let refuse = |reason: String, instead: &str| {
@@ -70,11 +70,12 @@ pub fn admits(checkpoint: &Checkpoint, recipe: Recipe) -> Result<()> {
             quantization.describe()
         )))
     };
-    let Some(own) = quantization.format() else {
+    let Some(own) = quantization.recipe() else {
         return refuse("no format of this build holds it".into(), "BF16, which dequantizes it");
     };
-    if recipe.method != Method::RoundToNearest {
-        let instead = format!("{} without a method", written(own));
+    if recipe.method != Method::RoundToNearest && recipe != own {
+        let method = if own.method == Method::RoundToNearest { " without a method" } else { "" };
+        let instead = format!("{}{method}", written(own));
         return refuse(format!("{} would choose other codes", recipe.method.canonical()), &instead);
     }
     let kept = Role::all(checkpoint.config()).into_iter().find(|role| {
@@ -85,31 +86,31 @@ pub fn admits(checkpoint: &Checkpoint, recipe: Recipe) -> Result<()> {
         return refuse(format!("keeps {module} in 16 bits"), "BF16, which dequantizes it");
     }
     if checkpoint.config().tied_embeddings || checkpoint.tensor(Role::Output).is_some() {
-        return if format == own {
+        return if recipe == own {
             Ok(())
         } else {
             let instead = format!("{}, which takes it over bit for bit", written(own));
-            refuse(format!("is not in the profile's format {}", written(format)), &instead)
+            refuse(format!("is not in the profile's format {}", written(recipe)), &instead)
         };
     }
     refuse("its output layer is quantized, too".into(), "BF16, which dequantizes it")
 }
 
-/// A linear weight or embedding in the given storage: taken over from a quantized checkpoint whose own format it is,
+/// A linear weight or embedding in the given storage: taken over from a quantized checkpoint whose own recipe it is,
 /// dequantized for BF16, else rounded to nearest.
 ///
 /// # Errors
 /// As [`admits`], [`Checkpoint::quantized`] and [`round_to_nearest`].
-pub fn linear(checkpoint: &Checkpoint, role: Role, format: WeightFormat, kind: WeightKind) -> Result<HostWeight> {
+pub fn linear(checkpoint: &Checkpoint, role: Role, recipe: Recipe, kind: WeightKind) -> Result<HostWeight> {
     let Some(stored) = checkpoint.quantized(role)? else {
-        return round_to_nearest(&checkpoint.require(role)?, format, kind);
+        return round_to_nearest(&checkpoint.require(role)?, recipe.format, kind);
     };
     if kind == WeightKind::Bf16 {
         let (n, k) = role.shape(checkpoint.config());
         let values = stored.dequantize().into_iter().map(bf16::from_f32).collect();
         return Ok(HostWeight::Bf16 { n, k, values });
     }
-    admits(checkpoint, format.into())?;
+    admits(checkpoint, recipe)?;
     let (weight, _) = stored.to_host()?;
     if weight.spec().kind == kind {
         return Ok(weight);
@@ -159,7 +160,6 @@ pub fn round_to_nearest(tensor: &SourceTensor<'_>, format: WeightFormat, kind: W
     HostWeight::concat_rows(chunks).map_err(named)
 }
 
-/// The largest magnitude of a tensor.
 /// Whether blocks of this type are, bit for bit, the storage of a weight in a profile of this format.
 fn takes_over(blocks: SourceDtype, format: WeightFormat, kind: WeightKind) -> bool {
     match (blocks, kind) {
@@ -170,6 +170,7 @@ fn takes_over(blocks: SourceDtype, format: WeightFormat, kind: WeightKind) -> bo
     }
 }
 
+/// The largest magnitude of a tensor.
 fn magnitude(tensor: &SourceTensor<'_>) -> Result<f32> {
     let mut values = vec![0.0f32; tensor.cols];
     let mut largest = 0.0f32;

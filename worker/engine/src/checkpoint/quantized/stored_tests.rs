@@ -1,8 +1,9 @@
-use half::bf16;
+use half::{bf16, f16};
 use modelprofile_kernels::{WeightKind, rtn};
 use proptest::prelude::*;
 
 use super::*;
+use crate::checkpoint::quantized::Zeros;
 
 /// Two rows of two groups of 32 with the given scales and zero points.
 fn affine(scales: [f32; 4], zeros: Zeros) -> Affine {
