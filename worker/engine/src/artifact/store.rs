@@ -64,8 +64,8 @@ impl Store {
     /// # Guarantees
     /// Two processes never build the same artifact at once: the second waits and finds it. A killed build leaves only a
     /// temporary directory, in which the next build goes on. A damaged artifact is rebuilt. Equal inputs give equal bytes,
-    /// whatever the number of threads, and whether the build was killed in between or not. Weights of a GGUF file that are
-    /// rounded a second time are warned about before that, and at each later start.
+    /// whatever the number of threads, and whether the build was killed in between or not. Each call warns of weights that
+    /// are rounded a second time, before it builds anything ([`BlockTypes`]).
     ///
     /// # Errors
     /// A method that does not make the format, or has no calibration text; a format that cannot hold the model's layers

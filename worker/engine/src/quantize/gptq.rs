@@ -376,4 +376,42 @@ mod tests {
         let weight = Solver::new(1, 64, &gram).unwrap().quantize(&matrix, TARGET);
         assert!(restored(&weight, 3, 64).iter().all(|v| v.is_finite() && v.abs() < 4.0));
     }
+    /// A symmetric matrix of ones on its diagonal whose smallest eigenvalue is `1 - share`: below zero it is the Gram matrix
+    /// of no inputs, as rounding noise makes of inputs that almost cancel.
+    fn opposed(k: usize, share: f32) -> Vec<f32> {
+        (0..k * k).map(|at| if at / k == at % k { 1.0 } else { -share / (k - 1) as f32 }).collect()
+    }
+
+    /// The matrix with `damping` on its diagonal of ones.
+    fn damped(gram: &[f32], k: usize, damping: f64) -> Vec<f64> {
+        gram.iter().enumerate().map(|(at, h)| f64::from(*h) + if at / k == at % k { damping } else { 0.0 }).collect()
+    }
+
+    #[test]
+    fn a_gram_matrix_that_is_not_positive_is_damped_more_until_it_is() {
+        let k = 32;
+        // An eigenvalue of -0.05: the paper's 1 % is too little, ten times as much is enough.
+        let gram = opposed(k, 1.05);
+        assert!(dense::inverse_cholesky_upper(1, k, &mut damped(&gram, k, DAMPING)).is_err());
+        let solver = Solver::new(1, k, &gram).unwrap();
+        assert!(solver.order.is_sorted(), "equal columns keep their order");
+        // U^T U is the inverse of what was factored.
+        let expected = invert(&damped(&gram, k, 10.0 * DAMPING), k);
+        for (at, expected) in expected.iter().enumerate() {
+            let (r, c) = (at / k, at % k);
+            let found: f64 =
+                (0..k).map(|i| f64::from(solver.factor[i * k + r]) * f64::from(solver.factor[i * k + c])).sum();
+            assert!((found - expected).abs() < 1e-4, "({r}, {c}): {found} instead of {expected}");
+        }
+        let mut rng = StdRng::seed_from_u64(5);
+        let matrix = Matrix { rows: 3, cols: k, data: noise(&mut rng, 3 * k) };
+        let weight = solver.quantize(&matrix, TARGET);
+        assert!(restored(&weight, 3, k).iter().all(|v| v.is_finite() && v.abs() < 4.0));
+    }
+
+    #[test]
+    fn a_gram_matrix_that_no_damping_saves_asks_for_more_text() {
+        let error = Solver::new(1, 32, &opposed(32, 12.0)).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.contains("undetermined: give more text"), "{error}");
+    }
 }
