@@ -130,7 +130,8 @@ fn a_scale_of_a_tensor_is_written_once_where_the_layout_can_say_it() {
     let own = Checkpoint::open(&directory).unwrap();
     let [compressed, modelopt] = [Layout::CompressedTensors, Layout::ModelOpt].map(|layout| {
         let output = cache.path().join(layout.name());
-        export(&own, layout, &output, &mut |_| {}).unwrap();
+        let notes = export(&own, layout, &output, &mut |_| {}).unwrap().notes.join(" ");
+        assert_eq!(notes.contains("vLLM joins query, key and value"), layout == Layout::CompressedTensors, "{notes}");
         output
     });
     for (directory, shape) in [(&directory, [1]), (&compressed, [1]), (&modelopt, [96])] {

@@ -116,7 +116,15 @@ fn quadratic_forms_are_those_of_plain_loops_for_any_number_of_threads() {
 }
 
 /// `Q(cut(W s)) / s - W` by the codes that would be stored.
-fn plain_changes(rows: usize, k: usize, w: &[f32], s: Option<&[f32]>, cut: f32, kind: WeightKind, grid: Grid) -> Vec<f32> {
+fn plain_changes(
+    rows: usize,
+    k: usize,
+    w: &[f32],
+    s: Option<&[f32]>,
+    cut: f32,
+    kind: WeightKind,
+    grid: Grid,
+) -> Vec<f32> {
     let WeightKind::Int4 { group } = kind else { panic!("{kind:?}") };
     let scale = |at: usize| s.map_or(1.0, |s| s[at % k]);
     let mut scaled: Vec<f32> = w[..rows * k].iter().enumerate().map(|(at, w)| w * scale(at)).collect();

@@ -14,8 +14,8 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use groups::{magnitude_scale, range_grid};
 pub use groups::{Grid, code, group_grid, quantize_with, row_scale, top_code};
+pub(crate) use groups::{magnitude_scale, range_grid};
 
 /// Quantizes `n` rows of `k` values, each to the nearest code. Kinds that need what only calibration knows have functions of
 /// their own: [`fp8_static`], [`int8_outliers`].
