@@ -43,7 +43,8 @@ fn tell(licence: &Licence) {
     let _ =
         (check(licence, None), check(licence, Some("apache-2.0, unknown")), licence.strictest(), licence.declared());
     let duties = [licence.duties(), publishing_notes(licence)].concat();
-    let artwork = card::Artwork { base_model: "a/b", revision: "main", format: "int8", method: "GPTQ" };
+    let artwork =
+        card::Artwork { base_model: "a/b", revision: "main", format: "int8", method: "GPTQ", requantized: None };
     let written = card(&artwork, licence);
     // The card of an artifact says what its own reader understands, and what that asks for can be accepted.
     let id = &licence.strictest().id;

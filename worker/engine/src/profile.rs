@@ -152,14 +152,9 @@ impl ProfileSpec {
     /// Checks the profile against the model.
     ///
     /// # Errors
-    /// [`EngineError::Config`] when a group size does not divide an input width; names the sizes that do.
+    /// As [`Recipe::fits`], with the profile's name.
     pub fn validate(&self, config: &ModelConfig) -> Result<()> {
-        let recipe = self.recipe();
-        recipe.validate().map_err(|error| EngineError::Config(format!("profile {}: {error}", self.name)))?;
-        for k in [config.hidden, config.intermediate, config.heads * config.head_dim] {
-            let spec = modelprofile_kernels::WeightSpec { kind: recipe.kind(k), n: 1, k };
-            spec.validate().map_err(|error| EngineError::Config(format!("profile {}: {error}", self.name)))?;
-        }
-        Ok(())
+        let named = |error| EngineError::Config(format!("profile {}: {error}", self.name));
+        self.recipe().fits(config).map_err(named)
     }
 }

@@ -6,7 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use modelprofile_engine::{
-    WeightFormat, ZeroPoint,
+    Method, WeightFormat, ZeroPoint,
     artifact::Store,
     checkpoint::{
         Checkpoint, Role, SourceDtype, StoredWeight,
@@ -15,6 +15,7 @@ use modelprofile_engine::{
     evaluate::Evaluator,
     interchange::export,
     model::ProfileWeights,
+    quantize::{Calibration, Recipe},
 };
 use modelprofile_kernels::KvFormat;
 use rstest::rstest;
@@ -62,6 +63,7 @@ fn config(directory: &Path) -> Value {
 
 #[rstest]
 #[case::fp8("qwen2-tiny", WeightFormat::Fp8, &[Layout::CompressedTensors, Layout::ModelOpt])]
+#[case::fp8_of_tensors("qwen2-tiny", WeightFormat::Fp8Tensor, &[Layout::CompressedTensors])]
 #[case::int8("mistral-tiny", WeightFormat::Int8, &[Layout::CompressedTensors])]
 #[case::symmetric("llama3-tiny", SYMMETRIC, &[Layout::CompressedTensors, Layout::Gptq, Layout::AutoAwq, Layout::ModelOpt])]
 #[case::integer("qwen3-tiny", INTEGER, &[Layout::CompressedTensors, Layout::AutoAwq, Layout::Gptq])]
@@ -117,6 +119,69 @@ fn an_artifact_with_a_free_minimum_is_read_back_and_refused_elsewhere() {
         let error = export(&own, layout, &cache.path().join("x"), &mut |_| {}).unwrap_err().to_string();
         assert!(error.contains("free minimum") && error.contains("`integer`"), "{error}");
         assert!(!cache.path().join("x").exists());
+    }
+}
+
+/// ModelOpt has no scale per tensor without one for activations: there each row gets the tensor's.
+#[test]
+fn a_scale_of_a_tensor_is_written_once_where_the_layout_can_say_it() {
+    let cache = tempfile::tempdir().unwrap();
+    let directory = artifact(&source("llama3-tiny"), WeightFormat::Fp8Tensor, cache.path());
+    let own = Checkpoint::open(&directory).unwrap();
+    let [compressed, modelopt] = [Layout::CompressedTensors, Layout::ModelOpt].map(|layout| {
+        let output = cache.path().join(layout.name());
+        let notes = export(&own, layout, &output, &mut |_| {}).unwrap().notes.join(" ");
+        assert_eq!(notes.contains("vLLM joins query, key and value"), layout == Layout::CompressedTensors, "{notes}");
+        output
+    });
+    for (directory, shape) in [(&directory, [1]), (&compressed, [1]), (&modelopt, [96])] {
+        let bytes = std::fs::read(directory.join("model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(file.tensor("model.layers.0.mlp.up_proj.weight_scale").unwrap().shape(), shape);
+    }
+    for directory in [&directory, &compressed] {
+        let group = &config(directory)["quantization_config"]["config_groups"]["group_0"];
+        assert_eq!(
+            (&group["weights"]["strategy"], &group["input_activations"]["strategy"]),
+            (&"tensor".into(), &"token".into())
+        );
+    }
+    let values =
+        |directory: &Path| Checkpoint::open(directory).unwrap().quantized(Role::Up(0)).unwrap().unwrap().dequantize();
+    assert!(values(&compressed) == values(&directory) && values(&modelopt) == values(&directory));
+}
+
+#[test]
+fn an_artifact_with_outlier_columns_is_read_back_and_refused_elsewhere() {
+    let cache = tempfile::tempdir().unwrap();
+    let (original, store) = (source("llama3-tiny"), Store::new(cache.path()));
+    let recipe = Recipe { format: WeightFormat::Int8, method: Method::LlmInt8 };
+    let tokens: Vec<u32> = (0..200u32).map(|i| i.wrapping_mul(2_654_435_761) >> 25).collect();
+    let text = Calibration::new(&tokens, 64, 0).unwrap();
+    let prepare = |checkpoint: &Checkpoint, recipe, text: Option<&Calibration>| {
+        store.prepare_calibrated(&mut support::cpu(), 1, checkpoint, recipe, text, &mut |_| {})
+    };
+    let made = prepare(&original, recipe, Some(&text)).unwrap();
+    let own = Checkpoint::open(made.directory()).unwrap();
+    assert_eq!(own.quantization().unwrap().recipe(), Some(recipe));
+    // The columns come with it: no text is asked for.
+    let again = prepare(&own, recipe, None).unwrap();
+    assert_eq!(again.manifest().sha256, made.manifest().sha256);
+
+    let dequantized = prepare(&own, WeightFormat::Bf16.into(), None).unwrap();
+    let mut rows = [vec![0.0; 64], vec![0.0; 64]];
+    made.weight("layers.1.qkv").unwrap().dequantize_row(40, &mut rows[0]).unwrap();
+    dequantized.weight("layers.1.qkv").unwrap().dequantize_row(40, &mut rows[1]).unwrap();
+    let rounded: Vec<f32> = rows[0].iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect();
+    assert_eq!(rounded, rows[1]);
+
+    for other in [Recipe::from(WeightFormat::Int8), Recipe { method: Method::Gptq, ..recipe }] {
+        let error = prepare(&own, other, Some(&text)).unwrap_err().to_string();
+        assert!(error.contains("not quantized again") && error.contains("INT8:llm-int8"), "{error}");
+    }
+    for layout in [Layout::CompressedTensors, Layout::AutoAwq, Layout::Gptq, Layout::ModelOpt] {
+        let error = export(&own, layout, &cache.path().join("x"), &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("columns in 16 bits") && error.contains("`smoothquant`"), "{error}");
     }
 }
 

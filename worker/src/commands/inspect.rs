@@ -6,11 +6,13 @@ use anyhow::Context;
 use clap::Args;
 use modelprofile_engine::{
     ModelConfig, WeightFormat, ZeroPoint,
+    artifact::Manifest,
     checkpoint::{
         Checkpoint, Quantization, Role,
         quantized::{self, Rounding},
     },
     model::Model,
+    quantize::BlockTypes,
 };
 use modelprofile_kernels::{KvFormat, WeightSpec, cpu::Cpu, packed_len};
 
@@ -73,6 +75,7 @@ impl Inspect {
         if let Some(quantization) = checkpoint.quantization() {
             print_quantization(&checkpoint, quantization)?;
         }
+        print_block_types(&checkpoint);
         let template = modelprofile_engine::text::Text::load(&checkpoint)?.template.is_some();
         println!("chat template {}", if template { "yes" } else { "none" });
         let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
@@ -122,11 +125,11 @@ impl Inspect {
 /// How the checkpoint is quantized, what takes it over, and what our scales cannot hold exactly.
 fn print_quantization(checkpoint: &Checkpoint, quantization: &Quantization) -> anyhow::Result<()> {
     println!("quantization  {}", quantization.describe());
-    let Some(format) = quantization.format() else {
+    let Some(recipe) = quantization.recipe() else {
         println!("taken over by BF16 alone, which dequantizes it");
         return Ok(());
     };
-    println!("taken over by {}, bit for bit; BF16 dequantizes it", quantized::written(format));
+    println!("taken over by {}, bit for bit; BF16 dequantizes it", quantized::written(recipe));
     let mut worst = Rounding::default();
     for role in Role::all(checkpoint.config()) {
         match checkpoint.quantized(role)?.map(|weight| weight.to_host()) {
@@ -141,6 +144,37 @@ fn print_quantization(checkpoint: &Checkpoint, quantization: &Quantization) -> a
     let part = |error: f32| if error == 0.0 { "exact".to_owned() } else { format!("within {error:.1e}") };
     println!("              scales {}, minima {}", part(worst.scales), part(worst.minima));
     Ok(())
+}
+
+/// What of the weights was rounded before: the blocks of a GGUF file with the formats that take them over, or those that an
+/// artifact was made of.
+fn print_block_types(checkpoint: &Checkpoint) {
+    let types = BlockTypes::of(checkpoint);
+    if !types.is_empty() {
+        println!("quantization  {types}");
+        let own = [WeightFormat::Q8_0, WeightFormat::Q4_1, WeightFormat::Q4_0];
+        let whole = own.into_iter().filter(|format| BlockTypes::requantized(checkpoint, (*format).into()).is_empty());
+        let whole: Vec<String> = whole.map(|format| quantized::written(format.into())).collect();
+        match &whole[..] {
+            [] => println!(
+                "              each format but BF16 rounds weights of these a second time; prefer the original"
+            ),
+            own => println!(
+                "taken over by {}, bit for bit; other formats but BF16 round a second time: prefer the original for them",
+                own.join(", ")
+            ),
+        }
+    }
+    // A file of that name that is no artifact's tells nothing.
+    if checkpoint.gguf_metadata().is_none()
+        && let Ok(Some(manifest)) = Manifest::read(checkpoint.directory())
+        && !manifest.source_quantization.is_empty()
+    {
+        println!(
+            "source        {}, quantized already: {}; rounded a second time here",
+            manifest.source, manifest.source_quantization
+        );
+    }
 }
 
 fn mib(bytes: u64) -> f64 {

@@ -45,6 +45,8 @@ impl Quantize {
         let cache = self.cache.directory();
         let model = self.fetch.fetch(&self.model, &cache)?;
         let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
+        // A format that does not fit is not found out after hours of another.
+        self.format.iter().try_for_each(|recipe| recipe.fits(checkpoint.config()))?;
         let store = Store::new(&cache);
         let measure = Measure { checkpoint: &checkpoint, cache: &cache, compute: &self.compute };
         let calibration = self.calibration.needed_by(&self.format, &checkpoint)?;

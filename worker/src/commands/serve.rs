@@ -227,6 +227,7 @@ impl Serve {
         calibration.truncate(super::KV_CALIBRATION_TOKENS);
         let mut config = EngineConfig {
             cache,
+            threads: self.compute.threads(),
             start: None,
             memory_budget: manifest.memory_budget_bytes().map_or_else(default_budget, Ok)?,
             max_context_tokens: spec.model.max_context_tokens.map(|t| t as usize),

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use modelprofile_engine::quantize::BlockTypes;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{Claim, Licence, Origin, UNKNOWN, publishing_notes};
@@ -22,6 +24,8 @@ pub struct Artwork<'a> {
     pub format: &'a str,
     /// How the weights were rounded.
     pub method: &'a str,
+    /// What of the base model's weights was quantized already and rounded a second time: block types with tensors.
+    pub requantized: Option<&'a str>,
 }
 
 /// The text of an artifact's card: front matter with the licence of the base model, then format, method, revision and
@@ -62,9 +66,13 @@ pub fn card(artifact: &Artwork<'_>, licence: &Licence) -> String {
     front.insert("tags".into(), json!(["quantized", format, "modelprofile"]));
     let front = serde_yaml::to_string(&Value::Object(front)).unwrap_or_default();
 
+    let source = artifact.requantized.map_or_else(String::new, |types| {
+        format!("| source quantization | {}, rounded a second time |\n", line(types))
+    });
+
     let mut text = format!(
         "---\n{front}---\n\n# {}, {}\n\nQuantized by ModelProfile. The weights are those of the base model, rounded; nothing was \
-         trained.\n\n| | |\n|---|---|\n| base model | {} |\n| revision | `{}` |\n| format | {} |\n| method | {} |\n\n## \
+         trained.\n\n| | |\n|---|---|\n| base model | {} |\n| revision | `{}` |\n| format | {} |\n| method | {} |\n{source}\n## \
          Licence\n\nQuantizing changes nothing of a licence: this artifact comes under the licence of its base model.\n\n",
         line(artifact.base_model),
         artifact.format,
@@ -109,7 +117,11 @@ pub fn write(directory: &Path, base_model: &str, commit: Option<&str>, licence: 
     let method = METHODS.iter().find_map(|(suffix, name)| Some((made.strip_suffix(suffix)?, *name)));
     let (format, method) = method.unwrap_or((made, "RoundToNearest"));
     let revision = commit.or(field("revision")).unwrap_or(UNKNOWN);
-    let card = card(&Artwork { base_model, revision, format, method }, licence);
+    let types: BlockTypes =
+        manifest.get("source_quantization").and_then(|types| BlockTypes::deserialize(types).ok()).unwrap_or_default();
+    let types = types.to_string();
+    let requantized = (!types.is_empty()).then_some(types.as_str());
+    let card = card(&Artwork { base_model, revision, format, method, requantized }, licence);
     replace(&path, card.as_bytes())
 }
 
@@ -122,8 +134,13 @@ fn line(text: &str) -> String {
 mod tests {
     use super::*;
 
-    const ARTWORK: Artwork<'static> =
-        Artwork { base_model: "google/gemma-3-270m", revision: "abc123", format: "INT4:g64", method: "AWQ" };
+    const ARTWORK: Artwork<'static> = Artwork {
+        base_model: "google/gemma-3-270m",
+        revision: "abc123",
+        format: "INT4:g64",
+        method: "AWQ",
+        requantized: None,
+    };
 
     #[test]
     fn the_card_repeats_licence_base_and_method() {
@@ -167,13 +184,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(
             folder.path().join("manifest.json"),
-            r#"{"format": "int4-g64-symmetric-gptq", "revision": "r"}"#,
+            r#"{"format": "int4-g64-symmetric-gptq", "revision": "r", "source_quantization": {"Q4_K": 7, "Q6_K": 1}}"#,
         )
         .unwrap();
         let licence = Licence::from_card(&json!({"license": "mit"}));
         write(folder.path(), "o/n", None, &licence).unwrap();
         let first = std::fs::read_to_string(folder.path().join("README.md")).unwrap();
         assert!(first.contains("| format | int4-g64-symmetric |") && first.contains("| method | GPTQ |"), "{first}");
+        assert!(
+            first.contains("| source quantization | Q4_K (7 tensors), Q6_K (1), rounded a second time |\n\n"),
+            "{first}"
+        );
         write(folder.path(), "other/name", None, &licence).unwrap();
         assert_eq!(std::fs::read_to_string(folder.path().join("README.md")).unwrap(), first);
     }

@@ -193,7 +193,7 @@ impl<'a> Writer<'a> {
                     for role in roles {
                         let weight = match layer.weights.remove(&role) {
                             Some(weight) => weight,
-                            None => quantize::linear(self.checkpoint, role, self.recipe.format, kind)?,
+                            None => quantize::linear(self.checkpoint, role, self.recipe, kind)?,
                         };
                         if stored_kind(role, kind) == kind {
                             self.hub.weight(&weight)?;
@@ -262,6 +262,7 @@ impl<'a> Writer<'a> {
             revision: self.checkpoint.revision().to_owned(),
             license: self.checkpoint.licence().map(str::to_owned),
             format: self.recipe.canonical(),
+            source_quantization: quantize::BlockTypes::requantized(self.checkpoint, self.recipe),
             sha256,
             bytes,
             files,

@@ -4,7 +4,7 @@ use modelprofile_kernels::{FP8_BLOCK, WeightKind};
 use serde_json::{Value, json};
 
 use crate::{
-    Architecture, ModelConfig, RopeScaling, ZeroPoint,
+    Architecture, ModelConfig, RopeScaling, WeightFormat,
     checkpoint::{
         OWN_ROPE_FACTORS,
         quantized::{Scheme, Share},
@@ -12,9 +12,6 @@ use crate::{
     interchange::{self, compressed_tensors},
     quantize::Recipe,
 };
-
-/// `quant_method` of LLM.int8.
-const OUTLIERS_METHOD: &str = "modelprofile-llm-int8";
 
 /// `config.json` of the artifact, with the quantization that readers of `compressed-tensors` expect.
 pub(super) fn config_json(config: &ModelConfig, recipe: Recipe) -> Value {
@@ -60,28 +57,25 @@ pub(super) fn config_json(config: &ModelConfig, recipe: Recipe) -> Value {
         "torch_dtype": "bfloat16",
     });
     let kind = recipe.kind(config.hidden);
-    if let (Some(scheme), Some(map)) = (scheme(kind, recipe.format.zero()), value.as_object_mut()) {
-        let mut quantization = compressed_tensors::config(&scheme, &["lm_head".to_owned()], false);
-        if matches!(kind, WeightKind::Int8Outliers { .. }) {
-            // No other tool has the columns in 16 bits.
-            quantization["quant_method"] = json!(OUTLIERS_METHOD);
-            quantization["format"] = json!(OUTLIERS_METHOD);
-        }
+    if let (Some(scheme), Some(map)) = (scheme(kind, recipe.format), value.as_object_mut()) {
+        let quantization = compressed_tensors::config(&scheme, &["lm_head".to_owned()], false);
         map.insert("quantization_config".into(), quantization);
     }
     value
 }
 
 /// What the linear layers are stored as.
-fn scheme(kind: WeightKind, zero: ZeroPoint) -> Option<Scheme> {
-    let grouped = |bits, group: u16| Scheme::Grouped { bits, group: Some(group.into()), zero };
+fn scheme(kind: WeightKind, format: WeightFormat) -> Option<Scheme> {
+    let grouped = |bits, group: u16| Scheme::Grouped { bits, group: Some(group.into()), zero: format.zero() };
     let fp8 = |share, static_activations| Scheme::Fp8 { share, static_activations };
     match kind {
         WeightKind::Bf16 => None,
+        WeightKind::Fp8 if format == WeightFormat::Fp8Tensor => Some(fp8(Share::Tensor, false)),
         WeightKind::Fp8 => Some(fp8(Share::Row, false)),
         WeightKind::Fp8Static => Some(fp8(Share::Tensor, true)),
         WeightKind::Fp8Block => Some(fp8(Share::Block([FP8_BLOCK, FP8_BLOCK]), false)),
-        WeightKind::Int8 | WeightKind::Int8Outliers { .. } => Some(Scheme::Int8),
+        WeightKind::Int8 => Some(Scheme::Int8),
+        WeightKind::Int8Outliers { .. } => Some(Scheme::Int8Outliers),
         WeightKind::Int4 { group } => Some(grouped(4, group)),
         WeightKind::Int8Group { group } => Some(grouped(8, group)),
     }

@@ -22,7 +22,7 @@ mod packed;
 pub mod store;
 mod tensors;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use modelprofile_kernels::WeightKind;
 use serde::{Deserialize, Serialize};
@@ -30,8 +30,10 @@ use serde::{Deserialize, Serialize};
 pub(crate) use store::hex;
 pub use store::{Artifact, Store};
 
+use crate::{EngineError, Result, quantize::BlockTypes};
+
 /// Changes when the quantizer or a file's layout changes: old artifacts are then rebuilt under a new key.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// Contents of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,6 +51,9 @@ pub struct Manifest {
     pub license: Option<String>,
     /// Canonical weight format.
     pub format: String,
+    /// Tensors of the source that were quantized already and were rounded a second time.
+    #[serde(default, skip_serializing_if = "BlockTypes::is_empty")]
+    pub source_quantization: BlockTypes,
     /// SHA-256 of the packed file.
     pub sha256: String,
     /// Length of the packed file.
@@ -58,6 +63,20 @@ pub struct Manifest {
     pub files: BTreeMap<String, String>,
     /// Packed tensors, in file order.
     pub entries: Vec<Entry>,
+}
+
+impl Manifest {
+    /// The manifest in a directory; `None` where there is none: the directory is no artifact.
+    ///
+    /// # Errors
+    /// [`EngineError::Artifact`] when it is damaged, or of another version's form.
+    pub fn read(directory: &Path) -> Result<Option<Self>> {
+        let Ok(text) = std::fs::read_to_string(directory.join(store::MANIFEST)) else { return Ok(None) };
+        serde_json::from_str(&text).map(Some).map_err(|e| EngineError::Artifact {
+            path: directory.display().to_string(),
+            message: format!("{}: {e}", store::MANIFEST),
+        })
+    }
 }
 
 /// One tensor in the packed file.

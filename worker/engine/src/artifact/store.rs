@@ -12,9 +12,9 @@ use sha2::{Digest, Sha256};
 
 use super::{Entry, FORMAT_VERSION, Manifest, Progress, build};
 use crate::{
-    EngineError, Method, Result, WeightFormat,
+    EngineError, Result, WeightFormat,
     checkpoint::Checkpoint,
-    quantize::{Calibration, Pipeline, Recipe},
+    quantize::{BlockTypes, Calibration, Pipeline, Recipe},
 };
 
 /// Name of the packed file.
@@ -56,10 +56,7 @@ impl Store {
         format: WeightFormat,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Artifact> {
-        let recipe = Recipe::from(format);
-        self.found_or_built(checkpoint, recipe, &Self::key(checkpoint, recipe, None), |directory, key| {
-            build::build(directory, key, checkpoint, recipe, None, progress)
-        })
+        self.without_text(checkpoint, format.into(), progress)
     }
 
     /// The artifact that a recipe makes of a checkpoint: found, or built.
@@ -67,12 +64,13 @@ impl Store {
     /// # Guarantees
     /// Two processes never build the same artifact at once: the second waits and finds it. A killed build leaves only a
     /// temporary directory, in which the next build goes on. A damaged artifact is rebuilt. Equal inputs give equal bytes,
-    /// whatever the number of threads, and whether the build was killed in between or not.
+    /// whatever the number of threads, and whether the build was killed in between or not. Each call warns of weights that
+    /// are rounded a second time, before it builds anything ([`BlockTypes`]).
     ///
     /// # Errors
-    /// A method that does not make the format, or has no calibration text; [`EngineError::Pruned`] when it would have to be
-    /// built and the checkpoint has no weights; the checkpoint's, the device's and the file system's errors. Nothing
-    /// half-written stays under the key.
+    /// A method that does not make the format, or has no calibration text; a format that cannot hold the model's layers
+    /// ([`Recipe::fits`]); [`EngineError::Pruned`] when it would have to be built and the checkpoint has no weights; the
+    /// checkpoint's, the device's and the file system's errors. Nothing half-written stays under the key.
     pub fn prepare_calibrated<B: Calibrate>(
         &self,
         backend: &mut B,
@@ -82,18 +80,30 @@ impl Store {
         calibration: Option<&Calibration>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Artifact> {
-        recipe.validate()?;
-        // Static scales of a checkpoint that is quantized already come with it.
-        let stored = checkpoint.quantization().is_some() && recipe.method == Method::RoundToNearest;
-        if stored || !recipe.needs_calibration() {
-            return self.prepare(checkpoint, recipe.format, progress);
+        // What a text decided of a checkpoint that is quantized already (static scales, outlier columns) comes with it.
+        if checkpoint.quantization().is_some() || !recipe.needs_calibration() {
+            return self.without_text(checkpoint, recipe, progress);
         }
+        recipe.fits(checkpoint.config())?;
         let calibration =
             calibration.ok_or_else(|| EngineError::Config(format!("{} needs calibration text", recipe.canonical())))?;
         let key = Self::key(checkpoint, recipe, Some(calibration));
         self.found_or_built(checkpoint, recipe, &key, |directory, key| {
             let mut pipeline = Pipeline::new(backend, threads, checkpoint, recipe, calibration)?;
             build::build(directory, key, checkpoint, recipe, Some(&mut pipeline), progress)
+        })
+    }
+
+    /// What a recipe makes of a checkpoint without a calibration text.
+    fn without_text(
+        &self,
+        checkpoint: &Checkpoint,
+        recipe: Recipe,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Artifact> {
+        recipe.fits(checkpoint.config())?;
+        self.found_or_built(checkpoint, recipe, &Self::key(checkpoint, recipe, None), |directory, key| {
+            build::build(directory, key, checkpoint, recipe, None, progress)
         })
     }
 
@@ -131,8 +141,17 @@ impl Store {
         let lock_path = self.root.join(format!("{key}.lock"));
         let lock = File::create(&lock_path).map_err(|e| EngineError::io(&lock_path, e))?;
         lock.lock().map_err(|e| EngineError::io(&lock_path, e))?;
+        let warn = |again: &BlockTypes| {
+            if let Some(warning) = again.warning(checkpoint.name(), &recipe.canonical()) {
+                tracing::warn!("{warning}");
+            }
+        };
         match Artifact::open(&directory) {
-            Ok(artifact) => return Ok(artifact),
+            Ok(artifact) => {
+                // The checkpoint may be pruned; the artifact remembers what it was made of.
+                warn(&artifact.manifest().source_quantization);
+                return Ok(artifact);
+            }
             Err(EngineError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => {
                 tracing::warn!(%error, "the artifact is damaged and is rebuilt");
@@ -140,6 +159,7 @@ impl Store {
         }
         // Before anything is removed: who fetches the weights again may build it then.
         checkpoint.check_weights()?;
+        warn(&BlockTypes::requantized(checkpoint, recipe));
         let temporary = self.root.join(format!("{key}.tmp"));
         if directory.exists() {
             fs::remove_dir_all(&directory).map_err(|e| EngineError::io(&directory, e))?;
@@ -279,17 +299,14 @@ impl Artifact {
 /// # Errors
 /// [`EngineError::Artifact`] names the file that was changed.
 pub fn check_files(directory: &Path) -> Result<()> {
-    let path = directory.join(MANIFEST);
-    let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
-    let damaged = |message: String| EngineError::Artifact { path: directory.display().to_string(), message };
-    let manifest: Manifest = serde_json::from_str(&text).map_err(|e| damaged(format!("{MANIFEST}: {e}")))?;
+    let Some(manifest) = Manifest::read(directory)? else { return Ok(()) };
     for name in HUB_FILES {
         let Some(expected) = manifest.files.get(name) else { continue };
         let found = file_sha256(&directory.join(name))?;
         if found != *expected {
-            return Err(damaged(format!(
-                "{name} has checksum {found}, expected {expected}; remove the directory and quantize again"
-            )));
+            let message =
+                format!("{name} has checksum {found}, expected {expected}; remove the directory and quantize again");
+            return Err(EngineError::Artifact { path: directory.display().to_string(), message });
         }
     }
     Ok(())

@@ -43,7 +43,7 @@ impl Planned {
 }
 
 /// The tensors of one weight, in the order in which [`TensorWriter::weight`] writes them.
-fn planned(name: &str, kind: WeightKind, zero: ZeroPoint, n: usize, k: usize) -> Vec<Planned> {
+fn planned(name: &str, kind: WeightKind, format: WeightFormat, n: usize, k: usize) -> Vec<Planned> {
     let tensor = |suffix: &str, dtype, shape: &[usize]| Planned {
         name: format!("{name}.{suffix}"),
         dtype,
@@ -51,7 +51,7 @@ fn planned(name: &str, kind: WeightKind, zero: ZeroPoint, n: usize, k: usize) ->
     };
     let grouped = |per_word: usize, group: u16| {
         let groups = k / usize::from(group);
-        let zeros = match zero {
+        let zeros = match format.zero() {
             ZeroPoint::Symmetric => None,
             ZeroPoint::Integer => Some(tensor("weight_zero_point", "I32", &[n.div_ceil(per_word), groups])),
             ZeroPoint::Minimum => Some(tensor("weight_min", "F32", &[n, groups])),
@@ -65,6 +65,9 @@ fn planned(name: &str, kind: WeightKind, zero: ZeroPoint, n: usize, k: usize) ->
     };
     match kind {
         WeightKind::Bf16 => vec![tensor("weight", "BF16", &[n, k])],
+        WeightKind::Fp8 if format == WeightFormat::Fp8Tensor => {
+            vec![tensor("weight", "F8_E4M3", &[n, k]), tensor("weight_scale", "F32", &[1])]
+        }
         WeightKind::Fp8 => vec![tensor("weight", "F8_E4M3", &[n, k]), tensor("weight_scale", "F32", &[n, 1])],
         WeightKind::Fp8Static => vec![
             tensor("weight", "F8_E4M3", &[n, k]),
@@ -93,23 +96,24 @@ pub(super) struct TensorWriter {
     out: BufWriter<File>,
     planned: std::vec::IntoIter<Planned>,
     written: usize,
-    zero: ZeroPoint,
+    format: WeightFormat,
 }
 
 /// What a file will hold, collected first.
 pub(super) struct TensorPlan {
     tensors: Vec<Planned>,
-    zero: ZeroPoint,
+    format: WeightFormat,
 }
 
 impl TensorPlan {
-    /// Nothing yet, of a profile whose group-wise weights are on the format's grid.
+    /// Nothing yet, of a profile of that format: the grid of its group-wise weights, and whether FP8's scales are a
+    /// tensor's, is not in the weights' kinds.
     pub(super) fn new(format: WeightFormat) -> Self {
-        Self { tensors: Vec::new(), zero: format.zero() }
+        Self { tensors: Vec::new(), format }
     }
 
     pub(super) fn weight(&mut self, name: &str, kind: WeightKind, n: usize, k: usize) {
-        self.tensors.extend(planned(name, kind, self.zero, n, k));
+        self.tensors.extend(planned(name, kind, self.format, n, k));
     }
 
     pub(super) fn vector(&mut self, name: &str, len: usize) {
@@ -121,7 +125,13 @@ impl TensorPlan {
         let io = |e| EngineError::io(path, e);
         let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
         out.write_all(&self.header()).map_err(io)?;
-        Ok(TensorWriter { path: path.to_owned(), out, planned: self.tensors.into_iter(), written: 0, zero: self.zero })
+        Ok(TensorWriter {
+            path: path.to_owned(),
+            out,
+            planned: self.tensors.into_iter(),
+            written: 0,
+            format: self.format,
+        })
     }
 
     /// Goes on after the first `written` tensors of a file; what follows them is cut off.
@@ -136,15 +146,15 @@ impl TensorPlan {
         file.read_exact(&mut found).map_err(io)?;
         let end = (header.len() + self.tensors.iter().take(written).map(Planned::bytes).sum::<usize>()) as u64;
         if found != header || written > self.tensors.len() || file.metadata().map_err(io)?.len() < end {
-            let message = "is not what the interrupted build had written; remove it".to_owned();
+            let message = "is not what the interrupted build had written, and is removed: start again".to_owned();
             return Err(EngineError::Artifact { path: path.display().to_string(), message });
         }
         file.set_len(end).map_err(io)?;
         file.seek(SeekFrom::Start(end)).map_err(io)?;
         let mut planned = self.tensors.into_iter();
         planned.by_ref().take(written).for_each(drop);
-        let (out, zero) = (BufWriter::with_capacity(1 << 20, file), self.zero);
-        Ok(TensorWriter { path: path.to_owned(), out, planned, written, zero })
+        let (out, format) = (BufWriter::with_capacity(1 << 20, file), self.format);
+        Ok(TensorWriter { path: path.to_owned(), out, planned, written, format })
     }
 
     /// Length and text of the header.
@@ -186,7 +196,9 @@ impl TensorWriter {
             HostWeight::Bf16 { values, .. } => self.put(bytemuck::cast_slice(values)),
             HostWeight::Fp8 { codes, scales, .. } => {
                 self.put(codes)?;
-                self.put(bytemuck::cast_slice(scales))
+                // All rows of a tensor have the same where the format shares it.
+                let shared = self.format == WeightFormat::Fp8Tensor;
+                self.put(bytemuck::cast_slice(if shared { &scales[..1] } else { scales }))
             }
             HostWeight::Fp8Static { codes, scales, input_scale, .. } => {
                 self.put(codes)?;
@@ -212,7 +224,7 @@ impl TensorWriter {
             HostWeight::Grouped { .. } => {
                 let damaged =
                     |message: String| EngineError::Artifact { path: self.path.display().to_string(), message };
-                let stored = StoredWeight::from_host(weight, self.zero).map_err(damaged)?;
+                let stored = StoredWeight::from_host(weight, self.format.zero()).map_err(damaged)?;
                 for tensor in compressed_tensors::tensors(&stored, ScaleType::F32) {
                     self.put(&tensor.bytes)?;
                 }

@@ -12,7 +12,7 @@ use crate::{
         quantized::{
             Fp8Scales, Scheme, Share, Zeros,
             bits::{Order, pack_cols, pack_rows, per_word},
-            compressed_tensors::OWN_METHOD,
+            compressed_tensors::{OUTLIERS_METHOD, OWN_METHOD},
         },
     },
 };
@@ -35,6 +35,16 @@ pub(crate) fn tensors(weight: &StoredWeight, scale: ScaleType) -> Vec<Tensor> {
         StoredWeight::Int8 { n, k, codes, scales } => {
             let bytes = codes.iter().map(|code| *code as u8).collect();
             vec![Tensor::new("weight", Dtype::I8, &[*n, *k], bytes), Tensor::f32("weight_scale", &[*n, 1], scales)]
+        }
+        StoredWeight::Int8Outliers { n, k, codes, scales, columns, outliers } => {
+            let bytes = codes.iter().map(|code| *code as u8).collect();
+            let outliers = bytemuck::cast_slice(outliers).to_vec();
+            vec![
+                Tensor::new("weight", Dtype::I8, &[*n, *k], bytes),
+                Tensor::f32("weight_scale", &[*n, 1], scales),
+                Tensor::new("outlier_weight", Dtype::BF16, &[*n, columns.len()], outliers),
+                Tensor::new("outlier_columns", Dtype::I32, &[columns.len()], bytemuck::cast_slice(columns).to_vec()),
+            ]
         }
         StoredWeight::Grouped(w) => {
             let (n, k, groups, per) = (w.n, w.k, w.groups(), per_word(w.bits));
@@ -93,6 +103,8 @@ pub(crate) fn config(scheme: &Scheme, ignored: &[String], activation_order: bool
             ("float-quantized", inputs)
         }
         Scheme::Int8 => ("int-quantized", activations("int", true)),
+        // No other tool has the columns in 16 bits.
+        Scheme::Int8Outliers => (OUTLIERS_METHOD, activations("int", true)),
         Scheme::Grouped { bits, group, zero } => {
             weights["num_bits"] = json!(bits);
             weights["symmetric"] = json!(*zero == ZeroPoint::Symmetric);
@@ -107,7 +119,7 @@ pub(crate) fn config(scheme: &Scheme, ignored: &[String], activation_order: bool
         }
     };
     json!({
-        "quant_method": if format == OWN_METHOD { OWN_METHOD } else { "compressed-tensors" },
+        "quant_method": if matches!(format, OWN_METHOD | OUTLIERS_METHOD) { format } else { "compressed-tensors" },
         "format": format,
         "quantization_status": "compressed",
         "config_groups": {

@@ -39,7 +39,7 @@ use crate::{
     artifact::Progress,
     checkpoint::{
         Checkpoint, Role, SourceDtype, StoredWeight,
-        quantized::{HF_QUANT_CONFIG, Layout, Scheme, Zeros},
+        quantized::{HF_QUANT_CONFIG, Layout, Scheme, Share, Zeros},
     },
 };
 
@@ -151,6 +151,9 @@ fn cannot_say(layout: Layout, scheme: &Scheme) -> Option<&'static str> {
         return Some(
             "a free minimum is in none of these layouts; quantize to INT4 with `symmetric` or `integer`, or export GGUF",
         );
+    }
+    if *scheme == Scheme::Int8Outliers {
+        return Some("columns in 16 bits are in none of these layouts; quantize to INT8 with `smoothquant`");
     }
     match (layout, scheme) {
         (Layout::CompressedTensors, _)
@@ -315,6 +318,14 @@ fn notes(checkpoint: &Checkpoint, target: &Target) -> Vec<String> {
     let mut notes = Vec::new();
     if target.layout == Layout::Gptq && target.version == Version::Two {
         notes.push("zero points of 0 need the format gptq_v2, which old readers of GPTQ do not know".to_owned());
+    }
+    if matches!(target.scheme, Scheme::Fp8 { share: Share::Tensor, .. }) && target.layout == Layout::CompressedTensors {
+        // vLLM's `requantize_with_max_scale`.
+        notes.push(
+            "vLLM joins query, key and value, and gate and up, under the largest of their scales and rounds the others' \
+             codes again; FP8 with a scale per row is loaded as it is"
+                .to_owned(),
+        );
     }
     if kv_scales(checkpoint).is_some() && !target.fp8_kv_cache {
         notes.push("the scales of an FP8 KV cache are left out; this layout has none".to_owned());

@@ -11,7 +11,7 @@ use super::dense::Matrix;
 use crate::Result;
 
 /// Columns in 16 bits of a layer with that many inputs: a sixteenth, in steps of 8, from 8 to 64.
-fn columns(inputs: usize) -> usize {
+pub(crate) fn columns(inputs: usize) -> usize {
     (inputs / 16).next_multiple_of(8).clamp(8, MAX_OUTLIERS).min(inputs)
 }
 
@@ -33,4 +33,34 @@ pub(super) fn outliers(absmax: &[f32]) -> Vec<usize> {
 pub(super) fn quantize(matrix: &Matrix, columns: &[usize]) -> Result<HostWeight> {
     let columns: Vec<u32> = columns.iter().map(|column| *column as u32).collect();
     Ok(rtn::int8_outliers(matrix.rows, matrix.cols, &matrix.data, &columns)?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failure is the test's result")]
+    use super::*;
+
+    #[test]
+    fn the_columns_with_the_largest_inputs_are_chosen_and_only_they_are_exact() {
+        // Eight of 32 columns, magnitudes that rise from right to left, and one tie of many small ones.
+        let largest = [1, 4, 9, 10, 17, 23, 30, 31];
+        let mut absmax = vec![0.25; 32];
+        for (at, column) in largest.iter().enumerate() {
+            absmax[*column] = 20.0 - at as f32;
+        }
+        let columns = outliers(&absmax);
+        assert_eq!(columns, largest);
+
+        let data: Vec<f32> = (0..64).map(|i| bf16_of((i * 37 % 64) as f32 / 64.0 - 0.5)).collect();
+        let matrix = Matrix { rows: 2, cols: 32, data };
+        let weight = quantize(&matrix, &columns).unwrap();
+        let mut row = vec![0.0; 32];
+        weight.dequantize_row(1, &mut row);
+        let exact: Vec<usize> = (0..32).filter(|j| row[*j].to_bits() == matrix.data[32 + j].to_bits()).collect();
+        assert!(largest.iter().all(|column| exact.contains(column)) && exact.len() < 16, "{exact:?}");
+    }
+
+    fn bf16_of(value: f32) -> f32 {
+        half::bf16::from_f32(value).to_f32()
+    }
 }

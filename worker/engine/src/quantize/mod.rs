@@ -11,10 +11,14 @@
 //! | `grid` | what GPTQ and AWQ round to |
 //! | `importance` | how much each input column matters, for GGUF's quantizers |
 //! | `dense`, `threads` | a layer's weights in FP32; rows shared out to threads |
+//! | `block_types` | which weights are rounded a second time |
 //!
-//! A checkpoint that is quantized already is [taken over](linear) or refused: its codes are never rounded a second time.
+//! A directory whose layers are quantized is [taken over](linear) or refused: its codes are never rounded a second time. A
+//! GGUF file's blocks are taken over by the format that they are in; any other format rounds them again, which the log and
+//! the artifact's manifest say ([`BlockTypes`]).
 
 mod awq;
+mod block_types;
 mod dense;
 mod gptq;
 mod grid;
@@ -33,7 +37,9 @@ mod threads;
 use half::bf16;
 use modelprofile_kernels::{FP8_BLOCK, HostWeight, WeightKind, rtn};
 
+pub use block_types::BlockTypes;
 pub use importance::importance;
+pub(crate) use llm_int8::columns as outlier_columns;
 pub(crate) use pipeline::{Pipeline, QuantizedLayer};
 pub use recipe::{Calibration, DEFAULT_CALIBRATION_TOKENS, Recipe};
 
@@ -45,15 +51,15 @@ use crate::{
 /// Values that are in memory in FP32 at once.
 const CHUNK: usize = 1 << 22;
 
-/// Checks that a recipe can be made of a checkpoint without rounding quantized weights again: it holds values, or the
+/// Checks that a recipe can be made of a directory without rounding quantized layers again: it holds values, or the
 /// format is its own and no method is to choose its codes, or BF16, which dequantizes it as the reference of an evaluation.
+/// A GGUF file passes: [`BlockTypes::requantized`] says what a recipe rounds again of it.
 ///
 /// # Errors
 /// [`EngineError::Config`] with the checkpoint's format and what to write instead.
 pub fn admits(checkpoint: &Checkpoint, recipe: Recipe) -> Result<()> {
     let Some(quantization) = checkpoint.quantization() else { return Ok(()) };
-    let format = recipe.format;
-    if format == WeightFormat::Bf16 {
+    if recipe.format == WeightFormat::Bf16 {
         return Ok(());
     }
     let refuse = |reason: String, instead: &str| {
@@ -64,11 +70,12 @@ pub fn admits(checkpoint: &Checkpoint, recipe: Recipe) -> Result<()> {
             quantization.describe()
         )))
     };
-    let Some(own) = quantization.format() else {
+    let Some(own) = quantization.recipe() else {
         return refuse("no format of this build holds it".into(), "BF16, which dequantizes it");
     };
-    if recipe.method != Method::RoundToNearest {
-        let instead = format!("{} without a method", written(own));
+    if recipe.method != Method::RoundToNearest && recipe != own {
+        let method = if own.method == Method::RoundToNearest { " without a method" } else { "" };
+        let instead = format!("{}{method}", written(own));
         return refuse(format!("{} would choose other codes", recipe.method.canonical()), &instead);
     }
     let kept = Role::all(checkpoint.config()).into_iter().find(|role| {
@@ -79,31 +86,31 @@ pub fn admits(checkpoint: &Checkpoint, recipe: Recipe) -> Result<()> {
         return refuse(format!("keeps {module} in 16 bits"), "BF16, which dequantizes it");
     }
     if checkpoint.config().tied_embeddings || checkpoint.tensor(Role::Output).is_some() {
-        return if format == own {
+        return if recipe == own {
             Ok(())
         } else {
             let instead = format!("{}, which takes it over bit for bit", written(own));
-            refuse(format!("is not in the profile's format {}", written(format)), &instead)
+            refuse(format!("is not in the profile's format {}", written(recipe)), &instead)
         };
     }
     refuse("its output layer is quantized, too".into(), "BF16, which dequantizes it")
 }
 
-/// A linear weight or embedding in the given storage: taken over from a quantized checkpoint whose own format it is,
+/// A linear weight or embedding in the given storage: taken over from a quantized checkpoint whose own recipe it is,
 /// dequantized for BF16, else rounded to nearest.
 ///
 /// # Errors
 /// As [`admits`], [`Checkpoint::quantized`] and [`round_to_nearest`].
-pub fn linear(checkpoint: &Checkpoint, role: Role, format: WeightFormat, kind: WeightKind) -> Result<HostWeight> {
+pub fn linear(checkpoint: &Checkpoint, role: Role, recipe: Recipe, kind: WeightKind) -> Result<HostWeight> {
     let Some(stored) = checkpoint.quantized(role)? else {
-        return round_to_nearest(&checkpoint.require(role)?, format, kind);
+        return round_to_nearest(&checkpoint.require(role)?, recipe.format, kind);
     };
     if kind == WeightKind::Bf16 {
         let (n, k) = role.shape(checkpoint.config());
         let values = stored.dequantize().into_iter().map(bf16::from_f32).collect();
         return Ok(HostWeight::Bf16 { n, k, values });
     }
-    admits(checkpoint, format.into())?;
+    admits(checkpoint, recipe)?;
     let (weight, _) = stored.to_host()?;
     if weight.spec().kind == kind {
         return Ok(weight);
@@ -119,13 +126,9 @@ pub fn linear(checkpoint: &Checkpoint, role: Role, format: WeightFormat, kind: W
 /// NaN or infinity in the tensor, a group that does not divide its columns, or a kind that holds what only calibration knows
 /// (static activations, outlier columns); all name file and tensor.
 pub fn round_to_nearest(tensor: &SourceTensor<'_>, format: WeightFormat, kind: WeightKind) -> Result<HostWeight> {
-    let own_blocks = match (tensor.dtype, kind) {
-        (SourceDtype::Q8_0, WeightKind::Int8Group { group: 32 }) => true,
-        (SourceDtype::Q4_1, WeightKind::Int4 { .. }) => format == WeightFormat::Q4_1,
-        (SourceDtype::Q4_0, WeightKind::Int4 { .. }) => format == WeightFormat::Q4_0,
-        _ => false,
-    };
-    if own_blocks && let Some(weight) = tensor.as_grouped()? {
+    if takes_over(tensor.dtype, format, kind)
+        && let Some(weight) = tensor.as_grouped()?
+    {
         return Ok(weight);
     }
     let grid = match format {
@@ -155,6 +158,16 @@ pub fn round_to_nearest(tensor: &SourceTensor<'_>, format: WeightFormat, kind: W
         chunks.push(chunk.map_err(named)?);
     }
     HostWeight::concat_rows(chunks).map_err(named)
+}
+
+/// Whether blocks of this type are, bit for bit, the storage of a weight in a profile of this format.
+fn takes_over(blocks: SourceDtype, format: WeightFormat, kind: WeightKind) -> bool {
+    match (blocks, kind) {
+        (SourceDtype::Q8_0, WeightKind::Int8Group { group: 32 }) => true,
+        (SourceDtype::Q4_1, WeightKind::Int4 { .. }) => format == WeightFormat::Q4_1,
+        (SourceDtype::Q4_0, WeightKind::Int4 { .. }) => format == WeightFormat::Q4_0,
+        _ => false,
+    }
 }
 
 /// The largest magnitude of a tensor.

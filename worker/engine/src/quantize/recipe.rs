@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use modelprofile_kernels::WeightKind;
+use modelprofile_kernels::{WeightKind, WeightSpec};
 use sha2::{Digest, Sha256};
 
-use crate::{EngineError, Method, Result, WeightFormat, ZeroPoint, artifact::hex};
+use crate::{EngineError, Method, ModelConfig, Result, WeightFormat, ZeroPoint, artifact::hex};
 
 /// A format and the method that brings weights to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,6 +61,37 @@ impl Recipe {
             self.method.canonical(),
             self.format.canonical()
         )))
+    }
+
+    /// Checks that the method makes the format, and that the format can hold every linear layer of a model.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`] with the layers whose inputs the format does not divide, their number, and the group sizes
+    /// that divide the inputs of all layers.
+    pub fn fits(self, config: &ModelConfig) -> Result<()> {
+        self.validate()?;
+        let widths = [
+            ("query, key, value, gate and up layers", config.hidden),
+            ("attention output layers", config.heads * config.head_dim),
+            ("down layers", config.intermediate),
+        ];
+        for (layers, k) in widths {
+            let Err(error) = (WeightSpec { kind: self.kind(k), n: 1, k }).validate() else { continue };
+            let (WeightKind::Int4 { group } | WeightKind::Int8Group { group }) = self.kind(k) else {
+                return Err(EngineError::Config(format!("the {layers}: {error}")));
+            };
+            let divides = |group: &usize| widths.iter().all(|(_, k)| k.is_multiple_of(*group));
+            let sizes: Vec<String> = [32, 64, 128].into_iter().filter(divides).map(|g| g.to_string()).collect();
+            let instead = if sizes.is_empty() {
+                "no size divides those of all layers: use FP8 or INT8".to_owned()
+            } else {
+                format!("sizes that divide those of all layers: {}", sizes.join(", "))
+            };
+            return Err(EngineError::Config(format!(
+                "groups of {group} do not divide the {k} inputs of the {layers}; {instead}"
+            )));
+        }
+        Ok(())
     }
 
     /// Storage of a linear layer with that many inputs.
@@ -189,5 +220,37 @@ mod tests {
         let error = recipe.validate().unwrap_err().to_string();
         assert!(error.contains("awq makes INT4, not fp8"), "{error}");
         assert!(Recipe { format: WeightFormat::Int8, method: Method::SmoothQuant }.validate().is_ok());
+    }
+    /// The widths of a Llama of two layers.
+    fn config(hidden: usize, intermediate: usize, heads: usize) -> ModelConfig {
+        ModelConfig { hidden, intermediate, heads, ..crate::checkpoint::testing::tiny_config() }
+    }
+
+    #[rstest]
+    #[case::hidden(576, 1536, 36, 128, "128 do not divide the 576 inputs of the query", "layers: 32, 64")]
+    #[case::attention(512, 1536, 30, 64, "64 do not divide the 480 inputs of the attention output", "layers: 32")]
+    #[case::down(128, 96, 8, 64, "64 do not divide the 96 inputs of the down", "layers: 32")]
+    #[case::none(80, 96, 5, 32, "32 do not divide the 80 inputs", "use FP8 or INT8")]
+    fn a_group_that_does_not_divide_is_named_with_the_layers_and_what_does(
+        #[case] hidden: usize,
+        #[case] intermediate: usize,
+        #[case] heads: usize,
+        #[case] group: u16,
+        #[case] layers: &str,
+        #[case] instead: &str,
+    ) {
+        let format = WeightFormat::Int4 { group, zero: ZeroPoint::Integer };
+        for method in [Method::RoundToNearest, Method::Gptq] {
+            let error = Recipe { format, method }.fits(&config(hidden, intermediate, heads)).unwrap_err().to_string();
+            assert!(error.contains(layers) && error.contains(instead), "{error}");
+        }
+        let fitting = config(256, 512, 16);
+        assert!(Recipe { format, method: Method::Gptq }.fits(&fitting).is_ok());
+    }
+
+    #[test]
+    fn blocks_that_do_not_divide_are_named_with_the_layers() {
+        let error = Recipe::from(WeightFormat::Fp8Block).fits(&config(256, 192, 16)).unwrap_err().to_string();
+        assert!(error.contains("down layers") && error.contains("192") && error.contains("one FP8 scale"), "{error}");
     }
 }

@@ -90,6 +90,14 @@ fn scales(absmax: &[f32], column_max: &[f32], alpha: f32) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failure is the test's result")]
+    use modelprofile_kernels::{
+        GroupedActivations,
+        cpu::{Cpu, CpuOptions},
+    };
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+    use rstest::rstest;
+
     use super::*;
 
     #[test]
@@ -98,5 +106,69 @@ mod tests {
         assert_eq!(scales, [4.0, 0.25, 1.0, 1.0]);
         // |x| / s and |w| s are then equal.
         assert_eq!((16.0 / scales[0], 1.0 * scales[0]), (4.0, 4.0));
+    }
+    const TOKENS: usize = 256;
+    const OUTPUTS: usize = 256;
+    const INPUTS: usize = 64;
+    /// A place of one outlier: its token or output, and its input.
+    const AT: (usize, usize) = (13, 7);
+
+    /// Small numbers of both signs.
+    fn noise(rng: &mut StdRng, len: usize) -> Vec<f32> {
+        (0..len).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect()
+    }
+
+    fn absmax(values: &[f32]) -> Vec<f32> {
+        column_max(&Matrix { rows: values.len() / INPUTS, cols: INPUTS, data: values.to_vec() })
+    }
+
+    /// The squared error of the outputs with both sides in 8 bits, a scale for each token and each output: the definition, in
+    /// FP64.
+    fn error(x: &[f32], w: &[f32], scales: &[f32]) -> f64 {
+        let rounded = |values: Vec<f64>| -> Vec<f64> {
+            let step = values.iter().fold(0.0f64, |m, v| m.max(v.abs())) / 127.0;
+            values.iter().map(|v| (v / step).round() * step).collect()
+        };
+        let rows = |values: &[f32], by: &dyn Fn(f64, f64) -> f64| -> Vec<Vec<f64>> {
+            let row = |row: &[f32]| row.iter().zip(scales).map(|(v, s)| by(f64::from(*v), f64::from(*s))).collect();
+            values.chunks_exact(INPUTS).map(row).collect()
+        };
+        let (x, w) = (rows(x, &|v, s| v / s), rows(w, &|v, s| v * s));
+        let (rx, rw): (Vec<_>, Vec<_>) =
+            (x.iter().cloned().map(rounded).collect(), w.iter().cloned().map(rounded).collect());
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let mut total = 0.0;
+        for (x, rx) in x.iter().zip(&rx) {
+            for (w, rw) in w.iter().zip(&rw) {
+                total += (dot(rx, rw) - dot(x, w)).powi(2);
+            }
+        }
+        total
+    }
+
+    /// An outlier of one token stretches that token's step alone, and what is moved into the weights stretches every
+    /// output's: little should be moved. An outlier of one output wants the opposite. The paper's 0.5 is wrong for both.
+    #[rstest]
+    #[case::of_a_token(true, 0.0..0.45)]
+    #[case::of_an_output(false, 0.65..1.0)]
+    fn each_group_of_layers_gets_the_exponent_that_its_outliers_want(
+        #[case] of_a_token: bool,
+        #[case] expected: std::ops::Range<f32>,
+    ) {
+        let mut rng = StdRng::seed_from_u64(6);
+        let (mut x, mut w) = (noise(&mut rng, TOKENS * INPUTS), noise(&mut rng, OUTPUTS * INPUTS));
+        let outlier = if of_a_token { &mut x } else { &mut w };
+        outlier[AT.0 * INPUTS + AT.1] = 100.0;
+        let sample = HostTensor { rows: TOKENS, width: INPUTS, data: x.clone() };
+        let weights = Matrix { rows: OUTPUTS, cols: INPUTS, data: w.clone() };
+        let mut cpu =
+            Cpu::new(CpuOptions { threads: 1, isa: None, grouped_activations: GroupedActivations::Bf16 }).unwrap();
+        let found = search_scales(&mut cpu, &weights, &absmax(&x), &sample).unwrap();
+
+        let with = |alpha| scales(&absmax(&x), &absmax(&w), alpha);
+        let alpha = ALPHAS.into_iter().find(|alpha| with(*alpha) == found);
+        assert!(alpha.is_some_and(|alpha| expected.contains(&alpha)), "{alpha:?}");
+        let (found, half) = (error(&x, &w, &found), error(&x, &w, &with(0.5)));
+        assert!(found < 0.5 * half, "{found} against {half} at 0.5");
     }
 }

@@ -35,6 +35,8 @@ use crate::{
 pub struct EngineConfig {
     /// Artifacts live below this directory.
     pub cache: PathBuf,
+    /// Host threads that quantize. The device's are its own.
+    pub threads: usize,
     /// The ladder, best quality first.
     pub profiles: Vec<ProfileSpec>,
     /// Profile to start in; `None` is the first.
@@ -90,7 +92,6 @@ pub fn prepare<B: Calibrate>(
         }
     }
     let store = Store::new(&config.cache);
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut artifacts: Vec<Artifact> = Vec::with_capacity(config.profiles.len());
     for (index, profile) in config.profiles.iter().enumerate() {
         let recipe = profile.recipe();
@@ -101,7 +102,7 @@ pub fn prepare<B: Calibrate>(
         };
         artifacts.push(store.prepare_calibrated(
             backend,
-            threads,
+            config.threads,
             checkpoint,
             recipe,
             calibration.as_ref(),

@@ -39,6 +39,7 @@ pub(crate) fn profile(name: &str, weights: WeightFormat) -> ProfileSpec {
 pub(crate) fn config(profiles: Vec<ProfileSpec>, budget_mib: u64) -> EngineConfig {
     EngineConfig {
         cache: cache(),
+        threads: 2,
         profiles,
         start: None,
         memory_budget: budget_mib << 20,

@@ -187,6 +187,8 @@ impl<'a> Generator<'a> {
             + blocks * config.kv_layout(profile.kv).block_bytes() as u64;
         let engine_config = EngineConfig {
             cache: served.cache.clone(),
+            // The artifact is there: nothing is quantized.
+            threads: 1,
             profiles: vec![profile.clone()],
             start: None,
             memory_budget,

@@ -7,10 +7,12 @@
 //! | `int-quantized` | `weight` I8 `[n, k]`, `weight_scale` `[n, 1]` or `[1]` |
 //! | `pack-quantized` | `weight_packed` I32 `[n, k/8]`, the first code lowest, `weight_scale` `[n, k/group]`, `weight_zero_point` I32 `[n/8, k/group]`, `weight_shape` `[2]` |
 //! | `modelprofile-affine` | as before with `weight_min` F32 `[n, k/group]` instead of zero points: `w = s q + m` |
+//! | `modelprofile-llm-int8` | as `int-quantized` with codes of 0 in the outlier columns, `outlier_weight` BF16 `[n, c]`, `outlier_columns` I32 `[c]`, ascending |
 //!
 //! Codes and zero points are signed numbers stored with `2^(bits-1)` added, so that their difference is that of the stored
 //! ones. `weight_scale` is of any floating-point type. Activation order of kind `group` adds `weight_g_idx`.
 
+use half::bf16;
 use safetensors::Dtype;
 use serde_json::Value;
 
@@ -21,10 +23,12 @@ use super::{
     parts::{Expected, FLOATS, Module, scalar_shapes},
     unsupported,
 };
-use crate::{Result, ZeroPoint};
+use crate::{Result, ZeroPoint, quantize::outlier_columns};
 
-/// `quant_method` of our own layout.
+/// `quant_method` of 4 bits with a free minimum.
 pub(crate) const OWN_METHOD: &str = "modelprofile-affine";
+/// `quant_method` of INT8 with outlier columns in 16 bits.
+pub(crate) const OUTLIERS_METHOD: &str = "modelprofile-llm-int8";
 
 /// Reads `quantization_config`.
 pub(super) fn parse(json: &Value) -> Result<Quantization> {
@@ -42,9 +46,14 @@ pub(super) fn parse(json: &Value) -> Result<Quantization> {
     if others.iter().any(|other| other.get("weights") != first.get("weights")) {
         return Err(unsupported("quantization_config: several schemes; one for all linear layers is read"));
     }
-    let own = json.get("quant_method").and_then(Value::as_str) == Some(OWN_METHOD);
+    let method = json.get("quant_method").and_then(Value::as_str).unwrap_or_default();
     let format = first.get("format").or_else(|| json.get("format")).and_then(Value::as_str).unwrap_or_default();
-    let scheme = scheme(first, format, own)?;
+    let scheme = match (method, scheme(first, format, method == OWN_METHOD)?) {
+        (OUTLIERS_METHOD, Scheme::Int8) => Scheme::Int8Outliers,
+        (OUTLIERS_METHOD, _) => return Err(unsupported("quantization_config: outlier columns beside other than INT8")),
+        (_, scheme) => scheme,
+    };
+    let own = matches!(method, OWN_METHOD | OUTLIERS_METHOD);
     let layout = if own { Layout::ModelProfile } else { Layout::CompressedTensors };
     let fp8_kv_cache = json.get("kv_cache_scheme").is_some_and(Value::is_object);
     Ok(Quantization { fp8_kv_cache, ..Quantization::new(layout, scheme, names(json.get("ignore"))) })
@@ -58,7 +67,7 @@ fn scheme(json: &Value, format: &str, own: bool) -> Result<Scheme> {
     let activations = json.get("input_activations").filter(|a| a.is_object());
     let static_activations = activations.is_some_and(|a| !a.get("dynamic").and_then(Value::as_bool).unwrap_or(false));
     let strategy = text("strategy");
-    let whole = matches!(format, "float-quantized" | "int-quantized" | "naive-quantized");
+    let whole = matches!(format, "float-quantized" | "int-quantized" | "naive-quantized" | OUTLIERS_METHOD);
     match (text("type"), bits, strategy) {
         ("float", 8, "tensor" | "channel" | "block") if whole && symmetric => {
             let share = match strategy {
@@ -125,6 +134,15 @@ pub(super) fn parts(scheme: &Scheme, n: usize, k: usize) -> Vec<Expected> {
             Expected::any("input_scale", FLOATS, scalar_shapes()).or_absent(),
             Expected::any("input_zero_point", &[Dtype::I8], scalar_shapes()).or_absent(),
         ],
+        Scheme::Int8Outliers => {
+            let columns = outlier_columns(k);
+            vec![
+                Expected::one("weight", &[Dtype::I8], &[n, k]),
+                Expected::any("weight_scale", FLOATS, rows()),
+                Expected::one("outlier_weight", &[Dtype::BF16], &[n, columns]),
+                Expected::one("outlier_columns", &[Dtype::I32], &[columns]),
+            ]
+        }
         Scheme::Grouped { bits, group, zero } => {
             let groups = groups(*group, k);
             let mut parts = vec![
@@ -168,6 +186,17 @@ pub(super) fn read(quantization: &Quantization, module: &Module<'_>, n: usize, k
                 scales = vec![scales[0]; n];
             }
             Ok(StoredWeight::Int8 { n, k, codes, scales })
+        }
+        Scheme::Int8Outliers => {
+            let codes = module.require("weight")?.bytes.iter().map(|code| *code as i8).collect();
+            let part = module.require("outlier_columns")?;
+            let columns = part.integers()?;
+            if !columns.is_sorted_by(|a, b| a < b) || !columns.iter().all(|column| (0..k as i64).contains(column)) {
+                return Err(part.error(&format!("is not an ascending list of columns below {k}")));
+            }
+            let columns = columns.into_iter().map(|column| column as u32).collect();
+            let outliers = module.require("outlier_weight")?.floats()?.into_iter().map(bf16::from_f32).collect();
+            Ok(StoredWeight::Int8Outliers { n, k, codes, scales, columns, outliers })
         }
         Scheme::Grouped { bits, zero, .. } => {
             let shape = module.require("weight_shape")?;

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | this one | [`Quantization`]: which layout, which numbers, and the profile format that takes them over |
 //! | `stored` | [`StoredWeight`]: codes and scales as the file has them, and how exactly a [`HostWeight`] holds them |
+//! | `affine` | [`Affine`]: the group-wise ones |
 //! | `parts` | the tensors of one linear layer, checked before they are read |
 //! | `bits` | codes in 32-bit words |
 //! | `compressed_tensors`, `awq`, `gptq`, `modelopt` | configuration and tensors of each layout |
@@ -18,6 +19,7 @@
 //!
 //! [`HostWeight`]: modelprofile_kernels::HostWeight
 
+mod affine;
 pub(crate) mod awq;
 pub(crate) mod bits;
 pub(crate) mod compressed_tensors;
@@ -29,10 +31,11 @@ mod stored;
 use modelprofile_kernels::FP8_BLOCK;
 use serde_json::Value;
 
-pub use stored::{Affine, Fp8Scales, Rounding, StoredWeight, Zeros};
+pub use affine::{Affine, Zeros};
+pub use stored::{Fp8Scales, Rounding, StoredWeight};
 
 use self::parts::{Expected, Module};
-use crate::{EngineError, ModelConfig, Result, WeightFormat, ZeroPoint};
+use crate::{EngineError, Method, ModelConfig, Result, WeightFormat, ZeroPoint, quantize::Recipe};
 
 /// Configuration file of ModelOpt, beside `config.json`.
 pub(crate) const HF_QUANT_CONFIG: &str = "hf_quant_config.json";
@@ -48,7 +51,7 @@ pub enum Layout {
     Gptq,
     /// NVIDIA ModelOpt, which TensorRT-LLM reads.
     ModelOpt,
-    /// Ours, for what no other layout can say: 4 bits with a free minimum.
+    /// Ours, for what no other layout can say: 4 bits with a free minimum, INT8 with outlier columns in 16 bits.
     ModelProfile,
 }
 
@@ -60,7 +63,7 @@ impl Layout {
             Self::AutoAwq => "autoawq",
             Self::Gptq => "gptq",
             Self::ModelOpt => "modelopt",
-            Self::ModelProfile => compressed_tensors::OWN_METHOD,
+            Self::ModelProfile => "modelprofile",
         }
     }
 }
@@ -88,6 +91,8 @@ pub enum Scheme {
     },
     /// INT8 codes with one scale per output row; activations INT8.
     Int8,
+    /// As [`Self::Int8`], but for some input columns in BF16 (LLM.int8).
+    Int8Outliers,
     /// 4- or 8-bit codes with one scale per group of inputs; activations in 16 bits.
     Grouped {
         /// 4 or 8.
@@ -131,7 +136,9 @@ impl Quantization {
             (None, None) => return Ok(None),
             (None, Some(file)) => modelopt::parse_file(file)?,
             (Some(value), _) => match value.get("quant_method").and_then(Value::as_str).unwrap_or_default() {
-                "compressed-tensors" | compressed_tensors::OWN_METHOD => compressed_tensors::parse(value)?,
+                "compressed-tensors" | compressed_tensors::OWN_METHOD | compressed_tensors::OUTLIERS_METHOD => {
+                    compressed_tensors::parse(value)?
+                }
                 "awq" => awq::parse(value)?,
                 "gptq" => gptq::parse(value)?,
                 "modelopt" => modelopt::parse(value)?,
@@ -151,8 +158,14 @@ impl Quantization {
         Ok(Some(Self { held_group, ..found }))
     }
 
-    /// The profile format that takes the codes over bit for bit; `None` when none of this build's does, and only BF16,
-    /// dequantized, can be made of the checkpoint.
+    /// The recipe that takes the codes over bit for bit; `None` when none of this build's does, and only BF16, dequantized,
+    /// can be made of the checkpoint.
+    pub fn recipe(&self) -> Option<Recipe> {
+        let method = if self.scheme == Scheme::Int8Outliers { Method::LlmInt8 } else { Method::RoundToNearest };
+        self.format().map(|format| Recipe { format, method })
+    }
+
+    /// The format of [`Self::recipe`].
     pub fn format(&self) -> Option<WeightFormat> {
         match self.scheme {
             Scheme::Fp8 { share: Share::Tensor, static_activations: true } => Some(WeightFormat::Fp8Static),
@@ -161,7 +174,7 @@ impl Quantization {
             Scheme::Fp8 { share: Share::Block([FP8_BLOCK, FP8_BLOCK]), .. } => {
                 self.held_group.filter(|group| usize::from(*group) == FP8_BLOCK).map(|_| WeightFormat::Fp8Block)
             }
-            Scheme::Int8 => Some(WeightFormat::Int8),
+            Scheme::Int8 | Scheme::Int8Outliers => Some(WeightFormat::Int8),
             Scheme::Grouped { bits: 4, zero, .. } => self.held_group.map(|group| WeightFormat::Int4 { group, zero }),
             // Groups of 32 hold wider ones: the same scale, several times.
             Scheme::Grouped { zero: ZeroPoint::Symmetric, .. } => self.held_group.map(|_| WeightFormat::Q8_0),
@@ -182,6 +195,7 @@ impl Quantization {
                 format!("FP8 E4M3, a scale per {share}, activation scales {activations}")
             }
             Scheme::Int8 => "INT8, a scale per output row".to_owned(),
+            Scheme::Int8Outliers => "INT8, a scale per output row, outlier columns in BF16".to_owned(),
             Scheme::Grouped { bits, group, zero } => {
                 let group = group.map_or("whole rows".to_owned(), |group| format!("groups of {group}"));
                 let zero = match zero {
@@ -229,14 +243,18 @@ impl Quantization {
     }
 }
 
-/// How users write a format in `--format` and, in capitals and fields, in a manifest.
-pub fn written(format: WeightFormat) -> String {
-    match format {
+/// How users write a recipe in `--format` and, in capitals and fields, in a manifest.
+pub fn written(recipe: Recipe) -> String {
+    let format = match recipe.format {
         WeightFormat::Int4 { group, zero } => format!("INT4:g{group}:{}", format!("{zero:?}").to_lowercase()),
         WeightFormat::Fp8Tensor => "FP8:tensor".to_owned(),
         WeightFormat::Fp8Static => "FP8:static".to_owned(),
         WeightFormat::Fp8Block => "FP8:block".to_owned(),
         other => other.canonical().split('-').next().unwrap_or_default().to_uppercase(),
+    };
+    match recipe.method {
+        Method::RoundToNearest => format,
+        method => format!("{format}:{}", method.canonical()),
     }
 }
 

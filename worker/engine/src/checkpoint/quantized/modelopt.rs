@@ -77,7 +77,7 @@ pub(super) fn parts(scheme: &Scheme, n: usize, k: usize) -> Vec<Expected> {
             Expected::one("pre_quant_scale", FLOATS, &[k]).or_absent(),
             Expected::any("input_scale", FLOATS, scalar_shapes()).or_absent(),
         ],
-        Scheme::Int8 => Vec::new(),
+        Scheme::Int8 | Scheme::Int8Outliers => Vec::new(),
     }
 }
 

@@ -1,8 +1,9 @@
 //! A quantized weight as its file has it, and as our formats hold it.
 
-use half::f16;
+use half::bf16;
 use modelprofile_kernels::{FP8_BLOCK, HostWeight, format::e4m3};
 
+use super::Affine;
 use crate::{EngineError, Result, ZeroPoint};
 
 /// FP8 scales by what shares them.
@@ -21,36 +22,23 @@ pub enum Fp8Scales {
     },
 }
 
-/// Zero points of group-wise codes.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Zeros {
-    /// The middle code, `2^(bits-1)`, everywhere.
-    Middle,
-    /// One per group, `[n, groups]`: `w = s (q - z)`.
-    Integer(Vec<u8>),
-    /// A free minimum per group, `[n, groups]`: `w = s q + m`.
-    Minimum(Vec<f32>),
-}
+impl Fp8Scales {
+    /// All of them.
+    fn values(&self) -> &[f32] {
+        match self {
+            Self::Tensor(scale) => std::slice::from_ref(scale),
+            Self::Rows(values) | Self::Blocks { values, .. } => values,
+        }
+    }
 
-/// Group-wise codes with the scales of the file.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Affine {
-    /// Output features.
-    pub n: usize,
-    /// Input features.
-    pub k: usize,
-    /// 4 or 8.
-    pub bits: u8,
-    /// Inputs per scale; divides `k`.
-    pub group: usize,
-    /// Unsigned codes `[n, k]`, one per byte.
-    pub codes: Vec<u8>,
-    /// `[n, k / group]`, exactly as stored.
-    pub scales: Vec<f32>,
-    /// Zero points.
-    pub zeros: Zeros,
-    /// Group of each input, where that is not `i / group` (GPTQ with activation order and no static groups).
-    pub groups_of: Option<Vec<u32>>,
+    /// The scale of a weight with `k` inputs at a row and column.
+    fn at(&self, row: usize, col: usize, k: usize) -> f32 {
+        match self {
+            Self::Tensor(scale) => *scale,
+            Self::Rows(scales) => scales[row],
+            Self::Blocks { size: [rows, cols], values } => values[row / rows * k.div_ceil(*cols) + col / cols],
+        }
+    }
 }
 
 /// A quantized linear weight, exactly as stored.
@@ -80,6 +68,21 @@ pub enum StoredWeight {
         /// `[n]`.
         scales: Vec<f32>,
     },
+    /// As [`Self::Int8`], but for the outlier columns (LLM.int8).
+    Int8Outliers {
+        /// Output features.
+        n: usize,
+        /// Input features.
+        k: usize,
+        /// `[n, k]`; 0 in the outlier columns.
+        codes: Vec<i8>,
+        /// `[n]`.
+        scales: Vec<f32>,
+        /// The outlier columns, ascending, all below `k`.
+        columns: Vec<u32>,
+        /// Their values `[n, columns]`.
+        outliers: Vec<bf16>,
+    },
     /// Group-wise codes.
     Grouped(Affine),
 }
@@ -106,14 +109,34 @@ impl Rounding {
 }
 
 impl StoredWeight {
-    /// Checks what lengths and types do not say: no NaN code, positive row scales where a zero or negative one has no use.
+    /// Checks what lengths and types do not say of FP8 and INT8: no NaN code, and positive scales of codes that are not 0;
+    /// tools write any scale for rows of zeros. Groups may have scales of both signs, as GGUF's blocks do.
     pub(super) fn check(&self) -> std::result::Result<(), String> {
-        if let Self::Fp8 { codes, k, .. } = self
-            && let Some(at) = codes.iter().position(|code| code & 0x7f == 0x7f)
-        {
-            return Err(format!("the FP8 code at row {}, column {} is NaN", at / k, at % k));
+        match self {
+            Self::Fp8 { codes, k, scales, input_scale, .. } => {
+                if let Some(at) = codes.iter().position(|code| code & 0x7f == 0x7f) {
+                    return Err(format!("the FP8 code at row {}, column {} is NaN", at / k, at % k));
+                }
+                if let Some(scale) = input_scale.filter(|scale| *scale <= 0.0) {
+                    return Err(format!("the scale of the inputs is {scale}, not positive; download the file again"));
+                }
+                let scale = |row, column| scales.at(row, column, *k);
+                check_positive(scales.values(), *k, codes.iter().map(|code| code & 0x7f != 0), scale)
+            }
+            Self::Int8 { codes, k, scales, .. } => {
+                check_positive(scales, *k, codes.iter().map(|code| *code != 0), |row, _| scales[row])
+            }
+            Self::Int8Outliers { codes, k, scales, columns, .. } => {
+                let in_columns = |codes: &[i8]| columns.iter().any(|column| codes[*column as usize] != 0);
+                if let Some(row) = codes.chunks_exact(*k).position(in_columns) {
+                    return Err(format!(
+                        "row {row} has INT8 codes in the outlier columns; quantize the original again"
+                    ));
+                }
+                check_positive(scales, *k, codes.iter().map(|code| *code != 0), |row, _| scales[row])
+            }
+            Self::Grouped(_) => Ok(()),
         }
-        Ok(())
     }
 
     /// The same codes in our storage, with what rounding of scales that takes.
@@ -149,6 +172,11 @@ impl StoredWeight {
             Self::Int8 { n, k, codes, scales } => {
                 Ok((HostWeight::Int8 { n: *n, k: *k, codes: codes.clone(), scales: scales.clone() }, exact))
             }
+            Self::Int8Outliers { n, k, codes, scales, columns, outliers } => {
+                let (codes, scales) = (codes.clone(), scales.clone());
+                let (columns, outliers) = (columns.clone(), outliers.clone());
+                Ok((HostWeight::Int8Outliers { n: *n, k: *k, codes, scales, columns, outliers }, exact))
+            }
             Self::Grouped(affine) => affine.to_host(),
         }
     }
@@ -157,18 +185,20 @@ impl StoredWeight {
     pub fn dequantize(&self) -> Vec<f32> {
         match self {
             Self::Fp8 { n, k, codes, scales, .. } => {
-                let scale = |row: usize, col: usize| match scales {
-                    Fp8Scales::Tensor(scale) => *scale,
-                    Fp8Scales::Rows(scales) => scales[row],
-                    Fp8Scales::Blocks { size: [rows, cols], values } => {
-                        values[row / rows * k.div_ceil(*cols) + col / cols]
-                    }
-                };
-                let values = (0..n * k).map(|i| scale(i / k, i % k) * e4m3::decode(codes[i]));
-                values.collect()
+                (0..n * k).map(|i| scales.at(i / k, i % k, *k) * e4m3::decode(codes[i])).collect()
             }
             Self::Int8 { k, codes, scales, .. } => {
                 codes.iter().enumerate().map(|(i, code)| scales[i / k] * f32::from(*code)).collect()
+            }
+            Self::Int8Outliers { k, codes, scales, columns, outliers, .. } => {
+                let mut values: Vec<f32> =
+                    codes.iter().enumerate().map(|(i, code)| scales[i / k] * f32::from(*code)).collect();
+                for (row, outliers) in values.chunks_exact_mut(*k).zip(outliers.chunks_exact(columns.len().max(1))) {
+                    for (column, value) in columns.iter().zip(outliers) {
+                        row[*column as usize] = value.to_f32();
+                    }
+                }
+                values
             }
             Self::Grouped(affine) => affine.dequantize(),
         }
@@ -202,145 +232,39 @@ impl StoredWeight {
             HostWeight::Int8 { n, k, codes, scales } => {
                 Ok(Self::Int8 { n: *n, k: *k, codes: codes.clone(), scales: scales.clone() })
             }
+            HostWeight::Int8Outliers { n, k, codes, scales, columns, outliers } => Ok(Self::Int8Outliers {
+                n: *n,
+                k: *k,
+                codes: codes.clone(),
+                scales: scales.clone(),
+                columns: columns.clone(),
+                outliers: outliers.clone(),
+            }),
             HostWeight::Grouped { .. } => Affine::from_host(weight, zero).map(Self::Grouped),
-            _ => Err(format!("{:?} is no quantized kind", weight.spec().kind)),
+            HostWeight::Bf16 { .. } => Err(format!("{:?} is no quantized kind", weight.spec().kind)),
         }
     }
 }
 
-impl Affine {
-    /// Groups of a row.
-    pub fn groups(&self) -> usize {
-        self.k / self.group.max(1)
+/// Refuses a scale that is not positive where a code needs it: `used` says of each code, row-major, whether it is not 0.
+fn check_positive(
+    scales: &[f32],
+    k: usize,
+    used: impl Iterator<Item = bool>,
+    scale: impl Fn(usize, usize) -> f32,
+) -> std::result::Result<(), String> {
+    if scales.iter().all(|scale| *scale > 0.0) {
+        return Ok(());
     }
-
-    /// The zero point of a symmetric grid.
-    pub fn middle(&self) -> u8 {
-        1 << (self.bits - 1)
+    let place = |at: usize| (at / k, at % k);
+    let mut bad = used.enumerate().filter(|(_, used)| *used).map(|(at, _)| place(at));
+    match bad.find(|(row, column)| scale(*row, *column) <= 0.0) {
+        None => Ok(()),
+        Some((row, column)) => Err(format!(
+            "the scale at row {row}, column {column} is {}, not positive; download the file again",
+            scale(row, column)
+        )),
     }
-
-    /// Zero points `[n, groups]`; `None` for free minima.
-    pub fn integer_zeros(&self) -> Option<Vec<u8>> {
-        match &self.zeros {
-            Zeros::Middle => Some(vec![self.middle(); self.scales.len()]),
-            Zeros::Integer(zeros) => Some(zeros.clone()),
-            Zeros::Minimum(_) => None,
-        }
-    }
-
-    /// `-z s` or the free minimum of a group. Exact: the product of at most 24 + 8 bits is rounded once.
-    fn minimum(&self, at: usize) -> f32 {
-        match &self.zeros {
-            Zeros::Middle => -f32::from(self.middle()) * self.scales[at],
-            Zeros::Integer(zeros) => -f32::from(zeros[at]) * self.scales[at],
-            Zeros::Minimum(minima) => minima[at],
-        }
-    }
-
-    fn dequantize(&self) -> Vec<f32> {
-        let groups = self.groups();
-        let value = |i: usize| {
-            let (row, col) = (i / self.k, i % self.k);
-            let group = self.groups_of.as_ref().map_or(col / self.group, |of| of[col] as usize);
-            let at = row * groups + group;
-            let code = f32::from(self.codes[i]);
-            match &self.zeros {
-                Zeros::Middle => self.scales[at] * (code - f32::from(self.middle())),
-                Zeros::Integer(zeros) => self.scales[at] * (code - f32::from(zeros[at])),
-                Zeros::Minimum(minima) => self.scales[at] * code + minima[at],
-            }
-        };
-        (0..self.codes.len()).map(value).collect()
-    }
-
-    fn to_host(&self) -> Result<(HostWeight, Rounding)> {
-        if self.groups_of.is_some() {
-            return Err(EngineError::Unsupported(
-                "GPTQ groups in activation order (g_idx is not i / group) in a quantized profile: quantize with \
-                 static_groups, or serve it in BF16, which dequantizes it"
-                    .to_owned(),
-            ));
-        }
-        let held = [128, 64, 32]
-            .into_iter()
-            .find(|held| self.group.is_multiple_of(*held))
-            .ok_or_else(|| EngineError::Unsupported(format!("groups of {}; multiples of 32 are held", self.group)))?;
-        // A wider group is several of ours with the same scale.
-        let copies = self.group / held;
-        let groups = self.groups();
-        let capacity = self.scales.len() * copies;
-        let (mut scales, mut mins) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
-        let mut row_scales = Vec::with_capacity(self.n);
-        let mut rounding = Rounding::default();
-        for (row, stored) in self.scales.chunks_exact(groups.max(1)).enumerate() {
-            let first = row * groups;
-            let row_scale = row_scale(stored, (first..first + groups).map(|at| self.minimum(at)));
-            row_scales.push(row_scale);
-            for (at, scale) in (first..).zip(stored) {
-                let minimum = self.minimum(at);
-                let (s, m) = (f16::from_f32(scale / row_scale), f16::from_f32(minimum / row_scale));
-                rounding.scales = rounding.scales.max(relative(s.to_f32() * row_scale, *scale));
-                rounding.minima = rounding.minima.max(relative(m.to_f32() * row_scale, minimum));
-                scales.extend(std::iter::repeat_n(s, copies));
-                mins.extend(std::iter::repeat_n(m, copies));
-            }
-        }
-        let (n, k, bits, codes) = (self.n, self.k, self.bits, self.codes.clone());
-        Ok((HostWeight::Grouped { n, k, bits, group: held, codes, scales, mins, row_scales }, rounding))
-    }
-
-    fn from_host(weight: &HostWeight, zero: ZeroPoint) -> std::result::Result<Self, String> {
-        let HostWeight::Grouped { n, k, bits, group, codes, scales, mins, row_scales } = weight else {
-            return Err("the weight has no groups".to_owned());
-        };
-        let groups = k / group;
-        let row_scale = |at: usize| row_scales[at / groups.max(1)];
-        let middle = 1u8 << (bits - 1);
-        let top = f32::from(u8::MAX >> (8 - bits));
-        let on_grid = |z: f32, at: usize| f16::from_f32(-z * scales[at].to_f32()) == mins[at];
-        let off =
-            |at: usize| format!("row {}, group {} is not on the {zero:?} grid", at / groups.max(1), at % groups.max(1));
-        let zeros = match zero {
-            ZeroPoint::Symmetric => match (0..scales.len()).find(|at| !on_grid(f32::from(middle), *at)) {
-                None => Zeros::Middle,
-                Some(at) => return Err(off(at)),
-            },
-            ZeroPoint::Integer => {
-                let zero = |at: usize| {
-                    let scale = scales[at].to_f32();
-                    let z = if scale == 0.0 { 0.0 } else { (-mins[at].to_f32() / scale).round().clamp(0.0, top) };
-                    if on_grid(z, at) { Ok(z as u8) } else { Err(off(at)) }
-                };
-                Zeros::Integer((0..scales.len()).map(zero).collect::<std::result::Result<_, _>>()?)
-            }
-            ZeroPoint::Minimum => {
-                Zeros::Minimum(mins.iter().enumerate().map(|(at, m)| m.to_f32() * row_scale(at)).collect())
-            }
-        };
-        let scales = scales.iter().enumerate().map(|(at, s)| s.to_f32() * row_scale(at)).collect();
-        Ok(Self { n: *n, k: *k, bits: *bits, group: *group, codes: codes.clone(), scales, zeros, groups_of: None })
-    }
-}
-
-/// 1 where every scale and minimum of the row lies in FP16's normal range, else the power of two that centres the
-/// largest.
-fn row_scale(scales: &[f32], minima: impl Iterator<Item = f32>) -> f32 {
-    // Between 2^-14 and half of FP16's largest number.
-    let normal = |v: f32| v == 0.0 || (f32::from_bits(0x3880_0000)..=32_752.0).contains(&v.abs());
-    let mut largest = 0.0f32;
-    let mut fits = true;
-    for value in scales.iter().copied().chain(minima) {
-        fits &= normal(value);
-        largest = largest.max(value.abs());
-    }
-    let exponent = largest.to_bits() & 0x7f80_0000;
-    if fits || exponent == 0 { 1.0 } else { f32::from_bits(exponent) }
-}
-
-fn relative(found: f32, expected: f32) -> f32 {
-    let off = found - expected;
-    // Both may be zero.
-    if off.abs() > 0.0 { (off / expected).abs() } else { 0.0 }
 }
 
 #[cfg(test)]

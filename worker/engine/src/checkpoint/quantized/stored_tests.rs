@@ -1,8 +1,10 @@
-use half::bf16;
+use half::{bf16, f16};
 use modelprofile_kernels::{WeightKind, rtn};
 use proptest::prelude::*;
+use rstest::rstest;
 
 use super::*;
+use crate::checkpoint::quantized::Zeros;
 
 /// Two rows of two groups of 32 with the given scales and zero points.
 fn affine(scales: [f32; 4], zeros: Zeros) -> Affine {
@@ -88,6 +90,44 @@ fn fp8_scales_of_a_block_and_of_a_tensor_are_each_applied_where_they_belong() {
     assert!(blocks.to_host().unwrap_err().to_string().contains("block"));
     let (host, _) = weight(Fp8Scales::Tensor(0.5)).to_host().unwrap();
     assert_eq!(host, HostWeight::Fp8 { n: 3, k: 4, codes, scales: vec![0.5; 3] });
+}
+
+/// FP8 of two rows of four: 1 in the first row, zeros of both signs in the second.
+fn fp8(scales: Fp8Scales, input_scale: Option<f32>) -> StoredWeight {
+    StoredWeight::Fp8 { n: 2, k: 4, codes: [[0x38; 4], [0, 0x80, 0, 0]].concat(), scales, input_scale }
+}
+
+/// INT8 of two rows of two, the second zeros.
+fn int8(scales: [f32; 2]) -> StoredWeight {
+    StoredWeight::Int8 { n: 2, k: 2, codes: vec![0, 3, 0, 0], scales: scales.to_vec() }
+}
+
+/// [`int8`] with the second input in 16 bits.
+fn outliers(codes: [i8; 4]) -> StoredWeight {
+    let outliers = vec![bf16::ONE; 2];
+    StoredWeight::Int8Outliers { n: 2, k: 2, codes: codes.to_vec(), scales: vec![1.0; 2], columns: vec![1], outliers }
+}
+
+#[rstest]
+#[case::negative_row(fp8(Fp8Scales::Rows(vec![-0.5, 1.0]), None), "row 0, column 0 is -0.5")]
+#[case::zero_row(fp8(Fp8Scales::Rows(vec![0.0, 1.0]), None), "row 0, column 0 is 0")]
+#[case::negative_tensor(fp8(Fp8Scales::Tensor(-2.0), None), "row 0, column 0 is -2")]
+#[case::block(fp8(Fp8Scales::Blocks { size: [2, 2], values: vec![1.0, -1.0] }, None), "row 0, column 2 is -1")]
+#[case::inputs(fp8(Fp8Scales::Tensor(1.0), Some(0.0)), "scale of the inputs is 0")]
+#[case::int8(int8([-1.0, 1.0]), "row 0, column 1 is -1")]
+#[case::int8_beside_an_outlier(outliers([1, 0, 2, 5]), "row 1 has INT8 codes in the outlier columns")]
+fn scales_of_no_use_are_refused_by_place(#[case] weight: StoredWeight, #[case] expected: &str) {
+    let message = weight.check().unwrap_err();
+    assert!(message.contains(expected), "{message}");
+}
+
+#[rstest]
+#[case::zeros_of_fp8(fp8(Fp8Scales::Rows(vec![0.5, 0.0]), Some(0.1)))]
+#[case::zeros_of_int8(int8([1.0, 0.0]))]
+#[case::outliers(outliers([1, 0, 2, 0]))]
+#[case::negative_groups(StoredWeight::Grouped(affine([1.0, -2.0, 0.0, 4.0], Zeros::Middle)))]
+fn any_scale_stands_over_zeros_and_either_sign_over_groups(#[case] weight: StoredWeight) {
+    assert_eq!(weight.check(), Ok(()));
 }
 
 #[test]
