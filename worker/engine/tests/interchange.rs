@@ -176,6 +176,8 @@ fn the_files_beside_the_weights_come_along() {
         std::fs::write(copy.join(name), name).unwrap();
     }
     let own = artifact(&Checkpoint::open(&copy).unwrap(), SYMMETRIC, cache.path());
+    assert!(!own.join("README.md").exists(), "the original's card speaks of other weights");
+    std::fs::write(own.join("README.md"), "README.md").unwrap();
     let output = cache.path().join("awq");
     export(&Checkpoint::open(&own).unwrap(), Layout::AutoAwq, &output, &mut |_| {}).unwrap();
     for directory in [&own, &output] {

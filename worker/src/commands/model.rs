@@ -83,7 +83,14 @@ impl Fetch {
     }
 }
 
-/// Writes the card of each artifact that has none. A card that cannot be written costs no start.
+/// Tells what to know before what was made of a model is given to others, a line each.
+pub(super) fn print_notes(model: &Located) {
+    for note in licence::publishing_notes(&model.licence) {
+        println!("note: {note}");
+    }
+}
+
+/// Writes the card of each artifact that has none of ours. A card that cannot be written costs no start.
 pub(super) fn write_cards(cache: &Path, artifacts: &[&Artifact], model: &Located, name: &str) {
     // A path says nothing to others; the checkpoint's own name does.
     let base = if model.commit.is_some() || model.label.contains("://") { &model.label } else { name };

@@ -14,6 +14,7 @@ use super::{Entry, FORMAT_VERSION, Manifest, Progress, build};
 use crate::{
     EngineError, Method, Result, WeightFormat,
     checkpoint::Checkpoint,
+    interchange::CARD,
     quantize::{Calibration, Pipeline, Recipe},
 };
 
@@ -105,7 +106,7 @@ impl Store {
     pub fn remove_reference(&self, checkpoint: &Checkpoint) -> Result<u64> {
         let key = Self::key(checkpoint, WeightFormat::Bf16.into(), None);
         let directory = self.root.join(&key);
-        if !directory.exists() || is_a_profile(&directory, checkpoint) {
+        if !directory.exists() || is_a_profile(&directory) {
             return Ok(0);
         }
         let lock_path = self.root.join(format!("{key}.lock"));
@@ -160,11 +161,9 @@ impl Store {
 }
 
 /// Whether something in an artifact's directory says that it is more than a reference to measure with: a quality of its own,
-/// which every profile's artifact has, or a card that is not the copy of the original's.
-fn is_a_profile(directory: &Path, checkpoint: &Checkpoint) -> bool {
-    let card = |directory: &Path| fs::read(directory.join("README.md")).ok();
-    let own_card = card(directory).is_some_and(|own| card(checkpoint.directory()) != Some(own));
-    own_card || directory.join("quality.json").exists()
+/// which every profile's artifact has, or a card.
+fn is_a_profile(directory: &Path) -> bool {
+    directory.join(CARD).exists() || directory.join("quality.json").exists()
 }
 
 fn sync_directory(path: &Path) -> Result<()> {

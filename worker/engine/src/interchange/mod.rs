@@ -31,6 +31,7 @@ use std::{
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
+pub(crate) use companions::CARD;
 pub use companions::companions;
 
 use self::{compressed_tensors::ScaleType, file::TensorFile, gptq::Version, tensor::Tensor};
@@ -229,6 +230,7 @@ fn write(
     }
     let bytes = file.finish()?;
     companions(checkpoint, directory)?;
+    companions::card(checkpoint, directory)?;
     write_json(&directory.join("config.json"), config)?;
     match target.layout {
         Layout::ModelOpt => {

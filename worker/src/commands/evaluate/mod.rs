@@ -43,10 +43,14 @@ use self::{
     result::{Evaluation, Limits, Profile},
     sheets::{Pair, Sheet},
 };
-use crate::quality::{self, Dataset};
+use crate::{
+    quality::{self, Dataset},
+    source::Located,
+};
 
 /// What all parts of an evaluation work on.
 struct Subject {
+    model: Located,
     checkpoint: Checkpoint,
     text: Text,
     candidates: Vec<ProfileSpec>,
@@ -90,12 +94,13 @@ impl Evaluate {
 
     fn subject(&self) -> anyhow::Result<Subject> {
         let model = self.model.as_ref().context("--model names no model")?;
-        let checkpoint = Checkpoint::open(model).context("the checkpoint cannot be read")?;
+        let model = self.fetch.fetch(model, &self.cache.directory())?;
+        let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         let text = Text::load(&checkpoint)?;
         let candidates = self.candidates(checkpoint.config())?;
         let mut calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
         calibration.truncate(super::KV_CALIBRATION_TOKENS);
-        Ok(Subject { checkpoint, text, candidates, calibration })
+        Ok(Subject { model, checkpoint, text, candidates, calibration })
     }
 
     fn artifacts(&self, subject: &Subject) -> anyhow::Result<Vec<Artifact>> {
@@ -103,7 +108,7 @@ impl Evaluate {
         let calibration = self.calibration.needed_by(&self.format, &subject.checkpoint)?;
         let mut backend = self.compute.backend()?;
         let bar = super::progress_bar("preparing");
-        let prepared = subject
+        let prepared: Vec<Artifact> = subject
             .candidates
             .iter()
             .map(|profile| {
@@ -122,6 +127,11 @@ impl Evaluate {
             })
             .collect::<modelprofile_engine::Result<_>>()?;
         bar.finish_and_clear();
+        // A card says that an artifact is more than a reference to measure with, which BF16 mostly is.
+        let made =
+            subject.candidates.iter().zip(&prepared).filter(|(profile, _)| profile.weights != WeightFormat::Bf16);
+        let made: Vec<&Artifact> = made.map(|(_, artifact)| artifact).collect();
+        super::model::write_cards(&self.cache.directory(), &made, &subject.model, subject.checkpoint.name());
         Ok(prepared)
     }
 

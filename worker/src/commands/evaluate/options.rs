@@ -9,7 +9,9 @@ use modelprofile_kernels::KvFormat;
 
 use super::health::{self, Prompt};
 use crate::{
-    commands::{Activations, Cache, Compute, at_least_one, calibration::Calibration, parse_kv, parse_recipe},
+    commands::{
+        Activations, Cache, Compute, at_least_one, calibration::Calibration, model::Fetch, parse_kv, parse_recipe,
+    },
     quality::{self, Dataset},
 };
 
@@ -17,9 +19,11 @@ use crate::{
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub(in crate::commands) struct Evaluate {
-    /// A Hugging Face directory or a GGUF file.
-    #[arg(long, value_name = "PATH", required_unless_present = "score")]
-    pub(super) model: Option<PathBuf>,
+    /// A Hugging Face directory, a GGUF file, or hf://OWNER/NAME, https://HOST/FILE.gguf, pvc://CLAIM/PATH.
+    #[arg(long, value_name = "PATH|URI", required_unless_present = "score")]
+    pub(super) model: Option<String>,
+    #[command(flatten)]
+    pub(super) fetch: Fetch,
     /// Formats to evaluate; the first is the reference of the others.
     #[arg(long, value_delimiter = ',', default_value = "BF16,FP8,INT8,Q4_1", value_parser = parse_recipe)]
     pub(super) format: Vec<Recipe>,

@@ -11,15 +11,23 @@ use modelprofile_engine::{
     quantize::Recipe,
 };
 
-use crate::commands::{Cache, Compute, calibration::Calibration, parse_recipe, progress_bar};
+use crate::commands::{
+    Cache, Compute,
+    calibration::Calibration,
+    model::{Fetch, print_notes, write_cards},
+    parse_recipe, progress_bar,
+};
 
 /// Options of `export hub`.
 #[derive(Debug, Args)]
 pub(super) struct Hub {
-    /// The directory of an artifact (`quantize` prints its key) or of a quantized checkpoint; with `--format` an original
-    /// checkpoint, which is quantized into the cache first.
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    /// The directory of an artifact (`quantize` prints its key) or of a quantized checkpoint, or hf://OWNER/NAME; with
+    /// `--format` an original checkpoint (https://HOST/FILE.gguf and pvc://CLAIM/PATH too), which is quantized into the cache
+    /// first.
+    #[arg(long, value_name = "PATH|URI")]
+    model: String,
+    #[command(flatten)]
+    fetch: Fetch,
     /// What to make of an original checkpoint, as `quantize` takes it: FP8, INT8:smoothquant, INT4:g128:integer:awq, ...
     #[arg(long, value_parser = parse_recipe)]
     format: Option<Recipe>,
@@ -64,11 +72,13 @@ impl From<Layout> for quantized::Layout {
 impl Hub {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let layout = quantized::Layout::from(self.layout);
+        let cache = self.cache.directory();
+        let model = self.fetch.fetch(&self.model, &cache)?;
+        let mut checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         let bar = progress_bar(layout.name());
-        let mut checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
         if let Some(recipe) = self.format {
             let calibration = self.calibration.needed_by(&[recipe], &checkpoint)?;
-            let artifact = Store::new(&self.cache.directory()).prepare_calibrated(
+            let artifact = Store::new(&cache).prepare_calibrated(
                 &mut self.compute.backend()?,
                 self.compute.threads(),
                 &checkpoint,
@@ -80,6 +90,8 @@ impl Hub {
                     bar.set_message(progress.activity);
                 },
             )?;
+            // The export takes it along.
+            write_cards(&cache, &[&artifact], &model, checkpoint.name());
             checkpoint = Checkpoint::open(artifact.directory())?;
         }
         let exported = interchange::export(&checkpoint, layout, &self.output, &mut |progress| {
@@ -91,6 +103,7 @@ impl Hub {
         for note in exported.notes {
             println!("note: {note}");
         }
+        print_notes(&model);
         println!("{}  {} MiB  {}", layout.name(), exported.bytes >> 20, self.output.display());
         Ok(())
     }
