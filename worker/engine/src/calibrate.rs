@@ -20,6 +20,8 @@ const E4M3_MAX: f32 = 448.0;
 const MARGIN: f32 = 1.1;
 /// Changes when the calibration changes.
 const VERSION: u32 = 1;
+/// Tokens of the text that are looked at: largest magnitudes settle early, and a first start waits for it.
+const MOST_TOKENS: usize = 1024;
 /// Tokens of one calibration pass.
 const PASS_TOKENS: usize = 512;
 
@@ -34,8 +36,8 @@ struct Stored {
     v: Vec<f32>,
 }
 
-/// The scales of a model's cache: ones for formats without scales, else found in the cache directory or measured on
-/// `tokens` and stored there.
+/// The scales of a model's cache: ones for formats without scales, else found in the cache directory or measured on the
+/// beginning of a text, `tokens`, and stored there.
 ///
 /// # Errors
 /// [`EngineError::Config`] when FP8 E4M3 is asked for without calibration tokens; errors of the checkpoint and the disk.
@@ -53,6 +55,7 @@ pub fn kv_scales<B: Backend>(
     if tokens.is_empty() {
         return Err(EngineError::Config("an FP8E4M3 KV cache needs calibration tokens".into()));
     }
+    let tokens = &tokens[..tokens.len().min(MOST_TOKENS)];
     let mut hash = Sha256::new();
     hash.update(format!("kv-e4m3 v{VERSION} {}", checkpoint.revision()));
     for token in tokens {

@@ -223,8 +223,7 @@ impl Serve {
         let cache = self.cache.directory();
         let checkpoint = original::open(&model)?;
         let text = Text::load(&checkpoint)?;
-        let mut calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
-        calibration.truncate(super::KV_CALIBRATION_TOKENS);
+        let calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
         let mut config = EngineConfig {
             cache,
             start: None,

@@ -3,8 +3,9 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use serde_json::{Value, json};
@@ -77,4 +78,47 @@ pub(crate) fn artifacts(cache: &Path) -> Vec<(String, PathBuf)> {
     let mut found: Vec<_> = entries.filter(|path| path.is_dir()).map(|path| (format(&path), path)).collect();
     found.sort();
     found
+}
+
+/// Serves the model at `model` with these profiles (the items of `spec.profiles`, a line each), until it logs `until`; the
+/// log.
+pub(crate) fn serve(cache: &Path, model: &Path, profiles: &[&str], until: &str) -> String {
+    let manifest = format!(
+        "apiVersion: modelprofile.dev/v1alpha1
+kind: ModelProfile
+metadata: {{name: tiny}}
+spec:
+  model: {{uri: 'file://{}'}}
+  placement: {{memoryBudget: 1Gi}}
+  quality: {{onFailure: Warn}}
+  profiles:
+  - {}
+",
+        model.display(),
+        profiles.join("\n  - ")
+    );
+    let path = cache.with_extension("yaml");
+    fs::write(&path, manifest).unwrap();
+    let mut child = worker(cache)
+        .args(["serve", "--port", "0", "--admin-port", "0", "--config"])
+        .arg(&path)
+        .env("RUST_LOG", "info")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = String::new();
+    for line in BufReader::new(child.stderr.take().unwrap()).lines().map(|line| line.unwrap()) {
+        log += &line;
+        log.push('\n');
+        if line.contains(until) {
+            break;
+        }
+    }
+    // It may have ended itself.
+    let _ = child.kill();
+    child.wait().unwrap();
+    assert!(log.contains(until), "{until} was never logged:\n{log}");
+    log
 }

@@ -54,7 +54,7 @@ struct Subject {
     checkpoint: Checkpoint,
     text: Text,
     candidates: Vec<ProfileSpec>,
-    /// Tokens that calibrate the scales of the cache.
+    /// Tokens of the text that calibrates the scales of the cache.
     calibration: Vec<u32>,
 }
 
@@ -98,8 +98,7 @@ impl Evaluate {
         let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         let text = Text::load(&checkpoint)?;
         let candidates = self.candidates(checkpoint.config())?;
-        let mut calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
-        calibration.truncate(super::KV_CALIBRATION_TOKENS);
+        let calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
         Ok(Subject { model, checkpoint, text, candidates, calibration })
     }
 
