@@ -62,18 +62,30 @@ impl Fetch {
     /// # Errors
     /// As [`Volumes::fetch`].
     pub(super) fn fetch(&self, model: &str, cache: &Path) -> anyhow::Result<Located> {
-        let uri = source::parse(model).map_err(|message| anyhow::anyhow!(message))?;
+        self.bring(model, &Settings::new(cache, &self.volumes.volumes))
+    }
+
+    /// Brings what describes a model: its weights may be missing, see [`super::original::describe`].
+    ///
+    /// # Errors
+    /// As [`Volumes::fetch`].
+    pub(super) fn describe(&self, model: &str, cache: &Path) -> anyhow::Result<Located> {
         let settings = Settings::new(cache, &self.volumes.volumes);
+        self.bring(model, &Settings { without_weights: true, description: true, ..settings })
+    }
+
+    fn bring(&self, model: &str, settings: &Settings) -> anyhow::Result<Located> {
+        let uri = source::parse(model).map_err(|message| anyhow::anyhow!(message))?;
         let is_path = !model.contains("://");
         let accepted = self.accept_licence.as_deref();
         let mut consent = |licence: &Licence| {
             if is_path && accepted.is_none() { Ok(()) } else { licence::check(licence, accepted) }
         };
         if matches!(uri, ModelUri::File(_)) {
-            return Ok(source::fetch(&uri, None, &settings, &mut consent, &mut |_| {})?);
+            return Ok(source::fetch(&uri, None, settings, &mut consent, &mut |_| {})?);
         }
         let bar = super::progress_bar("download");
-        let located = source::fetch(&uri, self.revision.as_deref(), &settings, &mut consent, &mut |progress| {
+        let located = source::fetch(&uri, self.revision.as_deref(), settings, &mut consent, &mut |progress| {
             bar.set_length(progress.total);
             bar.set_position(progress.done);
             bar.set_message(progress.activity);

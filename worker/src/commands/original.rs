@@ -20,6 +20,14 @@ pub(super) fn open(model: &Located) -> anyhow::Result<Checkpoint> {
     opened.context("the checkpoint cannot be read")
 }
 
+/// Opens what describes a model: a directory's small files, with or without weights beside them, or a GGUF file.
+pub(super) fn describe(model: &Located) -> anyhow::Result<Checkpoint> {
+    match &model.pruned {
+        None => Checkpoint::open_description(&model.path).context("the checkpoint cannot be read"),
+        Some(_) => open(model),
+    }
+}
+
 /// Whether something failed only because the weights were pruned.
 pub(super) fn is_missing(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| matches!(cause.downcast_ref(), Some(EngineError::Pruned { .. })))

@@ -1,6 +1,6 @@
 //! `quantize`: a checkpoint into the artifact cache, with a progress bar.
 
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
 use anyhow::Context;
 use clap::Args;
@@ -11,7 +11,10 @@ use modelprofile_engine::{
     quantize::{Recipe, plan::Speeds},
 };
 
-use super::measure::{Measure, figures};
+use super::{
+    measure::{Measure, figures},
+    original,
+};
 use crate::quality::Dataset;
 
 /// Options of `quantize`.
@@ -26,7 +29,8 @@ pub(super) struct Quantize {
     /// Q4_0, Q8_0; several with commas.
     #[arg(long, value_delimiter = ',', required = true, value_parser = super::parse_recipe)]
     format: Vec<Recipe>,
-    /// Say what it will take in time and memory, here and for models of 8 and 70 billion weights, and stop.
+    /// Say what it will take in time and memory, here and for models of 8 and 70 billion weights, and stop. Of a hub's
+    /// safetensors this fetches no weights.
     #[arg(long)]
     plan: bool,
     #[command(flatten)]
@@ -43,18 +47,15 @@ pub(super) struct Quantize {
 impl Quantize {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let cache = self.cache.directory();
+        if self.plan {
+            return self.print_plan(&cache);
+        }
         let model = self.fetch.fetch(&self.model, &cache)?;
         let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         let store = Store::new(&cache);
         let measure = Measure { checkpoint: &checkpoint, cache: &cache, compute: &self.compute };
         let calibration = self.calibration.needed_by(&self.format, &checkpoint)?;
         let mut backend = self.compute.backend()?;
-        if self.plan {
-            let speeds = Speeds::measure(&mut backend, self.compute.threads())?;
-            let tokens = calibration.as_ref().map(|calibration| calibration.tokens().len());
-            super::plan::print(checkpoint.name(), checkpoint.config(), &self.format, tokens, &speeds);
-            return Ok(());
-        }
         for recipe in self.format {
             let (bar, start) = (super::progress_bar(&recipe.canonical()), Instant::now());
             let artifact = store.prepare_calibrated(
@@ -81,6 +82,17 @@ impl Quantize {
             }
             bar.finish_and_clear();
         }
+        Ok(())
+    }
+
+    /// Prints the plan, from what describes the model alone: who plans has not decided to fetch its weights.
+    fn print_plan(&self, cache: &Path) -> anyhow::Result<()> {
+        let model = self.fetch.describe(&self.model, cache)?;
+        let checkpoint = original::describe(&model)?;
+        let calibration = self.calibration.needed_by(&self.format, &checkpoint)?;
+        let speeds = Speeds::measure(&mut self.compute.backend()?, self.compute.threads())?;
+        let tokens = calibration.as_ref().map(|calibration| calibration.tokens().len());
+        super::plan::print(checkpoint.name(), checkpoint.config(), &self.format, tokens, &speeds);
         Ok(())
     }
 }

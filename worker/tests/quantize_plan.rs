@@ -1,0 +1,46 @@
+//! `quantize --plan`: what it looks at, and what it says.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the test's result")]
+
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod hub;
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod tiny;
+
+use hub::{Hub, ID};
+use tiny::{fail, run, worker};
+
+const WEIGHTS: &str = "model.safetensors";
+
+#[test]
+fn a_plan_fetches_no_weights_and_leaves_nothing_that_passes_for_a_model() {
+    let (hub, cache) = (Hub::start(), tempfile::tempdir().unwrap());
+    for (name, bytes) in tiny::files() {
+        hub.file(&name, &bytes, name == WEIGHTS);
+    }
+    let quantize = |options: &[&str]| {
+        let mut command = worker(cache.path());
+        command.env("HF_ENDPOINT", &hub.url).args(["quantize", "--format", "FP8,INT8:smoothquant", "--model"]);
+        command.arg(format!("hf://{ID}")).args(options);
+        command
+    };
+    let printed = run(&mut quantize(&["--plan"]));
+    assert!(printed.contains(ID) && printed.contains("int8-row-smoothquant"), "{printed}");
+    assert!(hub.hits(WEIGHTS).is_empty() && !cache.path().join("artifacts").exists());
+    // With the weights in the cache, the plan is the same.
+    run(&mut quantize(&["--no-measure"]));
+    assert!(!hub.hits(WEIGHTS).is_empty());
+    assert!(run(&mut quantize(&["--plan"])).contains(ID));
+}
+
+#[test]
+fn a_plan_of_a_licence_that_was_not_accepted_is_refused() {
+    let (hub, cache) = (Hub::start(), tempfile::tempdir().unwrap());
+    hub.card(serde_json::json!({"license": "gemma"}));
+    for (name, bytes) in tiny::files() {
+        hub.file(&name, &bytes, name == WEIGHTS);
+    }
+    let mut command = worker(cache.path());
+    command.env("HF_ENDPOINT", &hub.url).args(["quantize", "--plan", "--format", "FP8", "--model"]);
+    let errors = fail(command.arg(format!("hf://{ID}")));
+    assert!(errors.contains("--accept-licence gemma"), "{errors}");
+}
