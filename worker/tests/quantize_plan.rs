@@ -7,7 +7,7 @@ mod hub;
 mod tiny;
 
 use hub::{Hub, ID};
-use tiny::{fail, run, worker};
+use tiny::{artifacts, fail, run, worker};
 
 const WEIGHTS: &str = "model.safetensors";
 
@@ -43,4 +43,22 @@ fn a_plan_of_a_licence_that_was_not_accepted_is_refused() {
     command.env("HF_ENDPOINT", &hub.url).args(["quantize", "--plan", "--format", "FP8", "--model"]);
     let errors = fail(command.arg(format!("hf://{ID}")));
     assert!(errors.contains("--accept-licence gemma"), "{errors}");
+}
+
+#[test]
+fn the_reference_of_a_measurement_goes_unless_it_was_asked_for_or_there_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, model) = (folder.path().join("cache"), tiny::model(folder.path(), "license: mit\n"));
+    let quantize = |format: &str| {
+        let printed = run(worker(&cache).args(["quantize", "--format", format, "--model"]).arg(&model));
+        assert!(printed.contains("perplexity"), "{printed}");
+        artifacts(&cache).into_iter().map(|(format, _)| format).collect::<Vec<_>>()
+    };
+    assert_eq!(quantize("INT8,FP8"), ["fp8-e4m3-row", "int8-row"]);
+    assert_eq!(quantize("BF16"), ["bf16", "fp8-e4m3-row", "int8-row"]);
+    // As an evaluation of BF16 leaves it, without a card.
+    for name in ["README.md", "quality.json"] {
+        std::fs::remove_file(artifacts(&cache)[0].1.join(name)).unwrap();
+    }
+    assert_eq!(quantize("Q8_0"), ["bf16", "fp8-e4m3-row", "int8-row", "q8_0"]);
 }

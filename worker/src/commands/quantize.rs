@@ -9,11 +9,13 @@ use modelprofile_engine::{
     artifact::{Progress, Store},
     checkpoint::Checkpoint,
     quantize::{Recipe, plan::Speeds},
+    text::Text,
 };
 
 use super::{
     measure::{Measure, figures},
-    original,
+    original::{self, Reference},
+    plan::Measured,
 };
 use crate::quality::Dataset;
 
@@ -35,7 +37,8 @@ pub(super) struct Quantize {
     plan: bool,
     #[command(flatten)]
     calibration: super::calibration::Calibration,
-    /// Do not measure what the artifacts cost in quality. A worker that serves one measures it then.
+    /// Do not measure what the artifacts cost in quality. A worker that serves one measures it then. The BF16 reference that
+    /// is measured against is removed in the end, unless it was there before.
     #[arg(long)]
     no_measure: bool,
     #[command(flatten)]
@@ -53,6 +56,7 @@ impl Quantize {
         let model = self.fetch.fetch(&self.model, &cache)?;
         let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         let store = Store::new(&cache);
+        let reference = Reference::before(&store, &checkpoint);
         let measure = Measure { checkpoint: &checkpoint, cache: &cache, compute: &self.compute };
         let calibration = self.calibration.needed_by(&self.format, &checkpoint)?;
         let mut backend = self.compute.backend()?;
@@ -82,6 +86,7 @@ impl Quantize {
             }
             bar.finish_and_clear();
         }
+        reference.remove_if_new(&store, &checkpoint);
         Ok(())
     }
 
@@ -92,9 +97,18 @@ impl Quantize {
         let calibration = self.calibration.needed_by(&self.format, &checkpoint)?;
         let speeds = Speeds::measure(&mut self.compute.backend()?, self.compute.threads())?;
         let tokens = calibration.as_ref().map(|calibration| calibration.tokens().len());
-        super::plan::print(checkpoint.name(), checkpoint.config(), &self.format, tokens, &speeds);
+        let measured = if self.no_measure { None } else { Some(measured(&checkpoint)?) };
+        super::plan::print(checkpoint.name(), checkpoint.config(), &self.format, tokens, measured.as_ref(), &speeds);
         Ok(())
     }
+}
+
+/// The text that [`Quantize::run`] measures with, as the model cuts it.
+fn measured(checkpoint: &Checkpoint) -> anyhow::Result<Measured> {
+    let (dataset, config) = (Dataset::built_in(), checkpoint.config());
+    let window = dataset.window(config);
+    let tokens = dataset.tokens(&Text::load(checkpoint)?.tokenizer, config)?;
+    Ok(Measured { windows: tokens.len() / window, window })
 }
 
 fn show(bar: &ProgressBar, progress: Progress) {

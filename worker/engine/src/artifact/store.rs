@@ -98,6 +98,11 @@ impl Store {
         })
     }
 
+    /// Whether the BF16 artifact of a checkpoint is there.
+    pub fn has_reference(&self, checkpoint: &Checkpoint) -> bool {
+        self.root.join(Self::key(checkpoint, WeightFormat::Bf16.into(), None)).exists()
+    }
+
     /// Removes the BF16 artifact of a checkpoint if it served nothing but measuring and calibrating: one that is, or was, a
     /// profile's has a measured quality and stays. The bytes that were freed; 0 when there is none, or a process builds or looks it up.
     ///
