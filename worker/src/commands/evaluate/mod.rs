@@ -11,11 +11,13 @@
 //! |---|---|
 //! | `options` | the command line, and what it means |
 //! | `health` | generation through the serving path |
+//! | `needles` | the questions of the long-context test |
 //! | `result` | the result as JSON, verdicts against the limits |
 //! | `report` | HTML and Markdown |
 //! | `sheets` | blind sheets and their count |
 
 mod health;
+mod needles;
 mod options;
 mod report;
 mod result;
@@ -80,16 +82,29 @@ impl Evaluate {
         let windows = tokens.len() / dataset.window(subject.checkpoint.config());
         println!("{} tokens, {windows} windows of {}", tokens.len(), dataset.window(subject.checkpoint.config()));
         print_scores(&scores);
-        let mut generations =
-            if self.skip_generation { Vec::new() } else { self.generate(&subject, &dataset, &artifacts)? };
-        generations.resize(scores.len(), None);
-        let evaluation = self.evaluation(&subject, &dataset, &artifacts, scores, generations);
+        let mut evaluation = self.evaluation(&subject, &dataset, &artifacts, scores);
+        // Answers take long and may fail; the scores stay whatever becomes of them.
+        self.keep(&evaluation, &dataset, &artifacts)?;
+        if !self.skip_generation {
+            let generations = self.generate(&subject, &dataset, &artifacts)?;
+            for (profile, generation) in evaluation.profiles.iter_mut().zip(generations) {
+                profile.generation = Some(generation);
+            }
+            self.keep(&evaluation, &dataset, &artifacts)?;
+        }
         println!();
         print_answers(&evaluation);
         for verdict in evaluation.verdicts(Limits::default()) {
             println!("{verdict}");
         }
-        self.keep(&evaluation, &dataset, &artifacts)
+        for (profile, artifact) in evaluation.profiles.iter().zip(&artifacts) {
+            println!("{}: {}", profile.name, artifact.directory().join(result::FILE).display());
+        }
+        for path in &self.report {
+            report::write(path, &evaluation)?;
+            println!("report: {}", path.display());
+        }
+        Ok(())
     }
 
     fn subject(&self) -> anyhow::Result<Subject> {
@@ -179,7 +194,7 @@ impl Evaluate {
         subject: &Subject,
         dataset: &Dataset,
         artifacts: &[Artifact],
-    ) -> anyhow::Result<Vec<Option<Generation>>> {
+    ) -> anyhow::Result<Vec<Generation>> {
         let prompts = self.prompts()?;
         let plan = Plan {
             prompts: &prompts,
@@ -196,7 +211,7 @@ impl Evaluate {
                 bar.set_length(total as u64);
                 bar.set_position(done as u64);
             })?;
-            generations.push(Some(generation));
+            generations.push(generation);
         }
         bar.finish_and_clear();
         Ok(generations)
@@ -258,9 +273,8 @@ impl Evaluate {
         dataset: &Dataset,
         artifacts: &[Artifact],
         scores: Vec<(String, Score)>,
-        generations: Vec<Option<Generation>>,
     ) -> Evaluation {
-        let profiles = scores.into_iter().zip(generations).enumerate().map(|(index, ((name, score), generation))| {
+        let profiles = scores.into_iter().enumerate().map(|(index, (name, score))| {
             let artifact = artifacts.get(index);
             Profile {
                 name,
@@ -268,7 +282,7 @@ impl Evaluate {
                 weight_bytes: artifact.map_or(0, Artifact::weight_bytes),
                 whole_perplexity: score.perplexity(),
                 comparison: score.comparison(),
-                generation,
+                generation: None,
             }
         });
         Evaluation {
@@ -284,7 +298,7 @@ impl Evaluate {
         }
     }
 
-    /// Writes the result beside each artifact, and the reports.
+    /// Writes the result beside each artifact.
     fn keep(&self, evaluation: &Evaluation, dataset: &Dataset, artifacts: &[Artifact]) -> anyhow::Result<()> {
         for (index, artifact) in artifacts.iter().enumerate() {
             let directory = artifact.directory();
@@ -294,11 +308,6 @@ impl Evaluate {
                 let measured = quality::measured(&evaluation.profiles[index].comparison, dataset);
                 quality::store(directory, &measured)?;
             }
-            println!("{}: {}", evaluation.profiles[index].name, directory.join(result::FILE).display());
-        }
-        for path in &self.report {
-            report::write(path, evaluation)?;
-            println!("report: {}", path.display());
         }
         Ok(())
     }
