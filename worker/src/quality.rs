@@ -1,4 +1,5 @@
-//! What an artifact costs in quality: measured once per artifact and text, kept beside it as `quality.json`.
+//! What an artifact costs in quality: measured once per artifact and text, kept beside it as `quality.json`, or under a name of
+//! its own for another text than the worker's.
 //!
 //! ```text
 //! Dataset -> tokens -> windows -> reference (BF16) and profile -> Comparison -> MeasuredQuality -> quality.json
@@ -24,7 +25,7 @@ use sha2::{Digest, Sha256};
 
 /// The text that quality is measured on when the manifest names none.
 const BUILT_IN: &str = include_str!("texts/evaluation.txt");
-/// Name of the measured quality in an artifact's directory.
+/// Name of the measured quality in an artifact's directory, for the text that comes with the worker.
 pub const FILE: &str = "quality.json";
 /// Tokens of a window where nobody says otherwise; what llama.cpp's perplexity tool takes too.
 pub const WINDOW: usize = 512;
@@ -84,10 +85,8 @@ impl Dataset {
     /// equal measurements.
     pub fn label(&self) -> String {
         use std::fmt::Write;
-        let mut label = format!("{} ", self.name);
-        for byte in &Sha256::digest(self.text.as_bytes())[..6] {
-            let _ = write!(label, "{byte:02x}");
-        }
+        let digest = Sha256::digest(self.text.as_bytes());
+        let mut label = format!("{} {}", self.name, hex(&digest[..6]));
         if self.window != WINDOW {
             let _ = write!(label, ", windows of {}", self.window);
         }
@@ -119,6 +118,20 @@ impl Dataset {
 pub fn leading_token(tokenizer: &Tokenizer) -> anyhow::Result<Option<u32>> {
     let around = tokenizer.encode("", true)?;
     Ok(around.first().copied().filter(|first| tokenizer.bos() == Some(*first)))
+}
+
+/// Name of the file for what has this label. Manifests that measure in different ways share a cache, and none measures again
+/// what another one has overwritten.
+fn file(label: &str) -> String {
+    if label == Dataset::built_in().label() {
+        return FILE.to_owned();
+    }
+    let digest = Sha256::digest(label.as_bytes());
+    format!("quality-{}.json", hex(&digest[..8]))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The quality of an artifact on a text: read beside it, or measured and written there. `progress` first counts the bytes of
@@ -188,8 +201,9 @@ pub fn measured(comparison: &Comparison, dataset: &Dataset) -> MeasuredQuality {
 
 /// What was measured on this text, if it was. A damaged file counts as none: it is measured again.
 pub fn load(directory: &Path, dataset: &Dataset) -> Option<MeasuredQuality> {
-    let found: MeasuredQuality = serde_json::from_str(&fs::read_to_string(directory.join(FILE)).ok()?).ok()?;
-    (found.dataset == dataset.label()).then_some(found)
+    let label = dataset.label();
+    let found: MeasuredQuality = serde_json::from_str(&fs::read_to_string(directory.join(file(&label))).ok()?).ok()?;
+    (found.dataset == label).then_some(found)
 }
 
 /// Keeps a measured quality beside its artifact; a reader sees the old file or the new one, never a part.
@@ -197,7 +211,7 @@ pub fn load(directory: &Path, dataset: &Dataset) -> Option<MeasuredQuality> {
 /// # Errors
 /// Those of the disk.
 pub fn store(directory: &Path, quality: &MeasuredQuality) -> anyhow::Result<()> {
-    write_whole(&directory.join(FILE), serde_json::to_string_pretty(quality)?.as_bytes())
+    write_whole(&directory.join(file(&quality.dataset)), serde_json::to_string_pretty(quality)?.as_bytes())
 }
 
 /// Replaces a file as a whole: written beside it, synced, renamed.
@@ -244,6 +258,21 @@ mod tests {
         fs::write(directory.path().join(FILE), "{\"perplexity\": nul").unwrap();
         assert_eq!(load(directory.path(), &dataset), None);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn each_text_keeps_its_quality_beside_the_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let datasets = [Dataset::built_in(), Dataset::built_in().with_window(64), Dataset::new("file:///a.txt", "abc")];
+        for dataset in &datasets {
+            store(directory.path(), &quality(dataset)).unwrap();
+        }
+        for dataset in &datasets {
+            assert_eq!(load(directory.path(), dataset), Some(quality(dataset)));
+        }
+        let kept: MeasuredQuality =
+            serde_json::from_str(&fs::read_to_string(directory.path().join(FILE)).unwrap()).unwrap();
+        assert_eq!(kept, quality(&datasets[0]), "tools look for the worker's own text under this name");
     }
 
     #[test]

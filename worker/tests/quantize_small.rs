@@ -1,4 +1,4 @@
-//! `quantize --plan`: what it looks at, and what it says.
+//! `quantize` on a small model: what a plan looks at, what a measurement leaves and is kept under.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the test's result")]
 
 #[allow(dead_code, reason = "each test binary uses its part")]
