@@ -20,7 +20,7 @@ use modelprofile_engine::{
     model::ProfileWeights,
     text::{Text, Tokenizer},
 };
-use modelprofile_kernels::{Backend, KvFormat};
+use modelprofile_kernels::{Backend, GroupedActivations, KvFormat};
 use sha2::{Digest, Sha256};
 
 /// The text that quality is measured on when the manifest names none.
@@ -30,13 +30,14 @@ pub const FILE: &str = "quality.json";
 /// Tokens of a window where nobody says otherwise; what llama.cpp's perplexity tool takes too.
 pub const WINDOW: usize = 512;
 
-/// A text with the way it is cut.
+/// A text with the way it is cut and computed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
     name: String,
     text: String,
     window: usize,
     most_tokens: Option<usize>,
+    activations: GroupedActivations,
 }
 
 impl Dataset {
@@ -47,7 +48,13 @@ impl Dataset {
 
     /// A text under the name that users know it by, such as its URI.
     pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { name: name.into(), text: text.into(), window: WINDOW, most_tokens: None }
+        Self {
+            name: name.into(),
+            text: text.into(),
+            window: WINDOW,
+            most_tokens: None,
+            activations: GroupedActivations::default(),
+        }
     }
 
     /// In windows of this many tokens.
@@ -61,6 +68,13 @@ impl Dataset {
     #[must_use]
     pub fn with_most_tokens(mut self, tokens: Option<usize>) -> Self {
         self.most_tokens = tokens;
+        self
+    }
+
+    /// Scored with these activations of group-wise formats: the figures of others are not theirs.
+    #[must_use]
+    pub fn with_activations(mut self, activations: GroupedActivations) -> Self {
+        self.activations = activations;
         self
     }
 
@@ -81,8 +95,8 @@ impl Dataset {
         self.window.min(config.max_positions)
     }
 
-    /// Name, the first 12 digits of the text's SHA-256, and how it is cut where that is not the usual way: equal labels are
-    /// equal measurements.
+    /// Name, the first 12 digits of the text's SHA-256, and how it is cut and computed where that is not the usual way: equal
+    /// labels are equal measurements.
     pub fn label(&self) -> String {
         use std::fmt::Write;
         let digest = Sha256::digest(self.text.as_bytes());
@@ -92,6 +106,9 @@ impl Dataset {
         }
         if let Some(tokens) = self.most_tokens {
             let _ = write!(label, ", {tokens} tokens at most");
+        }
+        if self.activations == GroupedActivations::Bf16 {
+            label.push_str(", BF16 activations");
         }
         label
     }
@@ -245,6 +262,8 @@ mod tests {
         let cut = text.clone().with_window(128).with_most_tokens(Some(1000));
         assert_eq!(cut.label(), "file:///a.txt ba7816bf8f01, windows of 128, 1000 tokens at most");
         assert_ne!(Dataset::new("file:///a.txt", "abd").label(), text.label());
+        let wide = text.with_activations(GroupedActivations::Bf16);
+        assert_eq!(wide.label(), "file:///a.txt ba7816bf8f01, BF16 activations");
     }
 
     #[test]

@@ -62,3 +62,17 @@ fn the_reference_of_a_measurement_goes_unless_it_was_asked_for_or_there_before()
     }
     assert_eq!(quantize("Q8_0"), ["bf16", "fp8-e4m3-row", "int8-row", "q8_0"]);
 }
+
+#[test]
+fn a_quality_with_other_activations_is_not_taken_for_the_served_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, model) = (folder.path().join("cache"), tiny::model(folder.path(), "license: mit\n"));
+    let quantize = |options: &[&str]| {
+        run(worker(&cache).args(["quantize", "--format", "INT4:g32", "--model"]).arg(&model).args(options))
+    };
+    assert!(quantize(&["--activations", "bf16"]).contains("BF16 activations"));
+    let served = artifacts(&cache)[0].1.join("quality.json");
+    assert!(!served.exists(), "a worker computes with INT8 activations unless it is told otherwise");
+    let printed = quantize(&[]);
+    assert!(served.exists() && !printed.contains("BF16 activations"), "{printed}");
+}

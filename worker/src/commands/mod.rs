@@ -91,11 +91,14 @@ enum Activations {
 
 impl Compute {
     fn backend(&self) -> anyhow::Result<Cpu> {
-        let grouped_activations = match self.activations {
+        Ok(Cpu::new(CpuOptions { threads: self.threads(), isa: None, grouped_activations: self.activations() })?)
+    }
+
+    fn activations(&self) -> GroupedActivations {
+        match self.activations {
             Activations::Int8 => GroupedActivations::Int8,
             Activations::Bf16 => GroupedActivations::Bf16,
-        };
-        Ok(Cpu::new(CpuOptions { threads: self.threads(), isa: None, grouped_activations })?)
+        }
     }
 
     fn threads(&self) -> usize {

@@ -9,9 +9,7 @@ use modelprofile_kernels::KvFormat;
 
 use super::health::{self, Prompt};
 use crate::{
-    commands::{
-        Activations, Cache, Compute, at_least_one, calibration::Calibration, model::Fetch, parse_kv, parse_recipe,
-    },
+    commands::{Cache, Compute, at_least_one, calibration::Calibration, model::Fetch, parse_kv, parse_recipe},
     quality::{self, Dataset},
 };
 
@@ -94,7 +92,7 @@ impl Evaluate {
             None => whole,
             Some(count) => whole.map_text(|text| text.chars().take(count).collect()),
         };
-        Ok(cut.with_window(self.window))
+        Ok(cut.with_window(self.window).with_activations(self.compute.activations()))
     }
 
     /// Whether the measurement is the one that the gate would make, so that it need not make it again.
@@ -103,7 +101,6 @@ impl Evaluate {
             && self.characters.is_none()
             && self.window == quality::WINDOW
             && self.kv == KvFormat::Bf16
-            && self.compute.activations == Activations::Int8
             && self.format.first() == Some(&Recipe::from(modelprofile_engine::WeightFormat::Bf16))
     }
 
