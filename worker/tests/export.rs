@@ -9,6 +9,7 @@ mod tiny;
 use std::{fs, path::Path};
 
 use hub::{Hub, ID};
+use modelprofile_engine::checkpoint::Checkpoint;
 use serde_json::json;
 use tiny::{artifacts, fail, run, worker};
 
@@ -96,4 +97,67 @@ fn an_evaluated_artifact_can_be_published_with_its_card() {
     let [(_, bf16), (_, int8)] = &artifacts(&cache)[..] else { panic!("{:?}", artifacts(&cache)) };
     is_its_card(&int8.join("README.md"), "int8-row", "RoundToNearest");
     assert!(!bf16.join("README.md").exists(), "the reference is there to be measured with");
+}
+
+/// Scales of the KV cache in an exported directory: name, value.
+fn kv_scales(directory: &Path) -> Vec<(String, f32)> {
+    let checkpoint = Checkpoint::open(directory).unwrap();
+    assert!(checkpoint.quantization().unwrap().fp8_kv_cache, "the configuration asks for an FP8 cache");
+    let scales = checkpoint.tensors().filter(|tensor| tensor.name.ends_with("_scale") && tensor.cols == 1);
+    let scales = scales.filter(|tensor| [".k_scale", ".v_scale"].iter().any(|end| tensor.name.ends_with(end)));
+    scales.map(|tensor| (tensor.name.to_owned(), tensor.to_f32().unwrap()[0])).collect()
+}
+
+#[test]
+fn an_export_has_the_kv_scales_that_a_worker_calibrates() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, model) = (folder.path().join("cache"), tiny::model(folder.path(), "license: mit\n"));
+    let export = |model: &Path, output: &Path, options: &[&str]| {
+        run(worker(&cache)
+            .args(["export", "hub", "--kv-cache", "fp8", "--output"])
+            .arg(output)
+            .arg("--model")
+            .arg(model)
+            .args(options))
+    };
+    let direct = folder.path().join("direct");
+    export(&model, &direct, &["--layout", "compressed-tensors", "--format", "FP8"]);
+    let scales = kv_scales(&direct);
+    // Two layers.
+    assert_eq!(scales.len(), 4);
+    assert!(scales.iter().all(|(_, scale)| *scale > 0.0 && *scale != 1.0), "{scales:?}");
+    let formats = || artifacts(&cache).into_iter().map(|(format, _)| format).collect::<Vec<_>>();
+    assert_eq!(formats(), ["fp8-e4m3-row"], "the reference of the calibration is gone");
+
+    // A worker finds them, and has measured the same.
+    let files = || fs::read_dir(cache.join("kv-scales")).unwrap().count();
+    tiny::serve(&cache, &model, &["{name: a, weights: {format: FP8}, kvCache: {format: FP8E4M3}}"], "ready");
+    assert_eq!(files(), 1);
+    let stored = fs::read_dir(cache.join("kv-scales")).unwrap().next().unwrap().unwrap().path();
+    let stored: serde_json::Value = serde_json::from_slice(&fs::read(stored).unwrap()).unwrap();
+    let largest = |name: &str, layer: usize| {
+        let heads = &stored[name].as_array().unwrap()[layer * 2..layer * 2 + 2];
+        heads.iter().map(|scale| scale.as_f64().unwrap() as f32).fold(0.0, f32::max)
+    };
+    let expected = [("k", 0), ("v", 0), ("k", 1), ("v", 1)]
+        .map(|(name, layer)| (format!("model.layers.{layer}.self_attn.{name}_scale"), largest(name, layer)));
+    assert_eq!(scales, expected);
+
+    // So has an artifact, whatever it was rounded to.
+    run(worker(&cache).args(["quantize", "--no-measure", "--format", "INT8", "--model"]).arg(&model));
+    let int8 = artifacts(&cache).into_iter().find(|(format, _)| format == "int8-row").unwrap().1;
+    let indirect = folder.path().join("indirect");
+    export(&int8, &indirect, &["--layout", "compressed-tensors"]);
+    assert_eq!((kv_scales(&indirect), files()), (scales, 1));
+}
+
+#[test]
+fn a_layout_without_kv_scales_is_refused_before_anything_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, model) = (folder.path().join("cache"), tiny::model(folder.path(), "license: mit\n"));
+    let options =
+        ["export", "hub", "--kv-cache", "fp8", "--layout", "gptq", "--format", "INT4:g32:symmetric", "--output"];
+    let errors = fail(worker(&cache).args(options).arg(folder.path().join("out")).arg("--model").arg(&model));
+    assert!(errors.contains("compressed-tensors and modelopt have"), "{errors}");
+    assert!(!cache.exists());
 }

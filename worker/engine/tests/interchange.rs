@@ -13,10 +13,10 @@ use modelprofile_engine::{
         quantized::{Layout, Zeros},
     },
     evaluate::Evaluator,
-    interchange::export,
+    interchange::{export, export_with_kv_scales},
     model::ProfileWeights,
 };
-use modelprofile_kernels::KvFormat;
+use modelprofile_kernels::{KvFormat, KvScales};
 use rstest::rstest;
 use serde_json::Value;
 
@@ -161,6 +161,36 @@ fn what_a_layout_cannot_say_is_refused_with_what_can(
     let own = Checkpoint::open(&artifact(&source("llama3-tiny"), format, cache.path())).unwrap();
     let error = export(&own, layout, &cache.path().join("x"), &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains(instead), "{error}");
+}
+
+#[rstest]
+#[case(Layout::CompressedTensors, ["k_scale", "v_scale"])]
+#[case(Layout::ModelOpt, ["k_proj.k_scale", "v_proj.v_scale"])]
+fn calibrated_scales_of_the_kv_cache_are_written_for_each_layer(#[case] layout: Layout, #[case] names: [&str; 2]) {
+    let cache = tempfile::tempdir().unwrap();
+    let own = Checkpoint::open(&artifact(&source("llama3-tiny"), WeightFormat::Fp8, cache.path())).unwrap();
+    assert_eq!((own.config().layers, own.config().kv_heads), (2, 2));
+    let scales = KvScales { k: vec![0.5, 0.25, 0.125, 1.0], v: vec![2.0, 3.0, 5.0, 4.0] };
+    let output = cache.path().join("out");
+    export_with_kv_scales(&own, layout, Some(&scales), &output, &mut |_| {}).unwrap();
+    let written = Checkpoint::open(&output).unwrap();
+    assert!(written.quantization().unwrap().fp8_kv_cache, "the configuration asks for the cache");
+    let scale = |layer: usize, name: &str| {
+        let name = format!("model.layers.{layer}.self_attn.{name}");
+        written.tensors().find(|tensor| tensor.name == name).unwrap().to_f32().unwrap()
+    };
+    let found = [0, 1].map(|layer| names.map(|name| scale(layer, name)));
+    // The largest of a layer's heads: none of them saturates.
+    assert_eq!(found, [[[0.5], [3.0]], [[1.0], [5.0]]]);
+}
+
+#[test]
+fn a_layout_without_scales_of_the_kv_cache_says_which_have_them() {
+    let cache = tempfile::tempdir().unwrap();
+    let own = Checkpoint::open(&artifact(&source("llama3-tiny"), SYMMETRIC, cache.path())).unwrap();
+    let scales = KvScales { k: vec![1.0; 4], v: vec![1.0; 4] };
+    let error = export_with_kv_scales(&own, Layout::Gptq, Some(&scales), &cache.path().join("x"), &mut |_| {});
+    assert!(error.unwrap_err().to_string().contains("compressed-tensors and modelopt have"));
 }
 
 #[test]
