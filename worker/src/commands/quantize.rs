@@ -27,8 +27,8 @@ pub(super) struct Quantize {
     model: String,
     #[command(flatten)]
     fetch: super::model::Fetch,
-    /// BF16, FP8, INT8[:gptq|:smoothquant|:llm-int8], INT4[:g32|:g64|:g128][:symmetric|:integer|:minimum][:awq|:gptq], Q4_1,
-    /// Q4_0, Q8_0; several with commas.
+    /// BF16, FP8[:tensor|:block|:static], INT8[:gptq|:smoothquant|:llm-int8],
+    /// INT4[:g32|:g64|:g128][:symmetric|:integer|:minimum][:awq|:gptq], Q4_1, Q4_0, Q8_0; several with commas.
     #[arg(long, value_delimiter = ',', required = true, value_parser = super::parse_recipe)]
     format: Vec<Recipe>,
     /// Say what it will take in time and memory, here and for models of 8 and 70 billion weights, and stop. Of a hub's
