@@ -45,7 +45,7 @@ pub(super) struct Hub {
     #[arg(long, value_enum)]
     layout: Layout,
     /// Also write scales of an FP8 (E4M3) KV cache, one for the keys and one for the values of each layer: those that a
-    /// worker calibrates, on the same text. In compressed-tensors and modelopt.
+    /// worker calibrates, or on the text of `--calibration`. In compressed-tensors and modelopt.
     #[arg(long, value_enum, value_name = "FORMAT")]
     kv_cache: Option<KvCache>,
     /// A directory that does not exist yet.
