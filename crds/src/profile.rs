@@ -30,7 +30,8 @@ const fn one() -> u32 {
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Weights {
-    /// Storage format: BF16, FP16, FP8 (E4M3), INT8, INT4, or a GGUF type. Required.
+    /// Storage format: BF16, FP16, FP8 (E4M3; a checkpoint that comes in FP8 keeps its own scales), INT8, INT4, or a GGUF type.
+    /// Required.
     pub format: WeightFormat,
     /// How the weights are rounded to the format. Left out: RoundToNearest, which needs no calibration data.
     #[serde(default)]
@@ -70,7 +71,8 @@ pub enum WeightFormat {
     /// IEEE half precision.
     #[serde(rename = "FP16")]
     Fp16,
-    /// FP8 E4M3 weights with one scale per output row; activations FP8 with one dynamic scale per token.
+    /// FP8 E4M3 weights with one scale per output row; activations FP8 with one dynamic scale per token. A checkpoint that comes in
+    /// FP8 keeps its own scales, per tensor or block and static ones too.
     #[serde(rename = "FP8")]
     Fp8,
     /// INT8 weights with one scale per output row; activations INT8 with one dynamic scale per token.

@@ -1,4 +1,5 @@
-//! What an artifact costs in quality: measured once per artifact and text, kept beside it as `quality.json`.
+//! What an artifact costs in quality: measured once per artifact and text, kept beside it as `quality.json`, or under a name of
+//! its own for another text than the worker's.
 //!
 //! ```text
 //! Dataset -> tokens -> windows -> reference (BF16) and profile -> Comparison -> MeasuredQuality -> quality.json
@@ -19,23 +20,24 @@ use modelprofile_engine::{
     model::ProfileWeights,
     text::{Text, Tokenizer},
 };
-use modelprofile_kernels::{Backend, KvFormat};
+use modelprofile_kernels::{Backend, GroupedActivations, KvFormat};
 use sha2::{Digest, Sha256};
 
 /// The text that quality is measured on when the manifest names none.
 const BUILT_IN: &str = include_str!("texts/evaluation.txt");
-/// Name of the measured quality in an artifact's directory.
+/// Name of the measured quality in an artifact's directory, for the text that comes with the worker.
 pub const FILE: &str = "quality.json";
 /// Tokens of a window where nobody says otherwise; what llama.cpp's perplexity tool takes too.
 pub const WINDOW: usize = 512;
 
-/// A text with the way it is cut.
+/// A text with the way it is cut and computed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
     name: String,
     text: String,
     window: usize,
     most_tokens: Option<usize>,
+    activations: GroupedActivations,
 }
 
 impl Dataset {
@@ -46,7 +48,13 @@ impl Dataset {
 
     /// A text under the name that users know it by, such as its URI.
     pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { name: name.into(), text: text.into(), window: WINDOW, most_tokens: None }
+        Self {
+            name: name.into(),
+            text: text.into(),
+            window: WINDOW,
+            most_tokens: None,
+            activations: GroupedActivations::default(),
+        }
     }
 
     /// In windows of this many tokens.
@@ -60,6 +68,13 @@ impl Dataset {
     #[must_use]
     pub fn with_most_tokens(mut self, tokens: Option<usize>) -> Self {
         self.most_tokens = tokens;
+        self
+    }
+
+    /// Scored with these activations of group-wise formats: the figures of others are not theirs.
+    #[must_use]
+    pub fn with_activations(mut self, activations: GroupedActivations) -> Self {
+        self.activations = activations;
         self
     }
 
@@ -80,19 +95,20 @@ impl Dataset {
         self.window.min(config.max_positions)
     }
 
-    /// Name, the first 12 digits of the text's SHA-256, and how it is cut where that is not the usual way: equal labels are
-    /// equal measurements.
+    /// Name, the first 12 digits of the text's SHA-256, and how it is cut and computed where that is not the usual way: equal
+    /// labels are equal measurements.
     pub fn label(&self) -> String {
         use std::fmt::Write;
-        let mut label = format!("{} ", self.name);
-        for byte in &Sha256::digest(self.text.as_bytes())[..6] {
-            let _ = write!(label, "{byte:02x}");
-        }
+        let digest = Sha256::digest(self.text.as_bytes());
+        let mut label = format!("{} {}", self.name, hex(&digest[..6]));
         if self.window != WINDOW {
             let _ = write!(label, ", windows of {}", self.window);
         }
         if let Some(tokens) = self.most_tokens {
             let _ = write!(label, ", {tokens} tokens at most");
+        }
+        if self.activations == GroupedActivations::Bf16 {
+            label.push_str(", BF16 activations");
         }
         label
     }
@@ -119,6 +135,20 @@ impl Dataset {
 pub fn leading_token(tokenizer: &Tokenizer) -> anyhow::Result<Option<u32>> {
     let around = tokenizer.encode("", true)?;
     Ok(around.first().copied().filter(|first| tokenizer.bos() == Some(*first)))
+}
+
+/// Name of the file for what has this label. Manifests that measure in different ways share a cache, and none measures again
+/// what another one has overwritten.
+fn file(label: &str) -> String {
+    if label == Dataset::built_in().label() {
+        return FILE.to_owned();
+    }
+    let digest = Sha256::digest(label.as_bytes());
+    format!("quality-{}.json", hex(&digest[..8]))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The quality of an artifact on a text: read beside it, or measured and written there. `progress` first counts the bytes of
@@ -188,8 +218,9 @@ pub fn measured(comparison: &Comparison, dataset: &Dataset) -> MeasuredQuality {
 
 /// What was measured on this text, if it was. A damaged file counts as none: it is measured again.
 pub fn load(directory: &Path, dataset: &Dataset) -> Option<MeasuredQuality> {
-    let found: MeasuredQuality = serde_json::from_str(&fs::read_to_string(directory.join(FILE)).ok()?).ok()?;
-    (found.dataset == dataset.label()).then_some(found)
+    let label = dataset.label();
+    let found: MeasuredQuality = serde_json::from_str(&fs::read_to_string(directory.join(file(&label))).ok()?).ok()?;
+    (found.dataset == label).then_some(found)
 }
 
 /// Keeps a measured quality beside its artifact; a reader sees the old file or the new one, never a part.
@@ -197,7 +228,7 @@ pub fn load(directory: &Path, dataset: &Dataset) -> Option<MeasuredQuality> {
 /// # Errors
 /// Those of the disk.
 pub fn store(directory: &Path, quality: &MeasuredQuality) -> anyhow::Result<()> {
-    write_whole(&directory.join(FILE), serde_json::to_string_pretty(quality)?.as_bytes())
+    write_whole(&directory.join(file(&quality.dataset)), serde_json::to_string_pretty(quality)?.as_bytes())
 }
 
 /// Replaces a file as a whole: written beside it, synced, renamed.
@@ -231,6 +262,8 @@ mod tests {
         let cut = text.clone().with_window(128).with_most_tokens(Some(1000));
         assert_eq!(cut.label(), "file:///a.txt ba7816bf8f01, windows of 128, 1000 tokens at most");
         assert_ne!(Dataset::new("file:///a.txt", "abd").label(), text.label());
+        let wide = text.with_activations(GroupedActivations::Bf16);
+        assert_eq!(wide.label(), "file:///a.txt ba7816bf8f01, BF16 activations");
     }
 
     #[test]
@@ -244,6 +277,21 @@ mod tests {
         fs::write(directory.path().join(FILE), "{\"perplexity\": nul").unwrap();
         assert_eq!(load(directory.path(), &dataset), None);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn each_text_keeps_its_quality_beside_the_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let datasets = [Dataset::built_in(), Dataset::built_in().with_window(64), Dataset::new("file:///a.txt", "abc")];
+        for dataset in &datasets {
+            store(directory.path(), &quality(dataset)).unwrap();
+        }
+        for dataset in &datasets {
+            assert_eq!(load(directory.path(), dataset), Some(quality(dataset)));
+        }
+        let kept: MeasuredQuality =
+            serde_json::from_str(&fs::read_to_string(directory.path().join(FILE)).unwrap()).unwrap();
+        assert_eq!(kept, quality(&datasets[0]), "tools look for the worker's own text under this name");
     }
 
     #[test]

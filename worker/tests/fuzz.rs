@@ -121,12 +121,12 @@ fn model_cards_and_licence_files() {
 
 #[test]
 fn measured_qualities() {
-    let dataset = Dataset::new("a text", "abc");
+    let dataset = Dataset::built_in();
     let samples = || {
         let quality = json!({
             "perplexity": 12.5, "referencePerplexity": 12.0, "meanKLDivergence": 0.01, "p99KLDivergence": 0.2,
             "top1AgreementPercent": 97.5, "rmsProbabilityChangePercent": 1.5, "tokens": 4096,
-            "dataset": Dataset::new("a text", "abc").label(), "measuredAt": "2024-01-01T00:00:00Z",
+            "dataset": Dataset::built_in().label(), "measuredAt": "2024-01-01T00:00:00Z",
         });
         let text = quality.to_string();
         vec![sample("quality", &[(quality::FILE, text.as_bytes())], &["1e999", "-1", "NaN", "null"])]

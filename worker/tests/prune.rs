@@ -4,6 +4,8 @@
 
 #[allow(dead_code, reason = "each test binary uses its part")]
 mod hub;
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod tiny;
 
 use std::{
     fs,
@@ -16,27 +18,10 @@ use hub::{COMMIT, Hub, ID};
 use modelprofile_api::ModelUri;
 use modelprofile_engine::checkpoint::{Checkpoint, SourceDtype, testing::tiny_llama};
 use modelprofile_worker::source::{Endpoint, Located, Settings, SourceError, fetch, prune};
-use serde_json::{Value, json};
 use tempfile::TempDir;
+use tiny::{data, tokenizer};
 
 const WEIGHTS: &str = "model.safetensors";
-
-fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("engine/tests/data").join(name)
-}
-
-/// A tokenizer of 128 words, to which all others are unknown.
-fn tokenizer() -> String {
-    let word = |id: usize| if id == 0 { "<unk>".to_owned() } else { format!("w{id}") };
-    let vocab: serde_json::Map<String, Value> = (0..128).map(|id| (word(id), json!(id))).collect();
-    json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
-    })
-    .to_string()
-}
 
 /// A repository with a checkpoint of the engine's tests.
 fn repository(hub: &Hub, name: &str) {

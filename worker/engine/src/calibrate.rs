@@ -1,7 +1,11 @@
 //! Static scales of an FP8 E4M3 KV cache: measured once per model on a BF16 pass over calibration tokens, kept as an
 //! artifact of their own, shared by all profiles. They never change during the life of a cache.
 
-use std::{fs, ops::Range, path::Path};
+use std::{
+    fs,
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use modelprofile_kernels::{BLOCK_TOKENS, Backend, HostTensor, KvFormat, KvLayout, KvScales, SequenceSpan, StepPlan};
 use serde::{Deserialize, Serialize};
@@ -20,6 +24,8 @@ const E4M3_MAX: f32 = 448.0;
 const MARGIN: f32 = 1.1;
 /// Changes when the calibration changes.
 const VERSION: u32 = 1;
+/// Tokens of the text that are looked at: largest magnitudes settle early, and a first start waits for it.
+const MOST_TOKENS: usize = 1024;
 /// Tokens of one calibration pass.
 const PASS_TOKENS: usize = 512;
 
@@ -34,8 +40,8 @@ struct Stored {
     v: Vec<f32>,
 }
 
-/// The scales of a model's cache: ones for formats without scales, else found in the cache directory or measured on
-/// `tokens` and stored there.
+/// The scales of a model's cache: ones for formats without scales, else found in the cache directory or measured on the
+/// beginning of a text, `tokens`, and stored there.
 ///
 /// # Errors
 /// [`EngineError::Config`] when FP8 E4M3 is asked for without calibration tokens; errors of the checkpoint and the disk.
@@ -53,14 +59,8 @@ pub fn kv_scales<B: Backend>(
     if tokens.is_empty() {
         return Err(EngineError::Config("an FP8E4M3 KV cache needs calibration tokens".into()));
     }
-    let mut hash = Sha256::new();
-    hash.update(format!("kv-e4m3 v{VERSION} {}", checkpoint.revision()));
-    for token in tokens {
-        hash.update(token.to_le_bytes());
-    }
-    let key = crate::artifact::hex(&hash.finalize())[..32].to_owned();
-    let directory = cache.join("kv-scales");
-    let path = directory.join(format!("{key}.json"));
+    let tokens = beginning(tokens);
+    let path = place(cache, checkpoint.revision(), tokens);
     if let Some(scales) = load(&path, checkpoint.revision(), layout) {
         return Ok(scales);
     }
@@ -77,12 +77,34 @@ pub fn kv_scales<B: Backend>(
     };
     let text = serde_json::to_string(&stored)
         .map_err(|e| EngineError::Artifact { path: path.display().to_string(), message: e.to_string() })?;
-    let temporary = directory.join(format!("{key}.tmp-{}", std::process::id()));
-    fs::create_dir_all(&directory)
+    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
+    fs::create_dir_all(path.parent().unwrap_or(cache))
         .and_then(|()| fs::write(&temporary, text))
         .and_then(|()| fs::rename(&temporary, &path))
         .map_err(|e| EngineError::io(&path, e))?;
     Ok(scales)
+}
+
+/// The scales that [`kv_scales`] has measured on this text for a checkpoint of this revision, if it has: all artifacts of a
+/// checkpoint have its scales, because no method changes what the cache holds.
+pub fn found(cache: &Path, revision: &str, layout: &KvLayout, tokens: &[u32]) -> Option<KvScales> {
+    load(&place(cache, revision, beginning(tokens)), revision, layout)
+}
+
+/// What is looked at of a text.
+fn beginning(tokens: &[u32]) -> &[u32] {
+    &tokens[..tokens.len().min(MOST_TOKENS)]
+}
+
+/// The file of a checkpoint's scales on these tokens.
+fn place(cache: &Path, revision: &str, tokens: &[u32]) -> PathBuf {
+    let mut hash = Sha256::new();
+    hash.update(format!("kv-e4m3 v{VERSION} {revision}"));
+    for token in tokens {
+        hash.update(token.to_le_bytes());
+    }
+    let key = &crate::artifact::hex(&hash.finalize())[..32];
+    cache.join("kv-scales").join(format!("{key}.json"))
 }
 
 /// Stored scales, if they are whole and belong here.

@@ -13,11 +13,11 @@ use modelprofile_engine::{
         quantized::{Layout, Zeros},
     },
     evaluate::Evaluator,
-    interchange::export,
+    interchange::{export, export_with_kv_scales},
     model::ProfileWeights,
     quantize::{Calibration, Recipe},
 };
-use modelprofile_kernels::KvFormat;
+use modelprofile_kernels::{KvFormat, KvScales};
 use rstest::rstest;
 use serde_json::Value;
 
@@ -228,6 +228,36 @@ fn what_a_layout_cannot_say_is_refused_with_what_can(
     assert!(error.contains(instead), "{error}");
 }
 
+#[rstest]
+#[case(Layout::CompressedTensors, ["k_scale", "v_scale"])]
+#[case(Layout::ModelOpt, ["k_proj.k_scale", "v_proj.v_scale"])]
+fn calibrated_scales_of_the_kv_cache_are_written_for_each_layer(#[case] layout: Layout, #[case] names: [&str; 2]) {
+    let cache = tempfile::tempdir().unwrap();
+    let own = Checkpoint::open(&artifact(&source("llama3-tiny"), WeightFormat::Fp8, cache.path())).unwrap();
+    assert_eq!((own.config().layers, own.config().kv_heads), (2, 2));
+    let scales = KvScales { k: vec![0.5, 0.25, 0.125, 1.0], v: vec![2.0, 3.0, 5.0, 4.0] };
+    let output = cache.path().join("out");
+    export_with_kv_scales(&own, layout, Some(&scales), &output, &mut |_| {}).unwrap();
+    let written = Checkpoint::open(&output).unwrap();
+    assert!(written.quantization().unwrap().fp8_kv_cache, "the configuration asks for the cache");
+    let scale = |layer: usize, name: &str| {
+        let name = format!("model.layers.{layer}.self_attn.{name}");
+        written.tensors().find(|tensor| tensor.name == name).unwrap().to_f32().unwrap()
+    };
+    let found = [0, 1].map(|layer| names.map(|name| scale(layer, name)));
+    // The largest of a layer's heads: none of them saturates.
+    assert_eq!(found, [[[0.5], [3.0]], [[1.0], [5.0]]]);
+}
+
+#[test]
+fn a_layout_without_scales_of_the_kv_cache_says_which_have_them() {
+    let cache = tempfile::tempdir().unwrap();
+    let own = Checkpoint::open(&artifact(&source("llama3-tiny"), SYMMETRIC, cache.path())).unwrap();
+    let scales = KvScales { k: vec![1.0; 4], v: vec![1.0; 4] };
+    let error = export_with_kv_scales(&own, Layout::Gptq, Some(&scales), &cache.path().join("x"), &mut |_| {});
+    assert!(error.unwrap_err().to_string().contains("compressed-tensors and modelopt have"));
+}
+
 #[test]
 fn the_files_beside_the_weights_come_along() {
     let cache = tempfile::tempdir().unwrap();
@@ -241,6 +271,8 @@ fn the_files_beside_the_weights_come_along() {
         std::fs::write(copy.join(name), name).unwrap();
     }
     let own = artifact(&Checkpoint::open(&copy).unwrap(), SYMMETRIC, cache.path());
+    assert!(!own.join("README.md").exists(), "the original's card speaks of other weights");
+    std::fs::write(own.join("README.md"), "README.md").unwrap();
     let output = cache.path().join("awq");
     export(&Checkpoint::open(&own).unwrap(), Layout::AutoAwq, &output, &mut |_| {}).unwrap();
     for directory in [&own, &output] {

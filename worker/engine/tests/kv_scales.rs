@@ -36,4 +36,7 @@ fn scales_are_measured_once_for_both_profiles_and_again_for_another_text() {
     let other = run((1..65).collect());
     assert_eq!(other.len(), 2, "another text has another key");
     assert!(other.is_superset(&first));
+    // A start does not wait for a long text: its beginning is enough.
+    let text = |last: u32| -> Vec<u32> { (0..1024).map(|i| i % 100).chain([last]).collect() };
+    assert_eq!(run(text(3)), run(text(4)));
 }

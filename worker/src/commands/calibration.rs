@@ -44,11 +44,15 @@ impl Calibration {
 
     /// The sequences.
     pub(in crate::commands) fn sequences(&self, checkpoint: &Checkpoint) -> anyhow::Result<Sequences> {
+        Ok(Sequences::new(&self.tokens(checkpoint)?, self.calibration_tokens, self.calibration_seed)?)
+    }
+
+    /// The whole text.
+    pub(in crate::commands) fn tokens(&self, checkpoint: &Checkpoint) -> anyhow::Result<Vec<u32>> {
         let text = match &self.calibration_file {
             None => super::CALIBRATION.to_owned(),
             Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
         };
-        let tokens = Text::load(checkpoint)?.tokenizer.encode(&text, false)?;
-        Ok(Sequences::new(&tokens, self.calibration_tokens, self.calibration_seed)?)
+        Ok(Text::load(checkpoint)?.tokenizer.encode(&text, false)?)
     }
 }

@@ -60,9 +60,10 @@ impl Measure<'_> {
         dataset: &Dataset,
         progress: &mut dyn FnMut(Progress),
     ) -> anyhow::Result<MeasuredQuality> {
-        match load(artifact.directory(), dataset) {
+        let dataset = dataset.clone().with_activations(self.compute.activations());
+        match load(artifact.directory(), &dataset) {
             Some(found) => Ok(found),
-            None => measure_or_load(self.compute.backend()?, self.cache, self.checkpoint, artifact, dataset, progress),
+            None => measure_or_load(self.compute.backend()?, self.cache, self.checkpoint, artifact, &dataset, progress),
         }
     }
 }

@@ -23,9 +23,6 @@ use modelprofile_kernels::{
 
 /// Text that calibration looks at when the manifest names none.
 const CALIBRATION: &str = include_str!("../texts/calibration.txt");
-/// Tokens of it that the scales of an FP8 E4M3 KV cache are measured on: largest magnitudes settle early, and a first
-/// start waits for it.
-const KV_CALIBRATION_TOKENS: usize = 1024;
 
 /// Serves one language model at several precisions and changes precision in place.
 #[derive(Debug, Parser)]
@@ -94,11 +91,14 @@ enum Activations {
 
 impl Compute {
     fn backend(&self) -> anyhow::Result<Cpu> {
-        let grouped_activations = match self.activations {
+        Ok(Cpu::new(CpuOptions { threads: self.threads(), isa: None, grouped_activations: self.activations() })?)
+    }
+
+    fn activations(&self) -> GroupedActivations {
+        match self.activations {
             Activations::Int8 => GroupedActivations::Int8,
             Activations::Bf16 => GroupedActivations::Bf16,
-        };
-        Ok(Cpu::new(CpuOptions { threads: self.threads(), isa: None, grouped_activations })?)
+        }
     }
 
     fn threads(&self) -> usize {

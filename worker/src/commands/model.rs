@@ -62,18 +62,30 @@ impl Fetch {
     /// # Errors
     /// As [`Volumes::fetch`].
     pub(super) fn fetch(&self, model: &str, cache: &Path) -> anyhow::Result<Located> {
-        let uri = source::parse(model).map_err(|message| anyhow::anyhow!(message))?;
+        self.bring(model, &Settings::new(cache, &self.volumes.volumes))
+    }
+
+    /// Brings what describes a model: its weights may be missing, see [`super::original::describe`].
+    ///
+    /// # Errors
+    /// As [`Volumes::fetch`].
+    pub(super) fn describe(&self, model: &str, cache: &Path) -> anyhow::Result<Located> {
         let settings = Settings::new(cache, &self.volumes.volumes);
+        self.bring(model, &Settings { without_weights: true, description: true, ..settings })
+    }
+
+    fn bring(&self, model: &str, settings: &Settings) -> anyhow::Result<Located> {
+        let uri = source::parse(model).map_err(|message| anyhow::anyhow!(message))?;
         let is_path = !model.contains("://");
         let accepted = self.accept_licence.as_deref();
         let mut consent = |licence: &Licence| {
             if is_path && accepted.is_none() { Ok(()) } else { licence::check(licence, accepted) }
         };
         if matches!(uri, ModelUri::File(_)) {
-            return Ok(source::fetch(&uri, None, &settings, &mut consent, &mut |_| {})?);
+            return Ok(source::fetch(&uri, None, settings, &mut consent, &mut |_| {})?);
         }
         let bar = super::progress_bar("download");
-        let located = source::fetch(&uri, self.revision.as_deref(), &settings, &mut consent, &mut |progress| {
+        let located = source::fetch(&uri, self.revision.as_deref(), settings, &mut consent, &mut |progress| {
             bar.set_length(progress.total);
             bar.set_position(progress.done);
             bar.set_message(progress.activity);
@@ -83,7 +95,14 @@ impl Fetch {
     }
 }
 
-/// Writes the card of each artifact that has none. A card that cannot be written costs no start.
+/// Tells what to know before what was made of a model is given to others, a line each.
+pub(super) fn print_notes(model: &Located) {
+    for note in licence::publishing_notes(&model.licence) {
+        println!("note: {note}");
+    }
+}
+
+/// Writes the card of each artifact that has none of ours. A card that cannot be written costs no start.
 pub(super) fn write_cards(cache: &Path, artifacts: &[&Artifact], model: &Located, name: &str) {
     // A path says nothing to others; the checkpoint's own name does.
     let base = if model.commit.is_some() || model.label.contains("://") { &model.label } else { name };

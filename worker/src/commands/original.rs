@@ -20,9 +20,46 @@ pub(super) fn open(model: &Located) -> anyhow::Result<Checkpoint> {
     opened.context("the checkpoint cannot be read")
 }
 
+/// Opens what describes a model: a directory's small files, with or without weights beside them, or a GGUF file.
+pub(super) fn describe(model: &Located) -> anyhow::Result<Checkpoint> {
+    match &model.pruned {
+        None => Checkpoint::open_description(&model.path).context("the checkpoint cannot be read"),
+        Some(_) => open(model),
+    }
+}
+
 /// Whether something failed only because the weights were pruned.
 pub(super) fn is_missing(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| matches!(cause.downcast_ref(), Some(EngineError::Pruned { .. })))
+}
+
+/// The BF16 artifact that quality is measured against, and scales are, while a command runs: as large as the original twice,
+/// and of no use to whoever asked for another format.
+pub(super) struct Reference {
+    was_there: bool,
+}
+
+impl Reference {
+    /// Takes note of whether it is there before the command makes it.
+    pub(super) fn before(store: &Store, checkpoint: &Checkpoint) -> Self {
+        Self { was_there: store.has_reference(checkpoint) }
+    }
+
+    /// Removes one that the command has made for itself; one that a profile serves from stays.
+    pub(super) fn remove_if_new(self, store: &Store, checkpoint: &Checkpoint) {
+        if !self.was_there {
+            remove_reference(store, checkpoint);
+        }
+    }
+}
+
+/// Removes the reference unless it is a profile's artifact. What fails is a warning: it only takes room.
+fn remove_reference(store: &Store, checkpoint: &Checkpoint) {
+    match store.remove_reference(checkpoint) {
+        Ok(0) => {}
+        Ok(bytes) => tracing::info!(mib = bytes >> 20, "the BF16 reference was pruned"),
+        Err(error) => tracing::warn!(%error, "the BF16 reference could not be pruned"),
+    }
 }
 
 /// What to prune, and what has to be remembered of it.
@@ -35,11 +72,7 @@ impl Original {
     /// Removes the reference that was only measured with, and takes note of what the checkpoint is. What fails is a warning:
     /// a start does not depend on it.
     pub(super) fn of(model: Located, checkpoint: &Checkpoint, cache: &Path) -> Option<Self> {
-        match Store::new(cache).remove_reference(checkpoint) {
-            Ok(0) => {}
-            Ok(bytes) => tracing::info!(mib = bytes >> 20, "the BF16 reference was pruned"),
-            Err(error) => tracing::warn!(%error, "the BF16 reference could not be pruned"),
-        }
+        remove_reference(&Store::new(cache), checkpoint);
         if model.pruned.is_some() {
             return Some(Self { model, remains: None });
         }

@@ -1,6 +1,6 @@
 //! `quantize`: a checkpoint into the artifact cache, with a progress bar.
 
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
 use anyhow::Context;
 use clap::Args;
@@ -9,9 +9,14 @@ use modelprofile_engine::{
     artifact::{Progress, Store},
     checkpoint::Checkpoint,
     quantize::{Recipe, plan::Speeds},
+    text::Text,
 };
 
-use super::measure::{Measure, figures};
+use super::{
+    measure::{Measure, figures},
+    original::{self, Reference},
+    plan::Measured,
+};
 use crate::quality::Dataset;
 
 /// Options of `quantize`.
@@ -22,16 +27,18 @@ pub(super) struct Quantize {
     model: String,
     #[command(flatten)]
     fetch: super::model::Fetch,
-    /// BF16, FP8, INT8[:gptq|:smoothquant|:llm-int8], INT4[:g32|:g64|:g128][:symmetric|:integer|:minimum][:awq|:gptq], Q4_1,
-    /// Q4_0, Q8_0; several with commas.
+    /// BF16, FP8[:tensor|:block|:static], INT8[:gptq|:smoothquant|:llm-int8],
+    /// INT4[:g32|:g64|:g128][:symmetric|:integer|:minimum][:awq|:gptq], Q4_1, Q4_0, Q8_0; several with commas.
     #[arg(long, value_delimiter = ',', required = true, value_parser = super::parse_recipe)]
     format: Vec<Recipe>,
-    /// Say what it will take in time and memory, here and for models of 8 and 70 billion weights, and stop.
+    /// Say what it will take in time and memory, here and for models of 8 and 70 billion weights, and stop. Of a hub's
+    /// safetensors this fetches no weights.
     #[arg(long)]
     plan: bool,
     #[command(flatten)]
     calibration: super::calibration::Calibration,
-    /// Do not measure what the artifacts cost in quality. A worker that serves one measures it then.
+    /// Do not measure what the artifacts cost in quality. A worker that serves one measures it then. The BF16 reference that
+    /// is measured against is removed in the end, unless it was there before.
     #[arg(long)]
     no_measure: bool,
     #[command(flatten)]
@@ -43,20 +50,18 @@ pub(super) struct Quantize {
 impl Quantize {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let cache = self.cache.directory();
+        if self.plan {
+            return self.print_plan(&cache);
+        }
         let model = self.fetch.fetch(&self.model, &cache)?;
         let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         // A format that does not fit is not found out after hours of another.
         self.format.iter().try_for_each(|recipe| recipe.fits(checkpoint.config()))?;
         let store = Store::new(&cache);
+        let reference = Reference::before(&store, &checkpoint);
         let measure = Measure { checkpoint: &checkpoint, cache: &cache, compute: &self.compute };
         let calibration = self.calibration.needed_by(&self.format, &checkpoint)?;
         let mut backend = self.compute.backend()?;
-        if self.plan {
-            let speeds = Speeds::measure(&mut backend, self.compute.threads())?;
-            let tokens = calibration.as_ref().map(|calibration| calibration.tokens().len());
-            super::plan::print(checkpoint.name(), checkpoint.config(), &self.format, tokens, &speeds);
-            return Ok(());
-        }
         for recipe in self.format {
             let (bar, start) = (super::progress_bar(&recipe.canonical()), Instant::now());
             let artifact = store.prepare_calibrated(
@@ -83,8 +88,29 @@ impl Quantize {
             }
             bar.finish_and_clear();
         }
+        reference.remove_if_new(&store, &checkpoint);
         Ok(())
     }
+
+    /// Prints the plan, from what describes the model alone: who plans has not decided to fetch its weights.
+    fn print_plan(&self, cache: &Path) -> anyhow::Result<()> {
+        let model = self.fetch.describe(&self.model, cache)?;
+        let checkpoint = original::describe(&model)?;
+        let calibration = self.calibration.needed_by(&self.format, &checkpoint)?;
+        let speeds = Speeds::measure(&mut self.compute.backend()?, self.compute.threads())?;
+        let tokens = calibration.as_ref().map(|calibration| calibration.tokens().len());
+        let measured = if self.no_measure { None } else { Some(measured(&checkpoint)?) };
+        super::plan::print(checkpoint.name(), checkpoint.config(), &self.format, tokens, measured.as_ref(), &speeds);
+        Ok(())
+    }
+}
+
+/// The text that [`Quantize::run`] measures with, as the model cuts it.
+fn measured(checkpoint: &Checkpoint) -> anyhow::Result<Measured> {
+    let (dataset, config) = (Dataset::built_in(), checkpoint.config());
+    let window = dataset.window(config);
+    let tokens = dataset.tokens(&Text::load(checkpoint)?.tokenizer, config)?;
+    Ok(Measured { windows: tokens.len() / window, window })
 }
 
 fn show(bar: &ProgressBar, progress: Progress) {

@@ -12,6 +12,7 @@ use clap::Args;
 use modelprofile_api::{Validated, worker::WorkerPhase};
 use modelprofile_engine::{
     Method, ProfileSpec, WeightFormat, ZeroPoint,
+    checkpoint::Checkpoint,
     serve::{EngineConfig, prepare, start_with},
     text::Text,
 };
@@ -223,8 +224,7 @@ impl Serve {
         let cache = self.cache.directory();
         let checkpoint = original::open(&model)?;
         let text = Text::load(&checkpoint)?;
-        let mut calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
-        calibration.truncate(super::KV_CALIBRATION_TOKENS);
+        let calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
         let mut config = EngineConfig {
             cache,
             threads: self.compute.threads(),
@@ -235,7 +235,7 @@ impl Serve {
             max_batched_tokens: self.max_batched_tokens,
             max_running: self.max_running.min(self.max_batched_tokens),
             max_waiting: self.max_waiting,
-            profiles: profiles.to_vec(),
+            profiles: profiles.iter().map(|profile| meant(profile, &checkpoint)).collect(),
         };
         let mut backend = self.compute.backend()?;
         let progress = &mut |index, progress| app.progress(index, progress);
@@ -291,6 +291,12 @@ fn default_budget() -> anyhow::Result<u64> {
     let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:")).context("set placement.memoryBudget")?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("set placement.memoryBudget")?;
     Ok(kib * 1024 / 4 * 3)
+}
+
+/// A manifest's profile as this checkpoint means it.
+fn meant(profile: &ProfileSpec, checkpoint: &Checkpoint) -> ProfileSpec {
+    let weights = checkpoint.quantization().map_or(profile.weights, |own| own.meant(profile.weights));
+    ProfileSpec { weights, ..profile.clone() }
 }
 
 fn profile(profile: &modelprofile_api::Profile) -> anyhow::Result<ProfileSpec> {

@@ -13,6 +13,9 @@ use crate::source::{SourceError, replace};
 const METHODS: [(&str, &str); 4] =
     [("-awq", "AWQ"), ("-gptq", "GPTQ"), ("-smoothquant", "SmoothQuant"), ("-llm-int8", "LLM.int8")];
 
+/// Stands in every card of ours, and in no other.
+const SIGNATURE: &str = "Quantized by ModelProfile.";
+
 /// What the card says beside the licence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Artwork<'a> {
@@ -71,7 +74,7 @@ pub fn card(artifact: &Artwork<'_>, licence: &Licence) -> String {
     });
 
     let mut text = format!(
-        "---\n{front}---\n\n# {}, {}\n\nQuantized by ModelProfile. The weights are those of the base model, rounded; nothing was \
+        "---\n{front}---\n\n# {}, {}\n\n{SIGNATURE} The weights are those of the base model, rounded; nothing was \
          trained.\n\n| | |\n|---|---|\n| base model | {} |\n| revision | `{}` |\n| format | {} |\n| method | {} |\n{source}\n## \
          Licence\n\nQuantizing changes nothing of a licence: this artifact comes under the licence of its base model.\n\n",
         line(artifact.base_model),
@@ -100,13 +103,14 @@ pub fn card(artifact: &Artwork<'_>, licence: &Licence) -> String {
     text
 }
 
-/// Writes the card into an artifact's directory unless it has one; format and method are those of its `manifest.json`.
+/// Writes the card into an artifact's directory unless it has one of ours; format and method are those of its
+/// `manifest.json`. A copy of the original's card, which earlier versions made, gives way: it speaks of other weights.
 ///
 /// # Errors
 /// [`SourceError::Io`] when the manifest cannot be read or the card not be written.
 pub fn write(directory: &Path, base_model: &str, commit: Option<&str>, licence: &Licence) -> Result<(), SourceError> {
     let path = directory.join("README.md");
-    if path.exists() {
+    if std::fs::read_to_string(&path).is_ok_and(|text| text.contains(SIGNATURE)) {
         return Ok(());
     }
     let manifest = directory.join("manifest.json");
@@ -180,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_is_written_once() {
+    fn a_card_is_written_once_and_in_place_of_the_originals() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(
             folder.path().join("manifest.json"),
@@ -188,6 +192,7 @@ mod tests {
         )
         .unwrap();
         let licence = Licence::from_card(&json!({"license": "mit"}));
+        std::fs::write(folder.path().join("README.md"), "---\nlicense: mit\n---\n# The original").unwrap();
         write(folder.path(), "o/n", None, &licence).unwrap();
         let first = std::fs::read_to_string(folder.path().join("README.md")).unwrap();
         assert!(first.contains("| format | int4-g64-symmetric |") && first.contains("| method | GPTQ |"), "{first}");

@@ -140,6 +140,9 @@ pub struct Settings {
     pub chunk: u64,
     /// A model whose weights were pruned will do: what is left of it is returned rather than fetched again.
     pub without_weights: bool,
+    /// What describes a model will do: of a repository with safetensors, the small files alone are fetched. A GGUF file is
+    /// fetched whole, because it describes itself.
+    pub description: bool,
 }
 
 impl Settings {
@@ -154,6 +157,7 @@ impl Settings {
             // Each range asks the hub for an address, and the hub counts: a model of 140 GB takes about 1,100 requests.
             chunk: 128 << 20,
             without_weights: false,
+            description: false,
         }
     }
 }
@@ -172,7 +176,8 @@ pub struct Located {
     /// Set when only [`Settings::without_weights`] made it found: `path` is then a directory without weight files, or the head
     /// of a `.gguf` file.
     pub pruned: Option<Pruned>,
-    /// Where it lies in this program's own cache; `None` for a file of the user.
+    /// Where it lies in this program's own cache; `None` for a file of the user, and for small files alone, which
+    /// [`Settings::description`] may have brought.
     pub entry: Option<Entry>,
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! commit pinned and complete in the cache ---------------------------> done, without network
 //! model information -> small files -> licence, of its bases too -> consent -> weights -> record -> done
+//!                                        a description is all that is wanted -> done
 //! hub out of reach: the commit that the branch meant last, if complete -> done, with a warning
 //! ```
 
@@ -74,6 +75,10 @@ pub(super) async fn fetch(context: &mut Context<'_, '_>, wanted: &Wanted<'_>) ->
     let bases = bases(context, &declared).await;
     let licence = declared.with_bases(&bases);
     (context.consent)(&licence)?;
+    if context.settings.description && only.is_none() {
+        let (label, commit) = (wanted.id.to_owned(), Some(commit));
+        return Ok(Located { path: snapshot, licence, label, commit, pruned: None, entry: None });
+    }
 
     files.extend(fetch_all(context, &place, &repository, weights, u64::MAX).await?);
     let record = Record {

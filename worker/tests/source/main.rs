@@ -55,6 +55,7 @@ fn settings(hub: &Hub, cache: &Path) -> Settings {
         },
         chunk: CHUNK,
         without_weights: false,
+        description: false,
     }
 }
 

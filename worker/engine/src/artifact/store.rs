@@ -14,6 +14,7 @@ use super::{Entry, FORMAT_VERSION, Manifest, Progress, build};
 use crate::{
     EngineError, Result, WeightFormat,
     checkpoint::Checkpoint,
+    interchange::CARD,
     quantize::{BlockTypes, Calibration, Pipeline, Recipe},
 };
 
@@ -107,6 +108,11 @@ impl Store {
         })
     }
 
+    /// Whether the BF16 artifact of a checkpoint is there.
+    pub fn has_reference(&self, checkpoint: &Checkpoint) -> bool {
+        self.root.join(Self::key(checkpoint, WeightFormat::Bf16.into(), None)).exists()
+    }
+
     /// Removes the BF16 artifact of a checkpoint if it served nothing but measuring and calibrating: one that is, or was, a
     /// profile's has a measured quality and stays. The bytes that were freed; 0 when there is none, or a process builds or looks it up.
     ///
@@ -115,7 +121,7 @@ impl Store {
     pub fn remove_reference(&self, checkpoint: &Checkpoint) -> Result<u64> {
         let key = Self::key(checkpoint, WeightFormat::Bf16.into(), None);
         let directory = self.root.join(&key);
-        if !directory.exists() || is_a_profile(&directory, checkpoint) {
+        if !directory.exists() || is_a_profile(&directory) {
             return Ok(0);
         }
         let lock_path = self.root.join(format!("{key}.lock"));
@@ -179,12 +185,13 @@ impl Store {
     }
 }
 
-/// Whether something in an artifact's directory says that it is more than a reference to measure with: a quality of its own,
-/// which every profile's artifact has, or a card that is not the copy of the original's.
-fn is_a_profile(directory: &Path, checkpoint: &Checkpoint) -> bool {
-    let card = |directory: &Path| fs::read(directory.join("README.md")).ok();
-    let own_card = card(directory).is_some_and(|own| card(checkpoint.directory()) != Some(own));
-    own_card || directory.join("quality.json").exists()
+/// Whether something in an artifact's directory says that it is more than a reference to measure with: a quality of its own
+/// on whatever text, which every profile's artifact has, or a card.
+fn is_a_profile(directory: &Path) -> bool {
+    let quality = |name: &str| name.starts_with("quality") && name.ends_with(".json");
+    let names =
+        fs::read_dir(directory).into_iter().flatten().flatten().filter_map(|file| file.file_name().into_string().ok());
+    names.into_iter().any(|name| name == CARD || quality(&name))
 }
 
 fn sync_directory(path: &Path) -> Result<()> {

@@ -76,6 +76,19 @@ impl Checkpoint {
         Err(EngineError::checkpoint(path.display(), "its files have changed since its weights were pruned"))
     }
 
+    /// Opens what describes a model: the small files of a directory whose weights need not be there, or a whole `.gguf` file.
+    /// A directory's checkpoint has no tensors, nothing is built of it, and its [`Self::revision`] is no content's.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_description(path: &Path) -> Result<Self> {
+        if !path.is_dir() {
+            return Self::open(path);
+        }
+        let revision = format!("description of {}", path.display());
+        Self::open_as(path, Some(&Remains { revision, kept: String::new(), gguf: GgufHead::default() }))
+    }
+
     /// Holds that there are weights to read.
     ///
     /// # Errors

@@ -145,7 +145,7 @@ fn a_reference_goes_unless_it_is_a_profiles_artifact() {
     assert_eq!(store.remove_reference(&checkpoint).unwrap(), 0);
     let build = || store.prepare(&checkpoint, WeightFormat::Bf16, &mut |_| {}).unwrap();
     let bytes = build().weight_bytes();
-    for name in ["README.md", "quality.json"] {
+    for name in ["README.md", "quality.json", "quality-0123456789abcdef.json"] {
         let mark = build().directory().join(name);
         fs::write(&mark, "").unwrap();
         assert_eq!(store.remove_reference(&checkpoint).unwrap(), 0, "{name}");

@@ -12,6 +12,7 @@
 //! | `compressed_tensors`, `awq`, `gptq`, `modelopt` | tensors and configuration of each layout |
 //! | `tensor`, `file` | a tensor to write, and the file |
 //! | `companions` | the files beside the weights |
+//! | `kv_cache` | scales of an FP8 KV cache |
 //! | [`rope`] | rotary scaling in words that other tools know |
 
 mod awq;
@@ -19,6 +20,7 @@ mod companions;
 pub(crate) mod compressed_tensors;
 mod file;
 mod gptq;
+mod kv_cache;
 mod modelopt;
 pub mod rope;
 mod tensor;
@@ -28,10 +30,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use modelprofile_kernels::KvScales;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
+pub(crate) use companions::CARD;
 pub use companions::companions;
+pub use kv_cache::holds_kv_scales;
 
 use self::{compressed_tensors::ScaleType, file::TensorFile, gptq::Version, tensor::Tensor};
 use crate::{
@@ -60,8 +65,8 @@ struct Target {
     activation_order: bool,
     /// Linear layers that stay in 16 bits.
     ignored: Vec<String>,
-    /// Scales of an FP8 KV cache are written, too.
-    fp8_kv_cache: bool,
+    /// Scales of an FP8 KV cache, where some are written.
+    kv_scales: Option<kv_cache::LayerScales>,
 }
 
 /// Writes a quantized checkpoint (an artifact of ours, or a published one) to `output` in another layout.
@@ -78,8 +83,22 @@ pub fn export(
     output: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Exported> {
+    export_with_kv_scales(checkpoint, layout, None, output, progress)
+}
+
+/// [`export`] with these scales of an FP8 KV cache (see [`crate::calibrate`]) in place of the checkpoint's own.
+///
+/// # Errors
+/// As [`export`], and [`holds_kv_scales`].
+pub fn export_with_kv_scales(
+    checkpoint: &Checkpoint,
+    layout: Layout,
+    kv_scales: Option<&KvScales>,
+    output: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Exported> {
     crate::artifact::store::check_files(checkpoint.directory())?;
-    let target = plan(checkpoint, layout)?;
+    let target = plan(checkpoint, layout, kv_scales)?;
     let config = config_json(checkpoint, &target)?;
     if output.exists() {
         return Err(EngineError::Config(format!("{} exists; name a new directory", output.display())));
@@ -106,7 +125,10 @@ fn temporary(output: &Path) -> Result<PathBuf> {
     Ok(output.with_file_name(name))
 }
 
-fn plan(checkpoint: &Checkpoint, layout: Layout) -> Result<Target> {
+fn plan(checkpoint: &Checkpoint, layout: Layout, kv_scales: Option<&KvScales>) -> Result<Target> {
+    if kv_scales.is_some() {
+        holds_kv_scales(layout)?;
+    }
     let quantization = checkpoint.quantization().ok_or_else(|| {
         EngineError::Config(format!(
             "{} is not quantized: run `modelprofile-worker quantize` first and export the artifact's directory",
@@ -127,7 +149,10 @@ fn plan(checkpoint: &Checkpoint, layout: Layout) -> Result<Target> {
         version: Version::One,
         activation_order: false,
         ignored: ignored(checkpoint),
-        fp8_kv_cache: kv_scales(checkpoint).is_some() && matches!(layout, Layout::CompressedTensors | Layout::ModelOpt),
+        kv_scales: match kv_scales {
+            Some(scales) => Some(kv_cache::of_layers(scales, checkpoint.config().layers)),
+            None => kv_cache::names(layout).and_then(|_| kv_cache::stored(checkpoint)),
+        },
     };
     // What the configuration says of all layers takes a look at all of them.
     if matches!(scheme, Scheme::Grouped { .. }) && layout != Layout::AutoAwq {
@@ -218,13 +243,9 @@ fn write(
         }
         done += checkpoint.stored_bytes(role);
     }
-    if let Some(scales) = kv_scales(checkpoint).filter(|_| target.fp8_kv_cache) {
-        for (layer, [key, value]) in scales.into_iter().enumerate() {
-            let names = match target.layout {
-                Layout::ModelOpt => ["k_proj.k_scale", "v_proj.v_scale"],
-                _ => ["k_scale", "v_scale"],
-            };
-            for (name, scale) in names.into_iter().zip([key, value]) {
+    if let (Some(scales), Some(names)) = (&target.kv_scales, kv_cache::names(target.layout)) {
+        for (layer, pair) in scales.iter().enumerate() {
+            for (name, scale) in names.into_iter().zip(pair) {
                 let name = format!("model.layers.{layer}.self_attn.{name}");
                 file.put(&name, Dtype::F32, &[1], &scale.to_le_bytes())?;
             }
@@ -232,10 +253,11 @@ fn write(
     }
     let bytes = file.finish()?;
     companions(checkpoint, directory)?;
+    companions::card(checkpoint, directory)?;
     write_json(&directory.join("config.json"), config)?;
     match target.layout {
         Layout::ModelOpt => {
-            let value = modelopt::config(&target.scheme, &target.ignored, target.fp8_kv_cache);
+            let value = modelopt::config(&target.scheme, &target.ignored, target.kv_scales.is_some());
             write_json(&directory.join(HF_QUANT_CONFIG), &value)?;
         }
         Layout::Gptq => write_json(&directory.join("quantize_config.json"), &config["quantization_config"])?,
@@ -284,7 +306,7 @@ fn config_json(checkpoint: &Checkpoint, target: &Target) -> Result<Value> {
         (Layout::ModelOpt, _) => None,
         _ => {
             let mut value = compressed_tensors::config(scheme, ignored, target.activation_order);
-            if target.fp8_kv_cache {
+            if target.kv_scales.is_some() {
                 value["kv_cache_scheme"] = json!({
                     "num_bits": 8, "type": "float", "symmetric": true, "strategy": "tensor", "dynamic": false,
                 });
@@ -303,16 +325,6 @@ fn config_json(checkpoint: &Checkpoint, target: &Target) -> Result<Value> {
     Ok(config)
 }
 
-/// The scales of the keys and values of an FP8 cache, layer by layer, where the checkpoint has all of them.
-fn kv_scales(checkpoint: &Checkpoint) -> Option<Vec<[f32; 2]>> {
-    let scale = |layer: usize, name: &str| {
-        let names = [format!("{name}_scale"), format!("{name}_proj.{name}_scale")];
-        let tensor = names.iter().find_map(|n| checkpoint.named(&format!("model.layers.{layer}.self_attn.{n}")))?;
-        tensor.to_f32().ok()?.first().copied()
-    };
-    (0..checkpoint.config().layers).map(|layer| Some([scale(layer, "k")?, scale(layer, "v")?])).collect()
-}
-
 /// What a reader should know of the result.
 fn notes(checkpoint: &Checkpoint, target: &Target) -> Vec<String> {
     let mut notes = Vec::new();
@@ -327,7 +339,7 @@ fn notes(checkpoint: &Checkpoint, target: &Target) -> Vec<String> {
                 .to_owned(),
         );
     }
-    if kv_scales(checkpoint).is_some() && !target.fp8_kv_cache {
+    if kv_cache::stored(checkpoint).is_some() && target.kv_scales.is_none() {
         notes.push("the scales of an FP8 KV cache are left out; this layout has none".to_owned());
     }
     notes

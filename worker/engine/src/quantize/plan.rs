@@ -91,6 +91,8 @@ pub struct Plan {
     pub search_seconds: f64,
     /// Rounding and writing.
     pub rounding_seconds: f64,
+    /// Text through the reference and the artifact, see [`Self::with_measuring`].
+    pub measuring_seconds: f64,
     /// Most bytes in memory at once, mapped files not counted.
     pub peak_bytes: u64,
     /// Bytes written: the packed file and the interchange file.
@@ -100,7 +102,27 @@ pub struct Plan {
 impl Plan {
     /// Seconds in all.
     pub fn seconds(&self) -> f64 {
-        self.calibration_seconds + self.search_seconds + self.rounding_seconds
+        self.calibration_seconds + self.search_seconds + self.rounding_seconds + self.measuring_seconds
+    }
+
+    /// The plan with what measuring the artifact's quality takes: `windows` of `window` tokens through the BF16 reference and
+    /// through the artifact, with the logits of each window's second half. The reference itself is another artifact, with a
+    /// plan of its own: one for all recipes of a model.
+    ///
+    /// The artifact's pass is counted at the speed of BF16, too. Reading the weights again for each window, where memory does
+    /// not hold both models, comes on top.
+    #[must_use]
+    pub fn with_measuring(self, config: &ModelConfig, windows: usize, window: usize, speeds: &Speeds) -> Self {
+        let (count, tokens) = (windows as f64, window as f64);
+        let scored = (window - window / 2) as f64;
+        let vocab = config.vocab as f64;
+        let weights: f64 = STAGES.map(|stage| (outputs(stage, config) * stage.inputs(config)) as f64).iter().sum();
+        let layers = config.layers as f64 * (2.0 * tokens * weights + attention(config, tokens, tokens));
+        let logits = 2.0 * scored * vocab * config.hidden as f64;
+        let measuring_seconds = count * 2.0 * (layers + logits) / speeds.forward;
+        // The logits of both, and one window's activations.
+        let memory = 2.0 * scored * vocab * 4.0 + tokens * row_bytes(config) + 30e6;
+        Self { measuring_seconds, peak_bytes: self.peak_bytes.max(memory as u64), ..self }
     }
 
     /// The plan of a recipe for a model of this shape, with `tokens` calibration tokens in sequences of `sequence`.
@@ -112,8 +134,7 @@ impl Plan {
         let parameters = layers * layer + ends;
         let (t, s) = (tokens as f64, sequence as f64);
         let [qkv, output, gate_up, down] = shapes.map(|(n, k)| n * k);
-        // Logits and weighted sum of a causal pass: half of the positions.
-        let attention = 2.0 * t * s * (config.heads * config.head_dim) as f64;
+        let attention = attention(config, t, s);
         let squares: f64 = shapes.iter().map(|(_, k)| k * k).sum();
         // Every stage's passes, as the pipeline runs them.
         let forward = match recipe.method {
@@ -146,10 +167,22 @@ impl Plan {
             calibration_seconds: layers * (forward / speeds.forward + gram / speeds.gram),
             search_seconds: layers * search,
             rounding_seconds: parameters / speeds.rounding,
+            measuring_seconds: 0.0,
             peak_bytes: peak(config, recipe, tokens, sequence, layer),
             disk_bytes: disk(config, recipe.format, parameters - ends, ends),
         }
     }
+}
+
+/// Operations of a layer's attention on `tokens` tokens in sequences of `sequence`: logits and weighted sum of a causal pass,
+/// half of the positions.
+fn attention(config: &ModelConfig, tokens: f64, sequence: f64) -> f64 {
+    2.0 * tokens * sequence * (config.heads * config.head_dim) as f64
+}
+
+/// Bytes of a token's activations in all buffers of a pass.
+fn row_bytes(config: &ModelConfig) -> f64 {
+    (2 * config.hidden + outputs(Stage::Qkv, config) + 4 * config.intermediate) as f64 * 4.0
 }
 
 /// Rows of a stage's weights.
@@ -186,8 +219,7 @@ fn peak(config: &ModelConfig, recipe: Recipe, tokens: usize, sequence: usize, la
     let widest = STAGES.map(|stage| stage.inputs(config)).into_iter().max().unwrap_or(0) as f64;
     let squares: f64 = STAGES.map(|stage| (stage.inputs(config) as f64).powi(2)).iter().sum();
     let text = tokens as f64 * config.hidden as f64 * 4.0;
-    let row = (2 * config.hidden + outputs(Stage::Qkv, config) + 4 * config.intermediate) as f64;
-    let buffers = sequence as f64 * row * 4.0;
+    let buffers = sequence as f64 * row_bytes(config);
     let matrices = match recipe.method {
         // The largest fused tensor: codes and their packed copy.
         Method::RoundToNearest if !recipe.needs_calibration() => {
@@ -256,6 +288,21 @@ mod tests {
         // 32,768 tokens through 7e9 weights are 4.6e14 operations; GPTQ computes some stages twice.
         assert!(awq.calibration_seconds > 4.5e14 / 3e11 && gptq.calibration_seconds > awq.calibration_seconds);
         assert!(gptq.seconds() > nearest.seconds() && awq.search_seconds > 0.0);
+    }
+
+    #[test]
+    fn measuring_takes_two_passes_of_its_text_and_its_logits() {
+        let without = plan(Method::RoundToNearest, INT4);
+        let with = without.with_measuring(&llama_8b(), 8, 512, &SPEEDS);
+        // 4,096 tokens twice through 7.0e9 weights of layers, and half of them through an output layer of 0.5e9.
+        let operations = 2.0 * (2.0 * 4096.0 * 7.0e9 + 2.0 * 2048.0 * 0.53e9);
+        let expected = operations / SPEEDS.forward;
+        assert!((with.measuring_seconds / expected - 1.0).abs() < 0.05, "{} of {expected}", with.measuring_seconds);
+        assert_eq!(with.seconds(), without.seconds() + with.measuring_seconds);
+        // Logits in FP32, of the reference and of the artifact: more than rounding needs at once for a wide vocabulary.
+        let wide = ModelConfig { vocab: 1 << 20, hidden: 64, ..llama_8b() };
+        let narrow = Plan::of(&wide, INT4.into(), 32_768, 512, &SPEEDS);
+        assert!(narrow.with_measuring(&wide, 8, 512, &SPEEDS).peak_bytes > 2 * 256 * 4 << 20);
     }
 
     #[test]

@@ -45,7 +45,8 @@ pub struct EngineConfig {
     pub memory_budget: u64,
     /// Longest context; `None` is what the model and the smallest KV pool allow.
     pub max_context_tokens: Option<usize>,
-    /// Tokens that calibrate methods which look at activations, and the scales of an FP8 E4M3 KV cache.
+    /// The text that calibrates methods which look at activations, and with its beginning the scales of an FP8 E4M3 KV cache.
+    /// The same text gives the same artifacts, whoever makes them.
     pub calibration: Vec<u32>,
     /// Most rows of a step (prompt tokens and decodes together).
     pub max_batched_tokens: usize,

@@ -20,15 +20,12 @@ use modelprofile_engine::{
 use modelprofile_kernels::{BLOCK_TOKENS, cpu::Cpu};
 use serde::{Deserialize, Serialize};
 
+use super::needles::{self, Question};
+
 /// The prompts that come with the worker.
 pub(super) const BUILT_IN: &str = include_str!("../../texts/prompts.jsonl");
 /// Penalties that are tried against loops, the mildest first.
 const PENALTIES: [f32; 4] = [1.05, 1.1, 1.15, 1.2];
-/// Depths of the needle in percent.
-pub(super) const DEPTHS: [u32; 3] = [10, 50, 90];
-/// Tokens of an answer about a needle, and what a chat template may put around the text.
-const NEEDLE_ANSWER: usize = 24;
-const TEMPLATE_ROOM: usize = 64;
 /// Prompts that are computed together.
 const RUNNING: usize = 16;
 const BATCHED_TOKENS: usize = 256;
@@ -86,7 +83,7 @@ impl Prompt {
 }
 
 /// Tokens of messages in the model's chat format; a base model without one goes on with the plain text.
-fn render(
+pub(super) fn render(
     template: Option<&ChatTemplate>,
     tokenizer: &Tokenizer,
     messages: &serde_json::Value,
@@ -205,7 +202,7 @@ impl<'a> Generator<'a> {
 
     /// All that the plan asks for; `progress` gets the answers done and in all.
     pub(super) fn run(&self, plan: &Plan, progress: &mut dyn FnMut(usize, usize)) -> anyhow::Result<Generation> {
-        let all = plan.prompts.len() * 2 + plan.needle_lengths.len() * DEPTHS.len();
+        let all = plan.prompts.len() * 2 + plan.needle_lengths.len() * needles::DEPTHS.len();
         let mut done = 0;
         let mut step = || {
             done += 1;
@@ -290,28 +287,28 @@ impl<'a> Generator<'a> {
     }
 
     fn needles(&self, plan: &Plan, step: &mut dyn FnMut()) -> anyhow::Result<Vec<NeedleResult>> {
-        let tokenizer = &self.text.tokenizer;
-        let mut count = |text: &str| tokenizer.encode(text, false).map_or(usize::MAX / 4, |t| t.len());
         let mut results = Vec::new();
         for length in &plan.needle_lengths {
-            let room = length.saturating_sub(NEEDLE_ANSWER + TEMPLATE_ROOM);
             let seed = plan.seed.wrapping_add(*length as u64);
-            for depth_percent in DEPTHS {
-                let made = needle::haystack(plan.hay, room, f64::from(depth_percent) / 100.0, seed, &mut count);
-                let messages = serde_json::json!([{"role": "user", "content": made.prompt}]);
-                let template = self.text.template.as_ref();
-                let tokens = render(template, tokenizer, &messages, || format!("{}\n\nAnswer:", made.prompt))?;
-                let prompt_tokens = tokens.len();
+            let Some(questions) = needles::questions(self.text, plan.hay, *length, seed)? else {
+                tracing::warn!(
+                    "the long-context test of {length} tokens is left out: the model's chat format fills them"
+                );
+                needles::DEPTHS.iter().for_each(|_| step());
+                continue;
+            };
+            for Question { prompt, number, depth_percent } in questions {
+                let tokens = prompt.len();
                 // One after the other: the lengths are large, and the next shares the beginning in the prefix cache.
                 let answer = self
-                    .complete(vec![request(tokens, greedy(1.0), NEEDLE_ANSWER)], step)?
+                    .complete(vec![request(prompt, greedy(1.0), needles::ANSWER)], step)?
                     .pop()
                     .context("the engine gave no answer")?;
                 results.push(NeedleResult {
-                    tokens: prompt_tokens,
+                    tokens,
                     length: *length,
                     depth_percent,
-                    found: needle::found(&answer.text, made.number),
+                    found: needle::found(&answer.text, number),
                     answer: answer.text,
                 });
             }

@@ -11,11 +11,13 @@
 //! |---|---|
 //! | `options` | the command line, and what it means |
 //! | `health` | generation through the serving path |
+//! | `needles` | the questions of the long-context test |
 //! | `result` | the result as JSON, verdicts against the limits |
 //! | `report` | HTML and Markdown |
 //! | `sheets` | blind sheets and their count |
 
 mod health;
+mod needles;
 mod options;
 mod report;
 mod result;
@@ -43,14 +45,18 @@ use self::{
     result::{Evaluation, Limits, Profile},
     sheets::{Pair, Sheet},
 };
-use crate::quality::{self, Dataset};
+use crate::{
+    quality::{self, Dataset},
+    source::Located,
+};
 
 /// What all parts of an evaluation work on.
 struct Subject {
+    model: Located,
     checkpoint: Checkpoint,
     text: Text,
     candidates: Vec<ProfileSpec>,
-    /// Tokens that calibrate the scales of the cache.
+    /// Tokens of the text that calibrates the scales of the cache.
     calibration: Vec<u32>,
 }
 
@@ -76,26 +82,39 @@ impl Evaluate {
         let windows = tokens.len() / dataset.window(subject.checkpoint.config());
         println!("{} tokens, {windows} windows of {}", tokens.len(), dataset.window(subject.checkpoint.config()));
         print_scores(&scores);
-        let mut generations =
-            if self.skip_generation { Vec::new() } else { self.generate(&subject, &dataset, &artifacts)? };
-        generations.resize(scores.len(), None);
-        let evaluation = self.evaluation(&subject, &dataset, &artifacts, scores, generations);
+        let mut evaluation = self.evaluation(&subject, &dataset, &artifacts, scores);
+        // Answers take long and may fail; the scores stay whatever becomes of them.
+        self.keep(&evaluation, &dataset, &artifacts)?;
+        if !self.skip_generation {
+            let generations = self.generate(&subject, &dataset, &artifacts)?;
+            for (profile, generation) in evaluation.profiles.iter_mut().zip(generations) {
+                profile.generation = Some(generation);
+            }
+            self.keep(&evaluation, &dataset, &artifacts)?;
+        }
         println!();
         print_answers(&evaluation);
         for verdict in evaluation.verdicts(Limits::default()) {
             println!("{verdict}");
         }
-        self.keep(&evaluation, &dataset, &artifacts)
+        for (profile, artifact) in evaluation.profiles.iter().zip(&artifacts) {
+            println!("{}: {}", profile.name, artifact.directory().join(result::FILE).display());
+        }
+        for path in &self.report {
+            report::write(path, &evaluation)?;
+            println!("report: {}", path.display());
+        }
+        Ok(())
     }
 
     fn subject(&self) -> anyhow::Result<Subject> {
         let model = self.model.as_ref().context("--model names no model")?;
-        let checkpoint = Checkpoint::open(model).context("the checkpoint cannot be read")?;
+        let model = self.fetch.fetch(model, &self.cache.directory())?;
+        let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         let text = Text::load(&checkpoint)?;
         let candidates = self.candidates(checkpoint.config())?;
-        let mut calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
-        calibration.truncate(super::KV_CALIBRATION_TOKENS);
-        Ok(Subject { checkpoint, text, candidates, calibration })
+        let calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
+        Ok(Subject { model, checkpoint, text, candidates, calibration })
     }
 
     fn artifacts(&self, subject: &Subject) -> anyhow::Result<Vec<Artifact>> {
@@ -103,7 +122,7 @@ impl Evaluate {
         let calibration = self.calibration.needed_by(&self.format, &subject.checkpoint)?;
         let mut backend = self.compute.backend()?;
         let bar = super::progress_bar("preparing");
-        let prepared = subject
+        let prepared: Vec<Artifact> = subject
             .candidates
             .iter()
             .map(|profile| {
@@ -122,6 +141,11 @@ impl Evaluate {
             })
             .collect::<modelprofile_engine::Result<_>>()?;
         bar.finish_and_clear();
+        // A card says that an artifact is more than a reference to measure with, which BF16 mostly is.
+        let made =
+            subject.candidates.iter().zip(&prepared).filter(|(profile, _)| profile.weights != WeightFormat::Bf16);
+        let made: Vec<&Artifact> = made.map(|(_, artifact)| artifact).collect();
+        super::model::write_cards(&self.cache.directory(), &made, &subject.model, subject.checkpoint.name());
         Ok(prepared)
     }
 
@@ -170,7 +194,7 @@ impl Evaluate {
         subject: &Subject,
         dataset: &Dataset,
         artifacts: &[Artifact],
-    ) -> anyhow::Result<Vec<Option<Generation>>> {
+    ) -> anyhow::Result<Vec<Generation>> {
         let prompts = self.prompts()?;
         let plan = Plan {
             prompts: &prompts,
@@ -187,7 +211,7 @@ impl Evaluate {
                 bar.set_length(total as u64);
                 bar.set_position(done as u64);
             })?;
-            generations.push(Some(generation));
+            generations.push(generation);
         }
         bar.finish_and_clear();
         Ok(generations)
@@ -249,9 +273,8 @@ impl Evaluate {
         dataset: &Dataset,
         artifacts: &[Artifact],
         scores: Vec<(String, Score)>,
-        generations: Vec<Option<Generation>>,
     ) -> Evaluation {
-        let profiles = scores.into_iter().zip(generations).enumerate().map(|(index, ((name, score), generation))| {
+        let profiles = scores.into_iter().enumerate().map(|(index, (name, score))| {
             let artifact = artifacts.get(index);
             Profile {
                 name,
@@ -259,7 +282,7 @@ impl Evaluate {
                 weight_bytes: artifact.map_or(0, Artifact::weight_bytes),
                 whole_perplexity: score.perplexity(),
                 comparison: score.comparison(),
-                generation,
+                generation: None,
             }
         });
         Evaluation {
@@ -275,7 +298,7 @@ impl Evaluate {
         }
     }
 
-    /// Writes the result beside each artifact, and the reports.
+    /// Writes the result beside each artifact.
     fn keep(&self, evaluation: &Evaluation, dataset: &Dataset, artifacts: &[Artifact]) -> anyhow::Result<()> {
         for (index, artifact) in artifacts.iter().enumerate() {
             let directory = artifact.directory();
@@ -285,11 +308,6 @@ impl Evaluate {
                 let measured = quality::measured(&evaluation.profiles[index].comparison, dataset);
                 quality::store(directory, &measured)?;
             }
-            println!("{}: {}", evaluation.profiles[index].name, directory.join(result::FILE).display());
-        }
-        for path in &self.report {
-            report::write(path, evaluation)?;
-            println!("report: {}", path.display());
         }
         Ok(())
     }

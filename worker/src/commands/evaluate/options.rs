@@ -9,7 +9,7 @@ use modelprofile_kernels::KvFormat;
 
 use super::health::{self, Prompt};
 use crate::{
-    commands::{Activations, Cache, Compute, at_least_one, calibration::Calibration, parse_kv, parse_recipe},
+    commands::{Cache, Compute, at_least_one, calibration::Calibration, model::Fetch, parse_kv, parse_recipe},
     quality::{self, Dataset},
 };
 
@@ -17,9 +17,11 @@ use crate::{
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub(in crate::commands) struct Evaluate {
-    /// A Hugging Face directory or a GGUF file.
-    #[arg(long, value_name = "PATH", required_unless_present = "score")]
-    pub(super) model: Option<PathBuf>,
+    /// A Hugging Face directory, a GGUF file, or hf://OWNER/NAME, https://HOST/FILE.gguf, pvc://CLAIM/PATH.
+    #[arg(long, value_name = "PATH|URI", required_unless_present = "score")]
+    pub(super) model: Option<String>,
+    #[command(flatten)]
+    pub(super) fetch: Fetch,
     /// Formats to evaluate; the first is the reference of the others.
     #[arg(long, value_delimiter = ',', default_value = "BF16,FP8,INT8,Q4_1", value_parser = parse_recipe)]
     pub(super) format: Vec<Recipe>,
@@ -90,7 +92,7 @@ impl Evaluate {
             None => whole,
             Some(count) => whole.map_text(|text| text.chars().take(count).collect()),
         };
-        Ok(cut.with_window(self.window))
+        Ok(cut.with_window(self.window).with_activations(self.compute.activations()))
     }
 
     /// Whether the measurement is the one that the gate would make, so that it need not make it again.
@@ -99,7 +101,6 @@ impl Evaluate {
             && self.characters.is_none()
             && self.window == quality::WINDOW
             && self.kv == KvFormat::Bf16
-            && self.compute.activations == Activations::Int8
             && self.format.first() == Some(&Recipe::from(modelprofile_engine::WeightFormat::Bf16))
     }
 

@@ -10,14 +10,21 @@ use modelprofile_engine::{
     quantize::importance,
 };
 
-use crate::commands::{Compute, calibration::Calibration, progress_bar};
+use crate::commands::{
+    Cache, Compute,
+    calibration::Calibration,
+    model::{Fetch, print_notes},
+    progress_bar,
+};
 
 /// Options of `export gguf`.
 #[derive(Debug, Args)]
 pub(super) struct Gguf {
-    /// A Hugging Face directory or a GGUF file.
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    /// A Hugging Face directory, a GGUF file, or hf://OWNER/NAME, https://HOST/FILE.gguf, pvc://CLAIM/PATH.
+    #[arg(long, value_name = "PATH|URI")]
+    model: String,
+    #[command(flatten)]
+    fetch: Fetch,
     /// F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_1 or Q4_0.
     #[arg(long = "type", value_name = "TYPE")]
     file_type: FileType,
@@ -31,6 +38,8 @@ pub(super) struct Gguf {
     calibration: Calibration,
     #[command(flatten)]
     compute: Compute,
+    #[command(flatten)]
+    cache: Cache,
     /// Quantize a source again that is quantized to another type already. Its error adds to the new one.
     #[arg(long)]
     requantize: bool,
@@ -41,7 +50,8 @@ pub(super) struct Gguf {
 
 impl Gguf {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
+        let model = self.fetch.fetch(&self.model, &self.cache.directory())?;
+        let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         let importance = self.importance(&checkpoint)?;
         let options = gguf::Options {
             file_type: self.file_type,
@@ -67,6 +77,7 @@ impl Gguf {
             summary.bits_per_weight,
             summary.parameters as f64 / seconds / 1e6
         );
+        print_notes(&model);
         Ok(())
     }
 

@@ -1,25 +1,37 @@
 //! `export hub`: a quantized checkpoint in the layout that another engine reads.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use indicatif::ProgressBar;
 use modelprofile_engine::{
-    artifact::Store,
+    artifact::{Manifest, Progress, Store, store::MANIFEST},
+    calibrate,
     checkpoint::{Checkpoint, quantized},
     interchange,
     quantize::Recipe,
 };
+use modelprofile_kernels::{KvFormat, KvScales};
 
-use crate::commands::{Cache, Compute, calibration::Calibration, parse_recipe, progress_bar};
+use crate::commands::{
+    Cache, Compute,
+    calibration::Calibration,
+    model::{Fetch, print_notes, write_cards},
+    original::Reference,
+    parse_recipe, progress_bar,
+};
 
 /// Options of `export hub`.
 #[derive(Debug, Args)]
 pub(super) struct Hub {
-    /// The directory of an artifact (`quantize` prints its key) or of a quantized checkpoint; with `--format` an original
-    /// checkpoint, which is quantized into the cache first.
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    /// The directory of an artifact (`quantize` prints its key) or of a quantized checkpoint, or hf://OWNER/NAME; with
+    /// `--format` an original checkpoint (https://HOST/FILE.gguf and pvc://CLAIM/PATH too), which is quantized into the cache
+    /// first.
+    #[arg(long, value_name = "PATH|URI")]
+    model: String,
+    #[command(flatten)]
+    fetch: Fetch,
     /// What to make of an original checkpoint, as `quantize` takes it: FP8, INT8:smoothquant, INT4:g128:integer:awq, ...
     #[arg(long, value_parser = parse_recipe)]
     format: Option<Recipe>,
@@ -32,9 +44,20 @@ pub(super) struct Hub {
     /// The layout to write.
     #[arg(long, value_enum)]
     layout: Layout,
+    /// Also write scales of an FP8 (E4M3) KV cache, one for the keys and one for the values of each layer: those that a
+    /// worker calibrates, or on the text of `--calibration`. In compressed-tensors and modelopt.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    kv_cache: Option<KvCache>,
     /// A directory that does not exist yet.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
+}
+
+/// What other engines take scales of a KV cache for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum KvCache {
+    /// E4M3.
+    Fp8,
 }
 
 /// The layouts that can be written.
@@ -64,34 +87,72 @@ impl From<Layout> for quantized::Layout {
 impl Hub {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let layout = quantized::Layout::from(self.layout);
-        let bar = progress_bar(layout.name());
-        let mut checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
-        if let Some(recipe) = self.format {
-            let calibration = self.calibration.needed_by(&[recipe], &checkpoint)?;
-            let artifact = Store::new(&self.cache.directory()).prepare_calibrated(
-                &mut self.compute.backend()?,
-                self.compute.threads(),
-                &checkpoint,
-                recipe,
-                calibration.as_ref(),
-                &mut |progress| {
-                    bar.set_length(progress.total);
-                    bar.set_position(progress.done);
-                    bar.set_message(progress.activity);
-                },
-            )?;
-            checkpoint = Checkpoint::open(artifact.directory())?;
+        if self.kv_cache.is_some() {
+            // Before what takes long.
+            interchange::holds_kv_scales(layout)?;
         }
-        let exported = interchange::export(&checkpoint, layout, &self.output, &mut |progress| {
-            bar.set_length(progress.total);
-            bar.set_position(progress.done);
-            bar.set_message(progress.activity);
-        })?;
+        let cache = self.cache.directory();
+        let model = self.fetch.fetch(&self.model, &cache)?;
+        let original = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
+        let bar = progress_bar(layout.name());
+        let scales = self.kv_cache.map(|KvCache::Fp8| self.kv_scales(&original, &cache, &bar)).transpose()?;
+        let made = match self.format {
+            None => None,
+            Some(recipe) => {
+                let calibration = self.calibration.needed_by(&[recipe], &original)?;
+                let artifact = Store::new(&cache).prepare_calibrated(
+                    &mut self.compute.backend()?,
+                    self.compute.threads(),
+                    &original,
+                    recipe,
+                    calibration.as_ref(),
+                    &mut |progress| show(&bar, progress),
+                )?;
+                // The export takes it along.
+                write_cards(&cache, &[&artifact], &model, original.name());
+                Some(Checkpoint::open(artifact.directory())?)
+            }
+        };
+        let exported = interchange::export_with_kv_scales(
+            made.as_ref().unwrap_or(&original),
+            layout,
+            scales.as_ref(),
+            &self.output,
+            &mut |progress| show(&bar, progress),
+        )?;
         bar.finish_and_clear();
         for note in exported.notes {
             println!("note: {note}");
         }
+        print_notes(&model);
         println!("{}  {} MiB  {}", layout.name(), exported.bytes >> 20, self.output.display());
         Ok(())
     }
+
+    /// The scales that a worker has calibrated or would calibrate. An artifact takes its original's where they are found;
+    /// else they are measured on the artifact itself.
+    fn kv_scales(&self, checkpoint: &Checkpoint, cache: &Path, bar: &ProgressBar) -> anyhow::Result<KvScales> {
+        let tokens = self.calibration.tokens(checkpoint)?;
+        let layout = checkpoint.config().kv_layout(KvFormat::Fp8E4m3);
+        let manifest = std::fs::read(checkpoint.directory().join(MANIFEST)).ok();
+        let manifest: Option<Manifest> = manifest.and_then(|text| serde_json::from_slice(&text).ok());
+        if let Some(manifest) = manifest
+            && let Some(found) = calibrate::found(cache, &manifest.revision, &layout, &tokens)
+        {
+            return Ok(found);
+        }
+        let store = Store::new(cache);
+        let reference = Reference::before(&store, checkpoint);
+        let mut backend = self.compute.backend()?;
+        let show = &mut |progress| show(bar, progress);
+        let scales = calibrate::kv_scales(&mut backend, checkpoint, cache, &layout, &tokens, show)?;
+        reference.remove_if_new(&store, checkpoint);
+        Ok(scales)
+    }
+}
+
+fn show(bar: &ProgressBar, progress: Progress) {
+    bar.set_length(progress.total);
+    bar.set_position(progress.done);
+    bar.set_message(progress.activity);
 }

@@ -182,6 +182,20 @@ impl Quantization {
         }
     }
 
+    /// What a manifest's format means for this checkpoint: FP8 is whichever kind of FP8 it comes in, since a manifest names
+    /// none and nothing is rounded again. Every other format stands for itself.
+    #[must_use]
+    pub fn meant(&self, format: WeightFormat) -> WeightFormat {
+        match self.format() {
+            Some(own @ (WeightFormat::Fp8Tensor | WeightFormat::Fp8Static | WeightFormat::Fp8Block))
+                if format == WeightFormat::Fp8 =>
+            {
+                own
+            }
+            _ => format,
+        }
+    }
+
     /// One line for a person: layout, numbers, what is left out.
     pub fn describe(&self) -> String {
         let numbers = match self.scheme {
@@ -243,13 +257,18 @@ impl Quantization {
     }
 }
 
-/// How users write a recipe in `--format` and, in capitals and fields, in a manifest.
+/// How users write a recipe in `--format`, and in a manifest where that is another text: there groups, grids and methods have
+/// fields, and FP8 is every kind of it, see [`Quantization::meant`].
 pub fn written(recipe: Recipe) -> String {
+    let fp8 = |kind: &str| format!("FP8:{kind} (in a manifest {{format: FP8}})");
     let format = match recipe.format {
-        WeightFormat::Int4 { group, zero } => format!("INT4:g{group}:{}", format!("{zero:?}").to_lowercase()),
-        WeightFormat::Fp8Tensor => "FP8:tensor".to_owned(),
-        WeightFormat::Fp8Static => "FP8:static".to_owned(),
-        WeightFormat::Fp8Block => "FP8:block".to_owned(),
+        WeightFormat::Int4 { group, zero } => format!(
+            "INT4:g{group}:{} (in a manifest {{format: INT4, groupSize: {group}, zeroPoint: {zero:?}}})",
+            format!("{zero:?}").to_lowercase()
+        ),
+        WeightFormat::Fp8Tensor => fp8("tensor"),
+        WeightFormat::Fp8Static => fp8("static"),
+        WeightFormat::Fp8Block => fp8("block"),
         other => other.canonical().split('-').next().unwrap_or_default().to_uppercase(),
     };
     match recipe.method {

@@ -14,7 +14,8 @@ use anyhow::bail;
 use modelprofile_engine::evaluate::{Estimate, health::Health};
 
 use super::{
-    health::{DEPTHS, Penalty},
+    health::Penalty,
+    needles::DEPTHS,
     result::{Evaluation, Limits, Profile},
 };
 use crate::quality::write_whole;

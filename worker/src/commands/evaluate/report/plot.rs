@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::{
     super::{
-        health::DEPTHS,
+        needles::DEPTHS,
         result::{Evaluation, Profile},
     },
     Plot,
