@@ -9,20 +9,24 @@ mod tiny;
 use std::{fs, path::Path};
 
 use hub::{Hub, ID};
-use modelprofile_engine::checkpoint::Checkpoint;
+use modelprofile_engine::checkpoint::{Checkpoint, SourceDtype, testing::tiny_llama};
 use serde_json::json;
 use tiny::{artifacts, fail, run, worker};
 
 const LICENSED: &str = "license: llama3.3\nbase_model: meta-llama/Llama-3.3-70B-Instruct\n";
 const NOTE: &str = "note: publishing under llama3.3";
 
-/// The options of each command that takes a model, but the model.
+/// Each command that takes a model, with one of the hub.
 fn commands(output: &Path) -> [Vec<String>; 3] {
     let output = output.display();
     [
-        format!("export hub --format INT8 --layout compressed-tensors --output {output}/hub"),
-        format!("export gguf --type Q8_0 --output {output}/tiny.gguf"),
-        "evaluate --format BF16,INT8 --skip-generation".to_owned(),
+        format!("export hub --format INT8 --layout compressed-tensors --output {output}/hub --model hf://{ID}"),
+        // Of a directory it wants a vocabulary that GGUF has a name for.
+        format!(
+            "export gguf --type Q8_0 --output {output}/tiny.gguf \
+             --model https://huggingface.co/{ID}/resolve/main/tiny.gguf"
+        ),
+        format!("evaluate --format BF16,INT8 --skip-generation --model hf://{ID}"),
     ]
     .map(|line| line.split(' ').map(str::to_owned).collect())
 }
@@ -44,11 +48,11 @@ fn a_model_of_a_hub_is_taken_once_its_licence_is_accepted() {
     for (name, bytes) in tiny::files() {
         hub.file(&name, &bytes, name.ends_with(".safetensors"));
     }
-    let uri = format!("hf://{ID}");
+    hub.file("tiny.gguf", &tiny_llama(SourceDtype::F16).build(), true);
     let cache = folder.path().join("cache");
     let command = |options: &[String], accepted: &[&str]| {
         let mut command = worker(&cache);
-        command.env("HF_ENDPOINT", &hub.url).args(options).args(["--model", &uri]).args(accepted);
+        command.env("HF_ENDPOINT", &hub.url).args(options).args(accepted);
         command
     };
     for options in commands(folder.path()) {

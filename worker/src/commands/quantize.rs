@@ -96,6 +96,7 @@ impl Quantize {
     fn print_plan(&self, cache: &Path) -> anyhow::Result<()> {
         let model = self.fetch.describe(&self.model, cache)?;
         let checkpoint = original::describe(&model)?;
+        self.format.iter().try_for_each(|recipe| recipe.fits(checkpoint.config()))?;
         let calibration = self.calibration.needed_by(&self.format, &checkpoint)?;
         let speeds = Speeds::measure(&mut self.compute.backend()?, self.compute.threads())?;
         let tokens = calibration.as_ref().map(|calibration| calibration.tokens().len());

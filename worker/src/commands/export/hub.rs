@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use modelprofile_engine::{
-    artifact::{Manifest, Progress, Store, store::MANIFEST},
+    artifact::{Manifest, Progress, Store},
     calibrate,
     checkpoint::{Checkpoint, quantized},
     interchange,
@@ -134,9 +134,9 @@ impl Hub {
     fn kv_scales(&self, checkpoint: &Checkpoint, cache: &Path, bar: &ProgressBar) -> anyhow::Result<KvScales> {
         let tokens = self.calibration.tokens(checkpoint)?;
         let layout = checkpoint.config().kv_layout(KvFormat::Fp8E4m3);
-        let manifest = std::fs::read(checkpoint.directory().join(MANIFEST)).ok();
-        let manifest: Option<Manifest> = manifest.and_then(|text| serde_json::from_slice(&text).ok());
-        if let Some(manifest) = manifest
+        // A GGUF file may lie among artifacts, but is none.
+        let directory = Some(checkpoint.directory()).filter(|_| checkpoint.gguf_metadata().is_none());
+        if let Some(manifest) = directory.map(Manifest::read).transpose()?.flatten()
             && let Some(found) = calibrate::found(cache, &manifest.revision, &layout, &tokens)
         {
             return Ok(found);

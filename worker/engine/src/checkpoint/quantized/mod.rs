@@ -260,21 +260,31 @@ impl Quantization {
 /// How users write a recipe in `--format`, and in a manifest where that is another text: there groups, grids and methods have
 /// fields, and FP8 is every kind of it, see [`Quantization::meant`].
 pub fn written(recipe: Recipe) -> String {
-    let fp8 = |kind: &str| format!("FP8:{kind} (in a manifest {{format: FP8}})");
-    let format = match recipe.format {
-        WeightFormat::Int4 { group, zero } => format!(
-            "INT4:g{group}:{} (in a manifest {{format: INT4, groupSize: {group}, zeroPoint: {zero:?}}})",
-            format!("{zero:?}").to_lowercase()
+    let (mut text, mut fields) = match recipe.format {
+        WeightFormat::Int4 { group, zero } => (
+            format!("INT4:g{group}:{}", format!("{zero:?}").to_lowercase()),
+            format!("INT4, groupSize: {group}, zeroPoint: {zero:?}"),
         ),
-        WeightFormat::Fp8Tensor => fp8("tensor"),
-        WeightFormat::Fp8Static => fp8("static"),
-        WeightFormat::Fp8Block => fp8("block"),
-        other => other.canonical().split('-').next().unwrap_or_default().to_uppercase(),
+        WeightFormat::Fp8Tensor => ("FP8:tensor".to_owned(), "FP8".to_owned()),
+        WeightFormat::Fp8Static => ("FP8:static".to_owned(), "FP8".to_owned()),
+        WeightFormat::Fp8Block => ("FP8:block".to_owned(), "FP8".to_owned()),
+        other => {
+            let name = other.canonical().split('-').next().unwrap_or_default().to_uppercase();
+            (name.clone(), name)
+        }
     };
-    match recipe.method {
-        Method::RoundToNearest => format,
-        method => format!("{format}:{}", method.canonical()),
+    let method = match recipe.method {
+        Method::RoundToNearest => None,
+        Method::Awq => Some("AWQ"),
+        Method::Gptq => Some("GPTQ"),
+        Method::SmoothQuant => Some("SmoothQuant"),
+        Method::LlmInt8 => Some("LLMInt8"),
+    };
+    if let Some(method) = method {
+        text = format!("{text}:{}", recipe.method.canonical());
+        fields = format!("{fields}, method: {method}");
     }
+    if text == fields { text } else { format!("{text} (in a manifest {{format: {fields}}})") }
 }
 
 /// The widest group of ours that divides the stored one in every layer.
