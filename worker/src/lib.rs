@@ -16,12 +16,14 @@
 //! | [`quality`] | what an artifact costs in quality, measured once and kept beside it |
 //! | [`metrics`] | Prometheus metrics under vLLM's names |
 //! | [`source`] | models from a hub, a web server, a volume or a path |
+//! | `hex` | digests as text |
 //! | [`licence`] | what a model's licence asks, and whether it was accepted |
 
 pub mod admin;
 pub mod app;
 pub mod commands;
 pub mod gate;
+mod hex;
 pub mod http;
 pub mod licence;
 pub mod metrics;

@@ -23,6 +23,8 @@ use modelprofile_engine::{
 use modelprofile_kernels::{Backend, GroupedActivations, KvFormat};
 use sha2::{Digest, Sha256};
 
+use crate::hex::hex;
+
 /// The text that quality is measured on when the manifest names none.
 const BUILT_IN: &str = include_str!("texts/evaluation.txt");
 /// Name of the measured quality in an artifact's directory, for the text that comes with the worker.
@@ -145,10 +147,6 @@ fn file(label: &str) -> String {
     }
     let digest = Sha256::digest(label.as_bytes());
     format!("quality-{}.json", hex(&digest[..8]))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The quality of an artifact on a text: read beside it, or measured and written there. `progress` first counts the bytes of

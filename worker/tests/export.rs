@@ -129,7 +129,7 @@ fn an_export_has_the_kv_scales_that_a_worker_calibrates() {
     let scales = kv_scales(&direct);
     // Two layers.
     assert_eq!(scales.len(), 4);
-    assert!(scales.iter().all(|(_, scale)| *scale > 0.0 && *scale != 1.0), "{scales:?}");
+    assert!(scales.iter().all(|(_, scale)| *scale > 0.0 && (*scale - 1.0).abs() > 1e-3), "{scales:?}");
     let formats = || artifacts(&cache).into_iter().map(|(format, _)| format).collect::<Vec<_>>();
     assert_eq!(formats(), ["fp8-e4m3-row"], "the reference of the calibration is gone");
 

@@ -200,9 +200,10 @@ fn the_outlier_columns_are_those_that_the_calibration_text_fills() {
         values[column] = bf16::from_f32(values[column].to_f32() * 64.0);
     }
     let (shape, gains) = (vec![values.len()], bytemuck::cast_slice::<_, u8>(&values));
-    let tensors = read.iter().map(|(name, tensor)| match name == gain {
-        true => (name, safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, shape.clone(), gains).unwrap()),
-        false => (name, tensor),
+    let tensors = read.iter().map(|(name, tensor)| {
+        let bf16 = safetensors::Dtype::BF16;
+        let gains = || safetensors::tensor::TensorView::new(bf16, shape.clone(), gains).unwrap();
+        (name, if name == gain { gains() } else { tensor })
     });
     std::fs::write(folder.path().join("model.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
 

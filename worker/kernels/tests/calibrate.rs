@@ -115,24 +115,15 @@ fn quadratic_forms_are_those_of_plain_loops_for_any_number_of_threads() {
     }
 }
 
-/// `Q(cut(W s)) / s - W` by the codes that would be stored.
-fn plain_changes(
-    rows: usize,
-    k: usize,
-    w: &[f32],
-    s: Option<&[f32]>,
-    cut: f32,
-    kind: WeightKind,
-    grid: Grid,
-) -> Vec<f32> {
-    let WeightKind::Int4 { group } = kind else { panic!("{kind:?}") };
+/// `Q(cut(W s)) / s - W` by the codes that would be stored, in 4 bits.
+fn plain_changes([rows, k, group]: [usize; 3], w: &[f32], s: Option<&[f32]>, cut: f32, grid: Grid) -> Vec<f32> {
     let scale = |at: usize| s.map_or(1.0, |s| s[at % k]);
     let mut scaled: Vec<f32> = w[..rows * k].iter().enumerate().map(|(at, w)| w * scale(at)).collect();
-    for group in scaled.chunks_exact_mut(usize::from(group)) {
+    for group in scaled.chunks_exact_mut(group) {
         let limit = group.iter().fold(0.0f32, |m, v| m.max(v.abs())) * cut;
         group.iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
     }
-    let stored = rtn::quantize(kind, grid, rows, k, &scaled).unwrap();
+    let stored = rtn::quantize(WeightKind::Int4 { group: group as u16 }, grid, rows, k, &scaled).unwrap();
     for (row, out) in scaled.chunks_exact_mut(k).enumerate() {
         stored.dequantize_row(row, out);
     }
@@ -154,8 +145,7 @@ fn changes_by_rounding_are_those_of_the_stored_codes_bit_for_bit() {
             let scales: Vec<f32> = noise(k, 7).iter().map(|v| v.exp()).collect();
             for grid in [Grid::Symmetric, Grid::Integer, Grid::Minimum] {
                 for (scales, cut) in [(None, 1.0), (Some(&scales), 1.0), (None, 0.7), (Some(&scales), 0.55)] {
-                    let kind = WeightKind::Int4 { group: group as u16 };
-                    let expected = plain_changes(rows, k, &w, scales.map(Vec::as_slice), cut, kind, grid);
+                    let expected = plain_changes([rows, k, group], &w, scales.map(Vec::as_slice), cut, grid);
                     for threads in [1, 3] {
                         let mut cpu = cpu(isa, threads);
                         let weights = matrix(&cpu, rows + 1, k, w.clone());

@@ -146,7 +146,7 @@ mod tests {
         assert!(with[0].1.measuring_seconds == 0.0 && with[1].1.measuring_seconds > 0.0);
         let without = plans(&recipes, None);
         assert_eq!(titles(&without), ["fp8-e4m3-row", "int8-row"]);
-        assert_eq!(without[0].1.measuring_seconds, 0.0);
+        assert!(without[0].1.measuring_seconds == 0.0);
         let own = plans(&[WeightFormat::Bf16.into()], Some(&measured));
         assert_eq!(titles(&own), ["bf16"]);
     }

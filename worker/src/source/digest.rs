@@ -5,6 +5,7 @@ use std::{fs::File, io::Read, path::Path};
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
 use super::{Result, SourceError};
+use crate::hex::hex;
 
 /// What a file's bytes must hash to; lower-case hex.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,14 +79,6 @@ fn read_all(mut file: File, mut context: Context) -> std::io::Result<String> {
 /// SHA-256 of a text, in hex: for names of cache entries.
 pub(super) fn name_of(text: &str) -> String {
     hex(ring::digest::digest(&SHA256, text.as_bytes()).as_ref())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 fn hex_of(text: &str, len: usize) -> Option<String> {

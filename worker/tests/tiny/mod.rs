@@ -42,7 +42,9 @@ pub(crate) fn files() -> Vec<(String, Vec<u8>)> {
 pub(crate) fn model(directory: &Path, front: &str) -> PathBuf {
     let model = directory.join("tiny");
     fs::create_dir(&model).unwrap();
-    files().into_iter().for_each(|(name, bytes)| fs::write(model.join(name), bytes).unwrap());
+    for (name, bytes) in files() {
+        fs::write(model.join(name), bytes).unwrap();
+    }
     fs::write(model.join("README.md"), format!("---\n{front}---\n# The original\n")).unwrap();
     model
 }

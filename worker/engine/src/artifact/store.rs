@@ -188,7 +188,7 @@ impl Store {
 /// Whether something in an artifact's directory says that it is more than a reference to measure with: a quality of its own
 /// on whatever text, which every profile's artifact has, or a card.
 fn is_a_profile(directory: &Path) -> bool {
-    let quality = |name: &str| name.starts_with("quality") && name.ends_with(".json");
+    let quality = |name: &str| name.strip_suffix(".json").is_some_and(|stem| stem.starts_with("quality"));
     let names =
         fs::read_dir(directory).into_iter().flatten().flatten().filter_map(|file| file.file_name().into_string().ok());
     names.into_iter().any(|name| name == CARD || quality(&name))

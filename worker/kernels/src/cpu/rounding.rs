@@ -28,7 +28,9 @@ impl<'a> How<'a> {
     /// A group that does not divide K, bits that no kind has, a part that is none.
     pub(super) fn new(rounding: &GroupRounding<'a, Matrix>, k: usize) -> Result<Self> {
         let &GroupRounding { bits, group, grid, scales, cut } = rounding;
-        if !matches!(bits, 4 | 8) || group == 0 || !k.is_multiple_of(group) || !(cut > 0.0 && cut <= 1.0) {
+        let fits = matches!(bits, 4 | 8) && group > 0 && k.is_multiple_of(group);
+        let is_part = cut > 0.0 && cut <= 1.0;
+        if !(fits && is_part) {
             return Err(KernelError::Shape(format!("{bits} bits in groups of {group}, cut to {cut}, of {k} columns")));
         }
         Ok(Self { k, bits, group, grid, scales: scales.map(|s| &s.data[..k]), cut })
@@ -54,7 +56,9 @@ fn all_rows(weights: &[f32], how: How<'_>, out: &mut [f32]) {
             for values in out.chunks_exact_mut(how.group) {
                 let (low, high) = range(values);
                 let limit = high.max(-low) * how.cut;
-                values.iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
+                for v in values {
+                    *v = v.clamp(-limit, limit);
+                }
             }
         }
         let (low, high) = range(out);
@@ -72,7 +76,9 @@ fn all_rows(weights: &[f32], how: How<'_>, out: &mut [f32]) {
 /// A group's values at the nearest points of its grid; `unit` is the row's scale.
 #[inline(always)]
 fn round(values: &mut [f32], unit: f32, how: How<'_>) {
-    values.iter_mut().for_each(|v| *v /= unit);
+    for v in &mut *values {
+        *v /= unit;
+    }
     let (low, high) = range(values);
     let (scale, min) = range_grid(how.grid, how.bits, low, high);
     let (scale, min, top) = (scale.to_f32(), min.to_f32(), top_code(how.bits));

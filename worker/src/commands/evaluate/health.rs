@@ -294,7 +294,9 @@ impl<'a> Generator<'a> {
                 tracing::warn!(
                     "the long-context test of {length} tokens is left out: the model's chat format fills them"
                 );
-                needles::DEPTHS.iter().for_each(|_| step());
+                for _ in needles::DEPTHS {
+                    step();
+                }
                 continue;
             };
             for Question { prompt, number, depth_percent } in questions {

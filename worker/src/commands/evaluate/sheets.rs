@@ -15,7 +15,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::quality::write_whole;
+use crate::{hex::hex, quality::write_whole};
 
 /// First words of a sheet; the commitment follows.
 const TITLE: &str = "# ModelProfile blind sheet, commitment ";
@@ -210,15 +210,6 @@ fn row_sha256(row: &[String; 3]) -> String {
         hash.update(cell);
     }
     hex(&hash.finalize())
-}
-
-/// Lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// A block that shows text as it is: its fence is longer than any in the text.
