@@ -121,7 +121,9 @@ fn plain_changes([rows, k, group]: [usize; 3], w: &[f32], s: Option<&[f32]>, cut
     let mut scaled: Vec<f32> = w[..rows * k].iter().enumerate().map(|(at, w)| w * scale(at)).collect();
     for group in scaled.chunks_exact_mut(group) {
         let limit = group.iter().fold(0.0f32, |m, v| m.max(v.abs())) * cut;
-        group.iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
+        for v in group {
+            *v = v.clamp(-limit, limit);
+        }
     }
     let stored = rtn::quantize(WeightKind::Int4 { group: group as u16 }, grid, rows, k, &scaled).unwrap();
     for (row, out) in scaled.chunks_exact_mut(k).enumerate() {
@@ -140,7 +142,9 @@ fn changes_by_rounding_are_those_of_the_stored_codes_bit_for_bit() {
             if rows > 4 {
                 w[k..2 * k].fill(0.0);
                 w[2 * k + 5] = -300.0;
-                w[3 * k..4 * k].iter_mut().for_each(|v| *v *= 1e-30);
+                for v in &mut w[3 * k..4 * k] {
+                    *v *= 1e-30;
+                }
             }
             let scales: Vec<f32> = noise(k, 7).iter().map(|v| v.exp()).collect();
             for grid in [Grid::Symmetric, Grid::Integer, Grid::Minimum] {

@@ -302,7 +302,7 @@ mod tests {
         // Logits in FP32, of the reference and of the artifact: more than rounding needs at once for a wide vocabulary.
         let wide = ModelConfig { vocab: 1 << 20, hidden: 64, ..llama_8b() };
         let narrow = Plan::of(&wide, INT4.into(), 32_768, 512, &SPEEDS);
-        assert!(narrow.with_measuring(&wide, 8, 512, &SPEEDS).peak_bytes > 2 * 256 * 4 << 20);
+        assert!(narrow.with_measuring(&wide, 8, 512, &SPEEDS).peak_bytes > (2 * 256 * 4) << 20);
     }
 
     #[test]
