@@ -319,7 +319,9 @@ def engines(setting, subject):
             if attempt(recipe, ours, setting, subject, recipe, directory) is None:
                 continue
         try:
-            answer = json.loads(setting.run(python, HERE / "vllm_run.py", directory, subject.text).output.splitlines()[-1])
+            lines = setting.run(python, HERE / "vllm_run.py", directory, subject.text).output.splitlines()
+            # It logs after the end, too.
+            answer = json.loads(next(line for line in reversed(lines) if line.startswith("[[")))
         except Skip as reason:
             rows.append({"format": recipe, "vLLM": "no", "same greedy tokens as BF16": None, "note": str(reason)[:80]})
             continue

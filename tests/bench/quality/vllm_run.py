@@ -1,4 +1,4 @@
-"""Greedy answers of vLLM on the CPU: vllm_run.py DIRECTORY TEXT; the last line is JSON, one list of token ids a prompt."""
+"""Greedy answers of vLLM on the CPU: vllm_run.py DIRECTORY TEXT; a line of JSON, one list of token ids a prompt."""
 
 import json
 import os
