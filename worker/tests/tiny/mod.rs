@@ -15,8 +15,22 @@ pub(crate) fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("engine/tests/data").join(name)
 }
 
-/// A byte-level tokenizer of GPT-2's form with the 128 bytes of ASCII and no merges; other bytes have no token.
+/// A tokenizer of 128 words, to which all others are unknown.
 pub(crate) fn tokenizer() -> String {
+    let word = |id: usize| if id == 0 { "<unk>".to_owned() } else { format!("w{id}") };
+    let vocab: serde_json::Map<String, Value> = (0..128).map(|id| (word(id), json!(id))).collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+    })
+    .to_string()
+}
+
+/// A byte-level tokenizer of GPT-2's form, which a GGUF file can hold: the 128 bytes of ASCII and no merges. Other bytes have
+/// no token.
+pub(crate) fn byte_tokenizer() -> String {
     // GPT-2 writes printable bytes as themselves and the others, in their order, as the characters from U+0100 on.
     let others = (0..=b' ').chain([127]).map(|byte| (byte, char::from_u32(0x100 + u32::from(byte.min(33))).unwrap()));
     let bytes = (b'!'..=b'~').map(|byte| (byte, char::from(byte))).chain(others);
