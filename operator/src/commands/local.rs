@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long, default_value_t = 8001, value_parser = clap::value_parser!(u16).range(1..))]
     admin_port: u16,
     /// Folder of artifacts and logs [default: modelprofile in the user's cache folder].
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = "MODELPROFILE_CACHE")]
     cache: Option<PathBuf>,
     /// The worker's executable [default: beside this one, else on the PATH].
     #[arg(long, value_name = "FILE")]

@@ -11,7 +11,7 @@ pub struct Served {
     /// `metadata.name` of the model that `modelprofile local` serves.
     pub name: String,
     /// The folder that `modelprofile local` was given with --cache, if it was.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = "MODELPROFILE_CACHE")]
     cache: Option<PathBuf>,
 }
 

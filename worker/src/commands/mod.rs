@@ -170,7 +170,9 @@ fn parse_format(text: &str) -> Result<WeightFormat, String> {
             Ok(WeightFormat::Int4 { group, zero })
         }
         _ => Err(format!(
-            "{text} is not a format: use BF16, FP8[:tensor|:block|:static], INT8, INT4[:g64][:integer], Q4_1, Q4_0 or Q8_0"
+            "{text} is not a format: use BF16, FP8[:tensor|:block|:static], INT8[:gptq|:smoothquant|:llm-int8], \
+             INT4[:g32|:g64|:g128][:symmetric|:integer|:minimum][:awq|:gptq], Q4_1, Q4_0 or Q8_0; `export gguf` writes the \
+             other types of GGUF"
         )),
     }
 }

@@ -65,7 +65,7 @@ pub(super) fn config_json(config: &ModelConfig, recipe: Recipe) -> Value {
 }
 
 /// What the linear layers are stored as.
-fn scheme(kind: WeightKind, format: WeightFormat) -> Option<Scheme> {
+pub(crate) fn scheme(kind: WeightKind, format: WeightFormat) -> Option<Scheme> {
     let grouped = |bits, group: u16| Scheme::Grouped { bits, group: Some(group.into()), zero: format.zero() };
     let fp8 = |share, static_activations| Scheme::Fp8 { share, static_activations };
     match kind {

@@ -27,6 +27,7 @@ use std::{collections::BTreeMap, path::Path};
 use modelprofile_kernels::WeightKind;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use config::scheme;
 pub(crate) use store::hex;
 pub use store::{Artifact, Store};
 

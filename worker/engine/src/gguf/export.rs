@@ -100,6 +100,14 @@ pub fn export(
     Ok(Summary { bytes, parameters, bits_per_weight, copied, converted: planned.len() - copied })
 }
 
+/// Holds that a checkpoint can be written so, before what takes long.
+///
+/// # Errors
+/// As [`export`] has for the tensors' types.
+pub fn check(checkpoint: &Checkpoint, options: &Options<'_>) -> Result<()> {
+    plan(checkpoint, options).map(drop)
+}
+
 /// A tensor of the new file.
 struct Planned<'a> {
     info: TensorInfo,
@@ -130,6 +138,13 @@ impl Planned<'_> {
 
 /// Every tensor of the new file, in the order of the computation.
 fn plan<'a>(checkpoint: &'a Checkpoint, options: &Options<'_>) -> Result<Vec<Planned<'a>>> {
+    if let Some(quantization) = checkpoint.quantization() {
+        return Err(EngineError::Config(format!(
+            "{} is quantized already ({}), in codes that GGUF does not have: give the original checkpoint",
+            checkpoint.name(),
+            quantization.describe()
+        )));
+    }
     let config = checkpoint.config();
     let same = checkpoint.gguf_metadata().and_then(|metadata| metadata.unsigned("general.file_type"))
         == Some(options.file_type.number().into());

@@ -25,6 +25,6 @@ mod quants;
 mod vocabulary;
 mod writer;
 
-pub use export::{Options, Summary, export};
+pub use export::{Options, Summary, check, export};
 pub use importance::Importance;
 pub use mix::FileType;

@@ -40,12 +40,13 @@ pub use kv_cache::holds_kv_scales;
 
 use self::{compressed_tensors::ScaleType, file::TensorFile, gptq::Version, tensor::Tensor};
 use crate::{
-    EngineError, Result, RopeScaling, ZeroPoint,
+    EngineError, ModelConfig, Result, RopeScaling, ZeroPoint,
     artifact::Progress,
     checkpoint::{
         Checkpoint, Role, SourceDtype, StoredWeight,
         quantized::{HF_QUANT_CONFIG, Layout, Scheme, Share, Zeros},
     },
+    quantize::Recipe,
 };
 
 /// What an export wrote.
@@ -131,18 +132,12 @@ fn plan(checkpoint: &Checkpoint, layout: Layout, kv_scales: Option<&KvScales>) -
     }
     let quantization = checkpoint.quantization().ok_or_else(|| {
         EngineError::Config(format!(
-            "{} is not quantized: run `modelprofile-worker quantize` first and export the artifact's directory",
+            "{} is no quantized directory: name with --format what to make of it, or give an artifact's directory",
             checkpoint.name()
         ))
     })?;
     let scheme = quantization.scheme;
-    if let Some(instead) = cannot_say(layout, &scheme) {
-        return Err(EngineError::Config(format!(
-            "{} cannot be written as {}: {instead}",
-            quantization.describe(),
-            layout.name()
-        )));
-    }
+    says(layout, &scheme, &quantization.describe())?;
     let mut target = Target {
         layout,
         scheme,
@@ -168,6 +163,24 @@ fn plan(checkpoint: &Checkpoint, layout: Layout, kv_scales: Option<&KvScales>) -
         }
     }
     Ok(target)
+}
+
+/// Holds that a layout can say what a recipe makes of a model, before it is made.
+///
+/// # Errors
+/// [`EngineError::Config`] with a layout or a format that can.
+pub fn holds_recipe(layout: Layout, recipe: Recipe, config: &ModelConfig) -> Result<()> {
+    match crate::artifact::scheme(recipe.kind(config.hidden), recipe.format) {
+        Some(scheme) => says(layout, &scheme, &recipe.canonical()),
+        None => Err(EngineError::Config("BF16 is not quantized: copy the original's directory".into())),
+    }
+}
+
+fn says(layout: Layout, scheme: &Scheme, what: &str) -> Result<()> {
+    match cannot_say(layout, scheme) {
+        None => Ok(()),
+        Some(instead) => Err(EngineError::Config(format!("{what} cannot be written as {}: {instead}", layout.name()))),
+    }
 }
 
 /// Why a layout cannot say a scheme, with one that can; `None` when it can.

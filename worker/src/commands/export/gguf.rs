@@ -52,13 +52,15 @@ impl Gguf {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let model = self.fetch.fetch(&self.model, &self.cache.directory())?;
         let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
-        let importance = self.importance(&checkpoint)?;
         let options = gguf::Options {
             file_type: self.file_type,
-            importance: importance.as_ref(),
+            importance: None,
             threads: self.compute.threads(),
             requantize: self.requantize,
         };
+        gguf::check(&checkpoint, &options)?;
+        let importance = self.importance(&checkpoint)?;
+        let options = gguf::Options { importance: importance.as_ref(), ..options };
         let bar = progress_bar(self.file_type.name());
         let started = Instant::now();
         let summary = gguf::export(&checkpoint, &self.output, &options, &mut |progress| {

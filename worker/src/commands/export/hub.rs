@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use modelprofile_engine::{
@@ -91,9 +91,13 @@ impl Hub {
             // Before what takes long.
             interchange::holds_kv_scales(layout)?;
         }
+        ensure!(!self.output.exists(), "{} exists; name a new directory", self.output.display());
         let cache = self.cache.directory();
         let model = self.fetch.fetch(&self.model, &cache)?;
         let original = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
+        if let Some(recipe) = self.format {
+            interchange::holds_recipe(layout, recipe, original.config())?;
+        }
         let bar = progress_bar(layout.name());
         let scales = self.kv_cache.map(|KvCache::Fp8| self.kv_scales(&original, &cache, &bar)).transpose()?;
         let made = match self.format {
