@@ -32,14 +32,17 @@ TEXT = ROOT / "worker/src/texts/evaluation.txt"
 EXPORTS = [
     ("FP8", ["compressed-tensors", "modelopt"]),
     ("FP8:tensor", ["compressed-tensors", "modelopt"]),
-    ("FP8:static", ["compressed-tensors", "modelopt"]),
     ("INT8", ["compressed-tensors"]),
-    # Norms and rows with what the methods fold into them.
-    ("INT8:smoothquant", ["compressed-tensors"]),
-    ("INT4:g32:symmetric:gptq", ["compressed-tensors", "autoawq", "gptq", "modelopt"]),
-    ("INT4:g32:integer:awq", ["compressed-tensors", "autoawq", "gptq"]),
     ("INT4:g32:symmetric", ["compressed-tensors", "autoawq", "gptq", "modelopt"]),
     ("INT4:g32:integer", ["compressed-tensors", "autoawq", "gptq"]),
+]
+# The same with what calibration decides: of a real model's first layers, for it takes a tokenizer. Norms and rows hold what
+# the methods fold into them.
+CALIBRATED = [
+    ("FP8:static", ["compressed-tensors", "modelopt"]),
+    ("INT8:smoothquant", ["compressed-tensors"]),
+    ("INT4:g64:symmetric:gptq", ["compressed-tensors", "autoawq", "gptq", "modelopt"]),
+    ("INT4:g64:integer:awq", ["compressed-tensors", "autoawq", "gptq"]),
 ]
 SCORED = ["FP8", "INT8", "INT4:g64:integer"]
 LAYERS, WINDOW, WINDOWS = 2, 256, 2
@@ -58,7 +61,8 @@ class Worker:
 
     def quantize(self, model, recipe):
         """The directory of the artifact."""
-        output = self("quantize", "--model", model, "--format", recipe, "--no-measure", "--cache", self.cache)
+        output = self("quantize", "--model", model, "--format", recipe, "--no-measure", "--calibration-tokens", 2048,
+                      "--cache", self.cache)
         return self.cache / "artifacts" / re.search(r"MiB\s+(\S+)", output).group(1)
 
     def export(self, artifact, layout, output):
@@ -157,13 +161,13 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         worker = Worker(arguments.worker, folder / "cache")
-        for recipe, layouts in EXPORTS:
-            artifact, reference = worker.quantize(TINY, recipe), None
+        small = truncate(arguments.smollm2, folder / "smollm2-layers")
+        for source, recipe, layouts in [(TINY, *row) for row in EXPORTS] + [(small, *row) for row in CALIBRATED]:
+            artifact, reference = worker.quantize(source, recipe), None
             for layout in layouts:
                 output = worker.export(artifact, layout, folder / f"{recipe}-{layout}".replace(":", "-"))
                 values = check_hub.check(output, reference)
                 reference, checks = reference or values, checks + 1
-        small = truncate(arguments.smollm2, folder / "smollm2-layers")
         # K types where rows divide into blocks of 256, and the types that stand in for them where they do not.
         for source, types in ((wide(folder / "wide"), check_gguf.ERRORS), (small, ["Q5_K_M", "Q4_K_M"])):
             for report in check_gguf.check(worker, source, folder, types):

@@ -216,7 +216,7 @@ fn bf16_is_the_dequantized_checkpoint() {
 #[case(WeightFormat::Fp8, Layout::Gptq, "compressed-tensors")]
 #[case(WeightFormat::Int8, Layout::ModelOpt, "compressed-tensors")]
 #[case(INTEGER, Layout::ModelOpt, "compressed-tensors")]
-#[case(WeightFormat::Bf16, Layout::CompressedTensors, "modelprofile-worker quantize")]
+#[case(WeightFormat::Bf16, Layout::CompressedTensors, "name with --format")]
 fn what_a_layout_cannot_say_is_refused_with_what_can(
     #[case] format: WeightFormat,
     #[case] layout: Layout,
