@@ -9,9 +9,7 @@ mod tiny;
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use hub::{COMMIT, Hub, ID};
@@ -191,33 +189,10 @@ spec:
         );
         let path = self.folder.path().join("profile.yaml");
         fs::write(&path, manifest).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_modelprofile-worker"))
-            .args(["serve", "--port", "0", "--admin-port", "0", "--config"])
-            .arg(&path)
-            .arg("--cache")
-            .arg(self.cache())
-            .env("HF_ENDPOINT", &self.hub.url)
-            .env("HF_HUB_OFFLINE", if offline { "1" } else { "0" })
-            .env_remove("HF_TOKEN")
-            .env("RUST_LOG", "info")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = String::new();
-        for line in BufReader::new(child.stderr.take().unwrap()).lines().map(|line| line.unwrap()) {
-            log += &line;
-            log.push('\n');
-            if line.contains(until) {
-                break;
-            }
-        }
-        // It may have ended itself.
-        let _ = child.kill();
-        child.wait().unwrap();
-        assert!(log.contains(until), "{until} was never logged:\n{log}");
-        log
+        let mut command = tiny::worker(&self.cache());
+        command.args(["serve", "--port", "0", "--admin-port", "0", "--config"]).arg(&path);
+        command.env("HF_ENDPOINT", &self.hub.url).env("HF_HUB_OFFLINE", if offline { "1" } else { "0" });
+        tiny::serve_until(&mut command, until)
     }
 
     fn artifacts(&self) -> Vec<PathBuf> {

@@ -117,9 +117,12 @@ spec:
     );
     let path = cache.with_extension("yaml");
     fs::write(&path, manifest).unwrap();
-    let mut child = worker(cache)
-        .args(["serve", "--port", "0", "--admin-port", "0", "--config"])
-        .arg(&path)
+    serve_until(worker(cache).args(["serve", "--port", "0", "--admin-port", "0", "--config"]).arg(&path), until)
+}
+
+/// Starts a worker and ends it once it logs this text; what it logged until then.
+pub(crate) fn serve_until(command: &mut Command, until: &str) -> String {
+    let mut child = command
         .env("RUST_LOG", "info")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
