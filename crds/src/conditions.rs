@@ -36,8 +36,10 @@ pub const METRICS_AVAILABLE: &str = "MetricsAvailable";
 /// At least one worker answers requests.
 ///
 /// `True`: [`reason::WORKER_READY`], a worker has answered. `False`: [`reason::NO_WORKER_READY`],
-/// [`reason::WAITING_FOR_ACCELERATOR`] (a pod can not be scheduled for want of one), [`reason::BEYOND_LIMITS`] (no profile
-/// may serve within the quality limits; the message names the figures).
+/// [`reason::WAITING_FOR_ACCELERATOR`] (a pod can not be scheduled for want of one), [`reason::UNSCHEDULABLE`],
+/// [`reason::IMAGE_PULL_FAILED`], [`reason::CRASH_LOOP`], [`reason::OUT_OF_MEMORY`], [`reason::POD_FAILED`] (what keeps the
+/// first pod from working), [`reason::BEYOND_LIMITS`] (no profile may serve within the quality limits; the message names the
+/// figures).
 pub const AVAILABLE: &str = "Available";
 
 /// Something is under way.
@@ -48,8 +50,10 @@ pub const PROGRESSING: &str = "Progressing";
 
 /// Less works than was asked for, though the model may well be available.
 ///
-/// `True`: [`reason::SWITCH_REFUSED`], [`reason::REPLICAS_MISSING`], [`reason::PREPARE_FAILED`], [`reason::BEYOND_LIMITS`] and
-/// [`reason::NOT_MEASURED`] (the quality gate keeps a profile out of the ladder). `False`: [`reason::AS_EXPECTED`].
+/// `True`: [`reason::APPLY_FAILED`] (the API server does not take an object, or a name is taken), [`reason::SWITCH_REFUSED`],
+/// [`reason::PREPARE_FAILED`], [`reason::REPLICAS_MISSING`] and what keeps a pod from working as in [`AVAILABLE`],
+/// [`reason::BEYOND_LIMITS`] and [`reason::NOT_MEASURED`] (the quality gate keeps a profile out of the ladder). `False`:
+/// [`reason::AS_EXPECTED`].
 pub const DEGRADED: &str = "Degraded";
 
 /// Every condition type, in the order in which a status lists them.
@@ -96,6 +100,16 @@ pub mod reason {
     pub const NO_WORKER_READY: &str = "NoWorkerReady";
     /// A worker pod waits for an accelerator.
     pub const WAITING_FOR_ACCELERATOR: &str = "WaitingForAccelerator";
+    /// A pod can not be scheduled, for another reason than an accelerator.
+    pub const UNSCHEDULABLE: &str = "Unschedulable";
+    /// The image of a pod can not be pulled.
+    pub const IMAGE_PULL_FAILED: &str = "ImagePullFailed";
+    /// A worker ends again and again.
+    pub const CRASH_LOOP: &str = "CrashLoop";
+    /// A worker was killed for using more memory than its limit.
+    pub const OUT_OF_MEMORY: &str = "OutOfMemory";
+    /// The node gave a pod up, or can not make its container.
+    pub const POD_FAILED: &str = "PodFailed";
     /// A switch of profile is under way.
     pub const SWITCHING: &str = "Switching";
     /// Workers are being added or removed.
@@ -104,6 +118,8 @@ pub mod reason {
     pub const ROLLING_OUT: &str = "RollingOut";
     /// Nothing is under way.
     pub const STABLE: &str = "Stable";
+    /// An object that the model needs can not be made.
+    pub const APPLY_FAILED: &str = "ApplyFailed";
     /// A worker refused to switch.
     pub const SWITCH_REFUSED: &str = "SwitchRefused";
     /// Fewer workers are ready than are wanted.

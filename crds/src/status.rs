@@ -45,6 +45,13 @@ pub struct ModelProfileStatus {
     pub conditions: Vec<Condition>,
 }
 
+impl ModelProfileStatus {
+    /// The condition of a type of [`crate::conditions`].
+    pub fn condition(&self, kind: &str) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.kind == kind)
+    }
+}
+
 /// Length of [`ModelProfileStatus::switch_history`].
 pub const SWITCH_HISTORY_LIMIT: usize = 10;
 

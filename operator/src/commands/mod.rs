@@ -3,6 +3,7 @@
 pub mod crd;
 pub mod events;
 pub mod local;
+pub mod operator;
 pub mod output;
 pub mod recommend;
 pub mod replay;
@@ -29,6 +30,8 @@ pub struct Cli {
 enum Command {
     /// Serve a manifest on this machine, without a cluster.
     Local(local::Args),
+    /// Act on the ModelProfiles of a cluster: what its Deployment runs.
+    Operator(Box<operator::Args>),
     /// Print a manifest that suits a model on given hardware, with the reasons.
     Recommend(recommend::Args),
     /// Simulate what a manifest would do with given traffic on given hardware.
@@ -56,6 +59,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Local(args) => local::run(args),
+            Command::Operator(args) => operator::run(*args),
             Command::Recommend(args) => recommend::run(&args),
             Command::Simulate(args) => simulate::run(&args),
             Command::Switch(args) => switch::run(&args),

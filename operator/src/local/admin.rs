@@ -29,7 +29,12 @@ impl Admin {
     pub fn new(base: impl Into<String>, token: impl Into<String>) -> anyhow::Result<Self> {
         // The worker is on this machine: a proxy from the environment would only be in the way.
         let http = reqwest::Client::builder().no_proxy().build().context("cannot build an HTTP client")?;
-        Ok(Self { http, base: base.into(), token: token.into() })
+        Ok(Self::with_client(http, base, token))
+    }
+
+    /// As [`Admin::new`], with the connections of a client that others use too.
+    pub fn with_client(http: reqwest::Client, base: impl Into<String>, token: impl Into<String>) -> Self {
+        Self { http, base: base.into(), token: token.into() }
     }
 
     /// `GET /admin/v1/state`.
@@ -47,7 +52,15 @@ impl Admin {
     /// # Errors
     /// No answer within two seconds.
     pub async fn metrics(&self) -> anyhow::Result<String> {
-        let response = self.http.get(format!("{}/metrics", self.base)).timeout(STATE_LIMIT).send().await?;
+        self.metrics_of(&format!("{}/metrics", self.base)).await
+    }
+
+    /// Prometheus' text format from another URL, where an engine has it elsewhere.
+    ///
+    /// # Errors
+    /// No answer within two seconds.
+    pub async fn metrics_of(&self, url: &str) -> anyhow::Result<String> {
+        let response = self.http.get(url).timeout(STATE_LIMIT).send().await?;
         Ok(response.error_for_status()?.text().await?)
     }
 

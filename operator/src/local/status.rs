@@ -67,27 +67,33 @@ pub fn record(status: &mut ModelProfileStatus, report: &SwitchReport, reason: &s
 }
 
 fn profiles(state: &WorkerState, limits: &Quality) -> Vec<ProfileStatus> {
-    let known = |value: u64| i64::try_from(value).ok().filter(|value| *value > 0);
-    let decimal = |value: f64| value.is_finite().then(|| Decimal(format!("{:.4}", value.max(0.0))));
-    let one = |profile: &WorkerProfile| {
-        let quality = profile.quality.as_ref();
-        ProfileStatus {
-            name: profile.name.clone(),
-            artifact_key: Some(profile.artifact_key.clone()).filter(|key| !key.is_empty()),
-            weight_bytes: known(profile.weight_bytes),
-            kv_tokens: known(profile.kv_tokens),
-            perplexity: quality.and_then(|quality| decimal(quality.perplexity)),
-            reference_perplexity: quality.and_then(|quality| decimal(quality.reference_perplexity)),
-            mean_kl_divergence: quality.and_then(|quality| decimal(quality.mean_kl_divergence)),
-            measured_at: quality.map(|quality| quality.measured_at.clone()),
-            quality_gate: gate::verdict(limits, state, profile).map(Into::into),
-        }
+    let one = |profile: &WorkerProfile| ProfileStatus {
+        quality_gate: gate::verdict(limits, state, profile).map(Into::into),
+        ..profile_row(profile)
     };
     state.profiles.iter().map(one).collect()
 }
 
+/// What a worker tells of a profile, without the gate's word on it.
+pub(crate) fn profile_row(profile: &WorkerProfile) -> ProfileStatus {
+    let known = |value: u64| i64::try_from(value).ok().filter(|value| *value > 0);
+    let decimal = |value: f64| value.is_finite().then(|| Decimal(format!("{:.4}", value.max(0.0))));
+    let quality = profile.quality.as_ref();
+    ProfileStatus {
+        name: profile.name.clone(),
+        artifact_key: Some(profile.artifact_key.clone()).filter(|key| !key.is_empty()),
+        weight_bytes: known(profile.weight_bytes),
+        kv_tokens: known(profile.kv_tokens),
+        perplexity: quality.and_then(|quality| decimal(quality.perplexity)),
+        reference_perplexity: quality.and_then(|quality| decimal(quality.reference_perplexity)),
+        mean_kl_divergence: quality.and_then(|quality| decimal(quality.mean_kl_divergence)),
+        measured_at: quality.map(|quality| quality.measured_at.clone()),
+        quality_gate: None,
+    }
+}
+
 /// Its time is that of the decision's first pass: a decision that is made again each second is still the same.
-fn last_decision(before: &ModelProfileStatus, decision: &Decision, now: Timestamp) -> LastDecision {
+pub(crate) fn last_decision(before: &ModelProfileStatus, decision: &Decision, now: Timestamp) -> LastDecision {
     let action = match decision.action {
         Action::Hold => DecisionAction::Hold,
         Action::Switch => DecisionAction::Switch,
@@ -185,7 +191,8 @@ fn conditions(before: &[Condition], seen: Seen<'_>, ready: bool, now: Timestamp)
         .collect()
 }
 
-fn preparing(state: Option<&WorkerState>) -> String {
+/// How far each profile is.
+pub(crate) fn preparing(state: Option<&WorkerState>) -> String {
     let parts = state.into_iter().flat_map(|state| &state.profiles);
     let texts: Vec<String> = parts.map(|p| format!("{} {:.0} %", p.name, p.prepared_percent)).collect();
     texts.join(", ")

@@ -1,0 +1,178 @@
+//! What the operator remembers of a ModelProfile between two passes: windows of load, and what it asked its workers.
+//!
+//! All of it may be lost. An operator that starts anew decides on what it sees then, which costs at most the windows of the
+//! policy; whatever has to outlive it is in the status or in the objects.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use jiff::{SignedDuration, Timestamp};
+use modelprofile_api::worker::SwitchReport;
+use modelprofile_api::{Manifest, ModelProfileStatus};
+use modelprofile_policy::{History, Rules, Sample};
+
+use crate::local::retry::{Failure, Retries};
+use crate::scrape::{Metrics, Scraper};
+
+/// Answer of a worker to a switch.
+pub type Answer = Result<SwitchReport, String>;
+
+/// What is remembered of one ModelProfile.
+#[derive(Default)]
+pub struct Memory {
+    /// Generation of the spec, and the rules that follow from it.
+    rules: Option<(i64, Rules)>,
+    /// The windows of the policy.
+    pub history: History,
+    /// Its workers, by the UID of their pods.
+    pub workers: HashMap<String, Remembered>,
+    /// When a status was written last that differs in numbers only.
+    pub cosmetic: Option<Instant>,
+}
+
+/// What is remembered of one worker.
+#[derive(Default)]
+pub struct Remembered {
+    scraper: Scraper,
+    /// The latest look at its load.
+    pub sample: Option<Sample>,
+    /// Switches that did not come about.
+    pub retries: Retries,
+    /// It has answered a real request.
+    pub answered: bool,
+    /// The profile that it was asked for, until its answer was seen.
+    asked: Option<String>,
+    /// Where its answer arrives.
+    answer: Arc<Mutex<Option<Answer>>>,
+}
+
+impl Memory {
+    /// The memory of a ModelProfile that was decided on by an earlier operator: its switches of the last hour still count.
+    pub fn from_status(status: &ModelProfileStatus) -> Self {
+        let times = status.switch_history.iter().filter_map(|switch| switch.start_time.parse::<Timestamp>().ok());
+        let mut times: Vec<Timestamp> = times.collect();
+        times.sort();
+        Self { history: History::with_switches(times), ..Self::default() }
+    }
+
+    /// The rules of this generation of the spec.
+    ///
+    /// # Errors
+    /// The spec cannot be decided on, which validation excludes.
+    pub fn rules(
+        &mut self,
+        generation: i64,
+        manifest: &Manifest,
+        interval: SignedDuration,
+    ) -> Result<Rules, modelprofile_policy::RulesError> {
+        if let Some((known, rules)) = &self.rules
+            && *known == generation
+        {
+            return Ok(rules.clone());
+        }
+        let rules = Rules::new(&manifest.spec, interval)?;
+        if self.rules.is_some() {
+            // What failed before may work now, and the user waits for it.
+            self.workers.values_mut().for_each(|worker| worker.retries.clear());
+        }
+        self.rules = Some((generation, rules.clone()));
+        Ok(rules)
+    }
+
+    /// Forgets workers whose pods are gone.
+    pub fn keep(&mut self, exists: impl Fn(&str) -> bool) {
+        self.workers.retain(|uid, _| exists(uid));
+    }
+}
+
+impl Remembered {
+    /// Takes a look at its metrics.
+    pub fn scraped(&mut self, text: &str, now: Timestamp, rules: &Rules) {
+        self.sample = Some(self.scraper.sample(now, Metrics::parse(text), rules));
+    }
+
+    /// Whether it may be asked for `profile` now.
+    pub fn may_ask(&self, profile: &str, now: Instant) -> bool {
+        self.asked.is_none() && self.retries.may_ask(profile, now)
+    }
+
+    /// The profile that it was asked for and has not answered about.
+    pub fn asked(&self) -> Option<&str> {
+        self.asked.as_deref()
+    }
+
+    /// It is being asked for `profile`; the answer is to be put where this leads.
+    pub fn ask(&mut self, profile: &str) -> Arc<Mutex<Option<Answer>>> {
+        self.asked = Some(profile.to_owned());
+        self.answer = Arc::default();
+        self.answer.clone()
+    }
+
+    /// The answer, once; failures count for the next pause.
+    pub fn answer(&mut self, now: Instant) -> Option<(String, Answer)> {
+        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let profile = self.asked.take()?;
+        match &answer {
+            Ok(report) if report.outcome == modelprofile_api::worker::SwitchOutcome::Refused => {
+                self.retries.failed(&profile, Failure::Refused, now);
+            }
+            Ok(_) => self.retries.clear(),
+            Err(_) => {
+                self.retries.failed(&profile, Failure::NoReport, now);
+            }
+        }
+        Some((profile, answer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use modelprofile_api::worker::SwitchOutcome;
+
+    use super::*;
+
+    fn report(outcome: SwitchOutcome) -> SwitchReport {
+        SwitchReport {
+            from: "quality".to_owned(),
+            to: "density".to_owned(),
+            start_time: "2026-03-01T12:00:00Z".to_owned(),
+            duration_millis: 5,
+            pause_millis: 0.0,
+            preempted: 0,
+            outcome,
+            message: String::new(),
+        }
+    }
+
+    fn answered(worker: &mut Remembered, answer: Answer, now: Instant) {
+        let slot = worker.ask("density");
+        *slot.lock().unwrap() = Some(answer);
+        assert_eq!(worker.answer(now).map(|(profile, _)| profile).as_deref(), Some("density"));
+    }
+
+    #[test]
+    fn a_worker_is_asked_once_until_it_answers_and_after_a_refusal_only_later() {
+        let (mut worker, now) = (Remembered::default(), Instant::now());
+        assert!(worker.may_ask("density", now));
+        let slot = worker.ask("density");
+        assert!(!worker.may_ask("density", now) && worker.answer(now).is_none());
+        *slot.lock().unwrap() = Some(Ok(report(SwitchOutcome::Completed)));
+        assert!(worker.answer(now).is_some() && worker.answer(now).is_none() && worker.may_ask("density", now));
+        answered(&mut worker, Ok(report(SwitchOutcome::Refused)), now);
+        assert_eq!((worker.may_ask("density", now), worker.may_ask("quality", now)), (false, true));
+        assert!(worker.may_ask("density", now + Duration::from_secs(61)));
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_question_is_not_taken_for_a_later_one() {
+        let (mut worker, now) = (Remembered::default(), Instant::now());
+        let earlier = worker.ask("density");
+        let _later = worker.ask("quality");
+        *earlier.lock().unwrap() = Some(Ok(report(SwitchOutcome::Replaced)));
+        assert!(worker.answer(now).is_none());
+        assert_eq!(worker.asked(), Some("quality"));
+    }
+}

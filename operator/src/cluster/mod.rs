@@ -1,0 +1,43 @@
+//! `modelprofile operator`: workers are pods of a cluster.
+//!
+//! ```text
+//!  API server ──watch──> index ─┐
+//!                               ├──> observe ──> judge, decide ──> plan ──> apply ──> status ──> news
+//!  worker pods ──HTTP──> workers┘
+//! ```
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`controller`] | the loop, and one pass from the first arrow to the last |
+//! | [`index`] | what the API server told, by ModelProfile |
+//! | [`workers`] | asking worker pods: state, metrics, switches, a first request |
+//! | [`observe`] | one look at all that belongs to a ModelProfile |
+//! | [`pods`], [`prepared`] | what keeps a pod from working; how far the prepare Job is; pure |
+//! | [`judge`] | what the policy is asked; pure |
+//! | [`plan`] | from what is asked for and what exists to what has to be done; pure |
+//! | [`apply`] | writes to the cluster |
+//! | [`status`], [`conditions`] | what is said of it; pure |
+//! | [`news`] | which of it is told as an Event; pure |
+//! | [`memory`] | what is remembered between passes, and may be lost |
+//! | [`tokens`] | tokens for the workers' admin API |
+//! | [`metrics`] | the operator's own metrics and health |
+//! | [`error`] | errors by what is to be done about them |
+//! | [`start`] | from the flags to the loop: key, Lease, ports |
+
+pub mod apply;
+pub mod conditions;
+pub mod controller;
+pub mod error;
+pub mod index;
+pub mod judge;
+pub mod memory;
+pub mod metrics;
+pub mod news;
+pub mod observe;
+pub mod plan;
+pub mod pods;
+pub mod prepared;
+pub mod start;
+pub mod status;
+pub mod tokens;
+pub mod workers;

@@ -1,0 +1,166 @@
+//! How far the prepare Job is: from the Job and its pods, pure.
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
+use modelprofile_api::worker::{WorkerProfile, WorkerState};
+use serde::Deserialize;
+
+use super::pods::{Trouble, trouble};
+
+/// How far the artifacts of a ModelProfile are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Preparation {
+    /// There is no volume that would outlive a Job: each worker prepares for itself.
+    ByWorkers,
+    /// The Job is not there yet, or its pod is not.
+    Pending,
+    /// Its pod does not get on.
+    Stuck(Trouble),
+    /// It works; the state is what it said last.
+    Running(Option<Box<WorkerState>>),
+    /// All is in the cache.
+    Done(Vec<WorkerProfile>),
+    /// It gave up.
+    Failed(Failure),
+}
+
+/// Why a preparation ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What kind of failure.
+    pub cause: Cause,
+    /// What was wrong and what to do, as the worker said it.
+    pub message: String,
+}
+
+/// The kinds of failures that a worker tells apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Cause {
+    /// The checkpoint's licence is not the accepted one.
+    LicenceDiffers,
+    /// The checkpoint cannot be fetched.
+    DownloadFailed,
+    /// The volume is full.
+    NoSpace,
+    /// An artifact cannot be made.
+    QuantizeFailed,
+    /// The method needs an accelerator.
+    NeedsAccelerator,
+    /// The manifest asks for what this worker cannot do.
+    Invalid,
+    /// It ended without saying why.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// What a prepare pod leaves in its termination message.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct LastWords {
+    reason: Cause,
+    message: String,
+    profiles: Vec<WorkerProfile>,
+}
+
+/// How far `job` is; `pods` are its pods, `state` what the running one answered in this pass.
+pub fn of_job(job: Option<&Job>, pods: &[&Pod], state: Option<WorkerState>) -> Preparation {
+    let Some(job) = job else { return Preparation::Pending };
+    let conditions = job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let holds = |kind: &str| conditions.iter().find(|condition| condition.type_ == kind && condition.status == "True");
+    if holds("Complete").is_some() {
+        return Preparation::Done(newest(pods).map(last_words).unwrap_or_default().profiles);
+    }
+    if let Some(failed) = holds("Failed") {
+        let LastWords { reason, message, .. } = newest(pods).map(last_words).unwrap_or_default();
+        let told = failed.message.as_deref().unwrap_or("no reason was given");
+        let message = if message.is_empty() { format!("the prepare Job failed: {told}") } else { message };
+        return Preparation::Failed(Failure { cause: reason, message });
+    }
+    // A prepare pod asks for no accelerator.
+    match pods.iter().find_map(|pod| trouble(pod, None)) {
+        Some(trouble) if state.is_none() => Preparation::Stuck(trouble),
+        _ if pods.is_empty() => Preparation::Pending,
+        _ => Preparation::Running(state.map(Box::new)),
+    }
+}
+
+/// How the container of the pod ended that ended last.
+fn newest<'p>(pods: &[&'p Pod]) -> Option<&'p ContainerStateTerminated> {
+    let ends = pods.iter().filter_map(|pod| {
+        let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+        containers.iter().filter_map(|container| {
+            let now = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+            now.or(container.last_state.as_ref().and_then(|state| state.terminated.as_ref()))
+        }).next()
+    });
+    ends.max_by_key(|end| end.finished_at.as_ref().map(|time| time.0))
+}
+
+/// A message that is not ours, such as the end of a log, is passed on as it is.
+fn last_words(end: &ContainerStateTerminated) -> LastWords {
+    let text = end.message.as_deref().unwrap_or_default().trim();
+    serde_json::from_str(text).unwrap_or_else(|_| LastWords { message: text.to_owned(), ..LastWords::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn job(condition: Option<&str>) -> Job {
+        let conditions: Vec<Value> =
+            condition.iter().map(|kind| json!({"type": kind, "status": "True", "message": "it has reached its backoff limit"})).collect();
+        serde_json::from_value(json!({"metadata": {"name": "llama-prepare-0123456789"}, "status": {"conditions": conditions}})).unwrap()
+    }
+
+    fn ended(message: &str, finished: &str) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p"}, "status": {"containerStatuses": [{
+            "name": "worker", "image": "w", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": 1, "finishedAt": finished, "message": message}},
+        }]}})).unwrap()
+    }
+
+    #[test]
+    fn a_job_that_failed_says_what_its_last_pod_said() {
+        let first = ended(r#"{"reason": "DownloadFailed", "message": "no route"}"#, "2026-03-01T12:00:00Z");
+        let last = ended(r#"{"reason": "LicenceDiffers", "message": "write llama3.3"}"#, "2026-03-01T12:05:00Z");
+        let failed = of_job(Some(&job(Some("Failed"))), &[&last, &first], None);
+        let expected = Failure { cause: Cause::LicenceDiffers, message: "write llama3.3".to_owned() };
+        assert_eq!(failed, Preparation::Failed(expected));
+    }
+
+    #[test]
+    fn words_that_are_not_ours_are_passed_on_and_none_say_so() {
+        let pod = ended("thread panicked", "2026-03-01T12:00:00Z");
+        let message = |pods: &[&Pod]| match of_job(Some(&job(Some("Failed"))), pods, None) {
+            Preparation::Failed(Failure { cause: Cause::Unknown, message }) => message,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(message(&[&pod]), "thread panicked");
+        assert_eq!(message(&[]), "the prepare Job failed: it has reached its backoff limit");
+        let unknown = ended(r#"{"reason": "Later", "message": "m"}"#, "2026-03-01T12:00:00Z");
+        assert_eq!(message(&[&unknown]), "m");
+    }
+
+    #[test]
+    fn a_job_that_is_complete_tells_what_it_made() {
+        let pod = ended(r#"{"profiles": [{"name": "quality", "weightBytes": 7}]}"#, "2026-03-01T12:00:00Z");
+        let profile = WorkerProfile { name: "quality".to_owned(), weight_bytes: 7, ..WorkerProfile::default() };
+        assert_eq!(of_job(Some(&job(Some("Complete"))), &[&pod], None), Preparation::Done(vec![profile]));
+    }
+
+    #[test]
+    fn a_pod_that_cannot_start_is_told_and_one_that_answers_is_not() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "status": {"containerStatuses": [{
+            "name": "worker", "image": "w", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"waiting": {"reason": "ErrImagePull", "message": "not found"}},
+        }]}})).unwrap();
+        assert!(matches!(of_job(Some(&job(None)), &[&pod], None), Preparation::Stuck(trouble) if trouble.reason == "ImagePullFailed"));
+        let state = WorkerState::default();
+        assert_eq!(of_job(Some(&job(None)), &[&pod], Some(state.clone())), Preparation::Running(Some(Box::new(state))));
+        assert_eq!(of_job(None, &[], None), Preparation::Pending);
+        assert_eq!(of_job(Some(&job(None)), &[], None), Preparation::Pending);
+    }
+}

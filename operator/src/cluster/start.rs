@@ -1,0 +1,127 @@
+//! From the flags to the loop: the key that signs tokens, the Lease, the ports.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Client;
+use kube::api::{Api, ObjectMeta, PostParams};
+use kube_lease_manager::LeaseManagerBuilder;
+
+use super::controller::{self, Settings};
+use super::metrics::{Metrics, serve_health, serve_metrics};
+use super::plan::facts::Options;
+use super::tokens::Signer;
+
+/// Name of the Lease.
+const LEASE: &str = "modelprofile-operator";
+/// Name of the Secret with the key, in the operator's namespace.
+const SECRET: &str = "modelprofile-operator-admin";
+/// Its one entry.
+const KEY: &str = "ed25519.pk8";
+/// How long a leader that is gone is waited for, and how early a living one renews.
+const LEASE_SECONDS: u64 = 15;
+const GRACE_SECONDS: u64 = 5;
+
+/// What the flags say.
+#[derive(Clone, Debug)]
+pub struct Flags {
+    /// Namespace that is watched; `None`: all.
+    pub namespace: Option<String>,
+    /// Namespace of the operator itself: of its Lease and its Secret.
+    pub operator_namespace: String,
+    /// Time between two looks at the metrics of workers.
+    pub interval: Duration,
+    /// Where `/metrics` is served.
+    pub metrics: SocketAddr,
+    /// Where `/livez` and `/readyz` are served.
+    pub health: SocketAddr,
+    /// Act only while holding the Lease.
+    pub leader_election: bool,
+    /// What objects are made of; the public key is added.
+    pub options: Options,
+}
+
+/// Runs the operator until a signal.
+///
+/// # Errors
+/// The cluster cannot be reached, the key cannot be had, a port is taken, or the Lease was lost: then another operator may
+/// act, and this one ends to begin anew.
+pub async fn start(flags: Flags) -> anyhow::Result<()> {
+    let client = Client::try_default().await.context("no cluster: set KUBECONFIG, or run as a pod with a ServiceAccount")?;
+    let metrics = Metrics::new()?;
+    let ready = Arc::new(AtomicBool::new(false));
+    let ports = async {
+        tokio::try_join!(serve_metrics(flags.metrics, metrics.clone()), serve_health(flags.health, ready.clone())).map(drop)
+    };
+    tokio::select! {
+        outcome = ports => outcome,
+        outcome = lead(client, &flags, metrics.clone(), &ready) => outcome,
+    }
+}
+
+async fn lead(client: Client, flags: &Flags, metrics: Metrics, ready: &AtomicBool) -> anyhow::Result<()> {
+    let signer = signer(&client, &flags.operator_namespace).await?;
+    ready.store(true, Ordering::Relaxed);
+    let mut options = flags.options.clone();
+    options.admin_keys = vec![signer.public_key()];
+    let settings = Settings { namespace: flags.namespace.clone(), interval: flags.interval, options };
+    if !flags.leader_election {
+        metrics.lead(true);
+        return controller::run(client, settings, signer, metrics).await;
+    }
+    let identity = std::env::var("POD_NAME").unwrap_or_else(|_| format!("process-{}", std::process::id()));
+    let manager = LeaseManagerBuilder::new(client.clone(), LEASE)
+        .with_namespace(&flags.operator_namespace)
+        .with_identity(identity)
+        .with_duration(LEASE_SECONDS)
+        .with_grace(GRACE_SECONDS)
+        .build()
+        .await
+        .context("the Lease cannot be made; compare the operator's Role with its chart")?;
+    let (mut held, task) = manager.watch().await;
+    tracing::info!("waiting for the Lease {}/{LEASE}", flags.operator_namespace);
+    held.wait_for(|held| *held).await.context("the Lease cannot be watched")?;
+    tracing::info!("leading");
+    metrics.lead(true);
+    let outcome = tokio::select! {
+        outcome = controller::run(client, settings, signer, metrics) => outcome,
+        _ = held.wait_for(|held| !*held) => bail!("the Lease was lost: another operator may act now"),
+    };
+    // Gives the Lease back, so that the next one need not wait for its end.
+    drop(held);
+    let _ = task.await;
+    outcome
+}
+
+/// The key of the operator's Secret, which the first operator makes.
+async fn signer(client: &Client, namespace: &str) -> anyhow::Result<Signer> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let what = || format!("the Secret {namespace}/{SECRET}");
+    if let Some(secret) = secrets.get_opt(SECRET).await.with_context(what)? {
+        return read(&secret).with_context(what);
+    }
+    let key = Signer::generate().map_err(|_| anyhow::anyhow!("this system has no randomness for a key"))?;
+    let secret = Secret {
+        metadata: ObjectMeta { name: Some(SECRET.to_owned()), ..ObjectMeta::default() },
+        data: Some([(KEY.to_owned(), ByteString(key))].into()),
+        type_: Some("Opaque".to_owned()),
+        ..Secret::default()
+    };
+    match secrets.create(&PostParams::default(), &secret).await {
+        Ok(made) => read(&made).with_context(what),
+        // Another operator was faster.
+        Err(kube::Error::Api(status)) if status.code == 409 => read(&secrets.get(SECRET).await.with_context(what)?).with_context(what),
+        Err(error) => Err(error).with_context(what),
+    }
+}
+
+fn read(secret: &Secret) -> anyhow::Result<Signer> {
+    let key = secret.data.as_ref().and_then(|data| data.get(KEY));
+    let key = key.with_context(|| format!("it has no {KEY}: delete it, and the operator makes a new one"))?;
+    Ok(Signer::from_pkcs8(&key.0)?)
+}
