@@ -99,6 +99,17 @@ pub enum SwitchOutcome {
     Replaced,
 }
 
+impl SwitchOutcome {
+    /// The word itself.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "Completed",
+            Self::Refused => "Refused",
+            Self::Replaced => "Replaced",
+        }
+    }
+}
+
 /// A switch of the active profile.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -281,7 +281,7 @@ fn observation(
         Preparation::Done(profiles) => profiles.as_slice(),
         _ => &[],
     };
-    let asked = observed.existing.deployments.values().filter_map(|deployment| deployment.spec.as_ref()?.replicas).max();
+    let asked = observed.existing.deployments.values().filter_map(|deployment| deployment.spec.replicas).max();
     judge::observation(rules, judge::Seen {
         workers: &observed.workers,
         samples: &observed.samples,

@@ -1,6 +1,6 @@
 //! What the policy is asked, from what was seen of the workers: pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use modelprofile_api::worker::{WorkerPhase, WorkerProfile};
 use modelprofile_api::Quality;
@@ -91,12 +91,12 @@ fn rung(name: &str, limits: &Quality, seen: Seen<'_>) -> Rung {
     }
 }
 
-/// The value that comes most often; of several the first.
+/// The value that comes most often; of several the least.
 fn most(values: impl Iterator<Item = usize>) -> Option<usize> {
-    let mut counts = [0usize; modelprofile_policy::MAX_RUNGS];
-    values.filter(|value| *value < counts.len()).for_each(|value| counts[value] += 1);
-    let highest = counts.iter().copied().max().filter(|count| *count > 0)?;
-    counts.iter().position(|count| *count == highest)
+    let mut counts = BTreeMap::<usize, usize>::new();
+    values.for_each(|value| *counts.entry(value).or_default() += 1);
+    let highest = counts.values().copied().max()?;
+    counts.into_iter().find(|(_, count)| *count == highest).map(|(value, _)| value)
 }
 
 #[cfg(test)]

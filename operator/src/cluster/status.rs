@@ -79,9 +79,8 @@ impl Seen<'_> {
             Preparation::Running(Some(state)) => state.profiles.as_slice(),
             _ => &[],
         };
-        let said = self.states().flat_map(|state| &state.profiles).filter(|profile| profile.name == name);
-        let told = prepared.iter().filter(|profile| profile.name == name);
-        said.clone().chain(told.clone()).find(|profile| profile.quality.is_some()).or_else(|| said.chain(told).next())
+        let all = || self.states().flat_map(|state| &state.profiles).chain(prepared).filter(|profile| profile.name == name);
+        all().find(|profile| profile.quality.is_some()).or_else(|| all().next())
     }
 
     /// The one profile of all ready workers.

@@ -41,13 +41,14 @@ impl Workers {
     /// Asks a worker how it is: its admin API where it has one, and its metrics where they are.
     pub async fn hear(&self, address: &Address, token: &str) -> Heard {
         let admin = self.admin(address, token);
+        let metrics = address.metrics();
         let state = async {
             match address.admin {
                 Some(_) => admin.state().await.ok(),
                 None => None,
             }
         };
-        let (state, metrics) = tokio::join!(state, admin.metrics_of(&address.metrics()));
+        let (state, metrics) = tokio::join!(state, admin.metrics_of(&metrics));
         Heard { state, metrics: metrics.ok() }
     }
 

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use modelprofile_api::conditions::{self, reason};
-use modelprofile_api::worker::{SwitchOutcome, SwitchReport, WorkerPhase, WorkerProfile, WorkerState};
+use modelprofile_api::worker::{SwitchReport, WorkerPhase, WorkerProfile, WorkerState};
 use modelprofile_api::{
     Condition, ConditionStatus, Decimal, DecisionAction, LastDecision, ModelProfileStatus, OnFailure, ProfileStatus,
     Quality, SWITCH_HISTORY_LIMIT, SwitchRecord,
@@ -49,18 +49,13 @@ pub fn next(before: &ModelProfileStatus, seen: Seen<'_>, now: Timestamp) -> Mode
 
 /// Adds a switch that ended, the newest first.
 pub fn record(status: &mut ModelProfileStatus, report: &SwitchReport, reason: &str) {
-    let outcome = match report.outcome {
-        SwitchOutcome::Completed => "Completed",
-        SwitchOutcome::Refused => "Refused",
-        SwitchOutcome::Replaced => "Replaced",
-    };
     let record = SwitchRecord {
         from: report.from.clone(),
         to: report.to.clone(),
         reason: reason.to_owned(),
         start_time: report.start_time.clone(),
         duration_millis: i64::try_from(report.duration_millis).unwrap_or(i64::MAX),
-        outcome: outcome.to_owned(),
+        outcome: report.outcome.as_str().to_owned(),
     };
     status.switch_history.insert(0, record);
     status.switch_history.truncate(SWITCH_HISTORY_LIMIT);
