@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`commands`] | the command line: one file per subcommand |
+//! | [`cluster`] | `modelprofile operator`: workers as pods of a cluster |
 //! | [`scrape`] | a worker's metrics, as the signals of a decision |
 //! | [`local`] | `modelprofile local`: a worker as a child process, without a cluster |
 //! | [`recommend`] | `modelprofile recommend`: which ladder suits a model on given hardware, with the reasons |
@@ -11,6 +12,7 @@
 //! | [`replay`] | `modelprofile replay`: a trace sent to a server, and what came of it |
 //! | [`traces`] | when requests arrive and how long they are: files, and synthetic days |
 
+pub mod cluster;
 pub mod commands;
 pub mod local;
 mod locate;
