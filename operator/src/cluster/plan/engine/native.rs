@@ -1,0 +1,65 @@
+//! This project's worker.
+
+use std::collections::BTreeMap;
+
+use modelprofile_api::{Strategy, unsupported};
+
+use super::{ADMIN, CACHE, CONFIG, HTTP, KEYS, Launch, Probes, Refused, Subject, VOLUMES, args, checkpoint};
+
+/// Name of the file that says which profile a pod starts in. A pod of a set that serves one profile has a file of its own: the
+/// file for all changes with the decision, and a pod of the old set that starts again in the middle of a Surge would follow it.
+pub(crate) fn start_file(strategy: Strategy, profile: &str) -> String {
+    match strategy {
+        Strategy::InPlace => "start-profile".to_owned(),
+        Strategy::Surge | Strategy::Recreate => format!("start-profile.{profile}"),
+    }
+}
+
+pub(super) fn launches(subjects: &[Subject<'_>], refused: &mut Refused) -> Vec<Launch> {
+    if let Some(subject) = subjects.first() {
+        // What the worker itself would refuse. How its pods are switched is no business of its own.
+        let errors = unsupported(subject.manifest).into_iter();
+        refused.0.extend(errors.filter(|error| error.path != "spec.switching.strategy"));
+        if checkpoint::is_per_profile(&subject.spec().model.uri) {
+            let message = "the engine Native makes every profile out of one checkpoint; write its path, without {profile} and \
+                           {format}";
+            refused.add("spec.model.uri", message);
+        }
+    }
+    subjects.iter().map(launch).collect()
+}
+
+fn launch(subject: &Subject<'_>) -> Launch {
+    let spec = subject.spec();
+    let start = format!("{CONFIG}/{}", start_file(spec.switching.strategy, &subject.profile().name));
+    let mut arguments = args(["serve", "--config", &format!("{CONFIG}/profile.yaml"), "--start-profile-file", &start]);
+    arguments.extend(args(["--host", "0.0.0.0", "--port", &HTTP.1.to_string(), "--admin-port", &ADMIN.1.to_string()]));
+    arguments.extend(places());
+    arguments.extend(admin(&subject.owner.audience()));
+    arguments.extend(args(["--drain-seconds", "90"]));
+    if spec.api_keys_secret_ref.is_some() {
+        arguments.extend(args(["--api-keys-dir", KEYS]));
+    }
+    arguments.extend(spec.engine.args.iter().cloned());
+    Launch {
+        image: spec.engine.image.clone().unwrap_or_else(|| subject.options.images.worker.clone()),
+        command: args(["modelprofile-worker"]),
+        args: arguments,
+        env: BTreeMap::new(),
+        ports: vec![HTTP, ADMIN],
+        // It answers before anything is loaded.
+        probes: Probes { port: ADMIN.0, live: "/livez", ready: "/readyz", start_seconds: 300 },
+        // It finishes its requests by itself; only the endpoints have to forget it first.
+        linger_seconds: 5,
+    }
+}
+
+/// Where the worker finds and keeps models.
+pub(crate) fn places() -> Vec<String> {
+    args(["--cache", CACHE, "--volumes", VOLUMES])
+}
+
+/// Whom the worker's admin API trusts.
+pub(crate) fn admin(audience: &str) -> Vec<String> {
+    args(["--admin-keys", &format!("{CONFIG}/admin-keys"), "--admin-audience", audience])
+}
