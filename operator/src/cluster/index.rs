@@ -79,7 +79,7 @@ impl<K: ResourceExt> Index<K> {
     /// The ModelProfiles that an event is about.
     fn take(&self, event: Event<K>, trim: &impl Fn(&mut K)) -> Vec<Key> {
         let mut held = self.held();
-        let mut insert = |objects: &mut Objects<K>, mut object: K| {
+        let insert = |objects: &mut Objects<K>, mut object: K| {
             let key = key(&object)?;
             object.managed_fields_mut().clear();
             trim(&mut object);
