@@ -174,6 +174,7 @@ async fn known(indexes: &Indexes) {
 }
 
 /// What comes after a pass that failed.
+#[allow(clippy::needless_pass_by_value, reason = "the controller's signature")]
 fn failed(object: Arc<DynamicObject>, error: &Error, context: Arc<Context>) -> Requeue {
     let key = (object.namespace().unwrap_or_default(), object.name_any());
     let mut failures = context.failures.lock().unwrap_or_else(PoisonError::into_inner);
@@ -213,7 +214,7 @@ async fn pass(object: &Arc<DynamicObject>, context: &Context) -> Result<Requeue,
     let valid = match manifest(object).and_then(|manifest| valid(&owner, manifest, &context.options)) {
         Ok(valid) => valid,
         Err(Rejected { reason, message }) => {
-            let after = status::rejected(&before, generation, reason, message, Timestamp::now());
+            let after = status::rejected(&before, generation, (reason, &message), Timestamp::now());
             context.write(object, &owner, &before, after, None).await?;
             return Ok(Requeue::await_change());
         }

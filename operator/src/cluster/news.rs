@@ -59,19 +59,16 @@ fn condition(now: &Condition) -> Option<News> {
     let told = |warning, action| Some(News { warning, reason: now.reason.clone(), action, note: note(now) });
     match (now.kind.as_str(), now.status, now.reason.as_str()) {
         (conditions::ACCEPTED, False, _) => told(true, "Validate"),
-        (conditions::LICENSE_ACCEPTED, False, _) => told(true, "Prepare"),
-        (conditions::PREPARED, True, _) => told(false, "Prepare"),
-        (conditions::PREPARED, False, reason::PREPARING) => told(false, "Prepare"),
-        (conditions::PREPARED, False, _) => told(true, "Prepare"),
+        (conditions::PREPARED, True, _) | (conditions::PREPARED, False, reason::PREPARING) => told(false, "Prepare"),
+        (conditions::LICENSE_ACCEPTED | conditions::PREPARED, False, _) => told(true, "Prepare"),
         (conditions::QUALITY_GATE_PASSED, True, _) => told(false, "Measure"),
         (conditions::QUALITY_GATE_PASSED, False, _) => told(true, "Measure"),
         (conditions::METRICS_AVAILABLE, False, _) => told(true, "Scrape"),
         (conditions::METRICS_AVAILABLE, True, _) => told(false, "Scrape"),
         (conditions::AVAILABLE, True, _) => told(false, "Serve"),
-        (conditions::AVAILABLE, False, reason::NO_WORKER_READY) => None,
-        (conditions::AVAILABLE, False, _) => told(true, "Serve"),
-        (conditions::DEGRADED, True, reason::REPLICAS_MISSING) => None,
-        (conditions::DEGRADED, True, _) => told(true, "Serve"),
+        // Part of every start and of every change of replicas.
+        (conditions::AVAILABLE, False, reason::NO_WORKER_READY) | (conditions::DEGRADED, True, reason::REPLICAS_MISSING) => None,
+        (conditions::AVAILABLE, False, _) | (conditions::DEGRADED, True, _) => told(true, "Serve"),
         _ => None,
     }
 }

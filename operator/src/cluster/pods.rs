@@ -31,8 +31,8 @@ pub fn trouble(pod: &Pod, accelerator: Option<&str>) -> Option<Trouble> {
         let message = quoted(status.message.as_deref().unwrap_or("no message"));
         return Some(Trouble { reason: reason::POD_FAILED, message: format!("the node gave up {name} ({why}): {message}") });
     }
-    let containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
-    containers.filter_map(|container| of_container(name, container)).next()
+    let mut containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+    containers.find_map(|container| of_container(name, container))
 }
 
 fn unscheduled(pod: &Pod, accelerator: Option<&str>) -> Option<Trouble> {

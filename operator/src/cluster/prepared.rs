@@ -89,10 +89,10 @@ pub fn of_job(job: Option<&Job>, pods: &[&Pod], state: Option<WorkerState>) -> P
 fn newest<'p>(pods: &[&'p Pod]) -> Option<&'p ContainerStateTerminated> {
     let ends = pods.iter().filter_map(|pod| {
         let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
-        containers.iter().filter_map(|container| {
+        containers.iter().find_map(|container| {
             let now = container.state.as_ref().and_then(|state| state.terminated.as_ref());
             now.or(container.last_state.as_ref().and_then(|state| state.terminated.as_ref()))
-        }).next()
+        })
     });
     ends.max_by_key(|end| end.finished_at.as_ref().map(|time| time.0))
 }

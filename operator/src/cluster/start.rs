@@ -72,7 +72,7 @@ async fn lead(client: Client, flags: &Flags, metrics: Metrics, ready: &AtomicBoo
     let settings = Settings { namespace: flags.namespace.clone(), interval: flags.interval, options };
     if !flags.leader_election {
         metrics.lead(true);
-        return controller::run(client, settings, signer, metrics).await;
+        return Box::pin(controller::run(client, settings, signer, metrics)).await;
     }
     let identity = std::env::var("POD_NAME").unwrap_or_else(|_| format!("process-{}", std::process::id()));
     let manager = LeaseManagerBuilder::new(client.clone(), LEASE)
@@ -89,7 +89,7 @@ async fn lead(client: Client, flags: &Flags, metrics: Metrics, ready: &AtomicBoo
     tracing::info!("leading");
     metrics.lead(true);
     let outcome = tokio::select! {
-        outcome = controller::run(client, settings, signer, metrics) => outcome,
+        outcome = Box::pin(controller::run(client, settings, signer, metrics)) => outcome,
         _ = held.wait_for(|held| !*held) => bail!("the Lease was lost: another operator may act now"),
     };
     // Gives the Lease back, so that the next one need not wait for its end.

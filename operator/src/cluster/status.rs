@@ -122,15 +122,14 @@ pub fn next(before: &ModelProfileStatus, seen: &Seen<'_>, now: Timestamp) -> Mod
 pub fn rejected(
     before: &ModelProfileStatus,
     generation: Option<i64>,
-    reason: &'static str,
-    message: String,
+    (reason, message): (&str, &str),
     now: Timestamp,
 ) -> ModelProfileStatus {
     let mut rows: Vec<Row> = Vec::new();
     for kind in conditions::ALL {
         let kept = before.conditions.iter().find(|condition| condition.kind == kind);
         rows.push(match (kind, kept) {
-            (conditions::ACCEPTED, _) => (kind, ConditionStatus::False, reason.to_owned(), message.clone()),
+            (conditions::ACCEPTED, _) => (kind, ConditionStatus::False, reason.to_owned(), message.to_owned()),
             (_, Some(kept)) => (kind, kept.status, kept.reason.clone(), kept.message.clone()),
             (_, None) => (kind, ConditionStatus::Unknown, reason::PENDING.to_owned(), String::new()),
         });
