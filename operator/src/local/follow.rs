@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use modelprofile_api::worker::{SwitchOutcome, SwitchReport, WorkerPhase, WorkerState};
+use modelprofile_api::worker::{SwitchOutcome, SwitchReport, WorkerPhase, WorkerProfile, WorkerState};
 use modelprofile_api::{Errors, Validated};
 
 use super::notes;
@@ -133,8 +133,13 @@ impl<W: Workers> Local<W> {
         let Session { name, api_url, admin_url, .. } = &self.session;
         let key = if self.keyed { " -H \"Authorization: Bearer $API_KEY\"" } else { "" };
         let model = &state.served_name;
-        let other = state.profiles.iter().find(|profile| Some(&profile.name) != state.active_profile.as_ref());
-        let switch = other.map(|profile| format!("\n  switch   modelprofile switch {name} {}", profile.name));
+        // Only a switch that would come about is proposed.
+        let limits = &self.manifest.spec().quality;
+        let may_serve = |profile: &&WorkerProfile| limits.refusal(&profile.name, profile.quality.as_ref()).is_none();
+        let mut others = state.profiles.iter().filter(|profile| Some(&profile.name) != state.active_profile.as_ref());
+        let other = others.find(may_serve);
+        let switch =
+            other.map(|profile| format!("\n  switch   modelprofile switch{} {name} {}", self.found_by, profile.name));
         format!(
             "{name} is ready
   API      {api_url}/v1

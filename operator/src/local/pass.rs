@@ -53,6 +53,8 @@ pub(super) struct Local<W> {
     pub(super) manifest: Validated,
     pub(super) session: Session,
     pub(super) log: PathBuf,
+    /// Option by which other commands find this session; empty where they do without.
+    pub(super) found_by: String,
     /// Requests need an API key.
     pub(super) keyed: bool,
     /// The worker got ready, and the user knows.

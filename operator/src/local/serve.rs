@@ -70,6 +70,7 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     let logs = options.cache.join("logs");
     std::fs::create_dir_all(&logs)
         .with_context(|| format!("cannot create {}; name a folder that can be written with --cache", logs.display()))?;
+    let found_by = found_by(&options.cache);
     let launch = Launch {
         worker: find_worker(options.worker.as_deref())?,
         manifest: logs.join(format!("{name}.manifest.json")),
@@ -122,6 +123,7 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
         manifest,
         session,
         log,
+        found_by,
         keyed,
         ready: false,
         silent: None,
@@ -132,6 +134,17 @@ pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
         blocked: None,
     };
     local.run(&mut signals).await
+}
+
+/// What to add to `modelprofile switch` and the like, so that they look for the session where it is. In `$XDG_RUNTIME_DIR` they
+/// find it whatever the cache is, and a cache of the environment is theirs, too.
+fn found_by(cache: &Path) -> String {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").is_some_and(|value| !value.is_empty());
+    let usual = std::env::var_os("MODELPROFILE_CACHE").map_or_else(default_cache, |cache| Ok(PathBuf::from(cache)));
+    if runtime || usual.is_ok_and(|usual| usual == cache) {
+        return String::new();
+    }
+    format!(" --cache {}", cache.display())
 }
 
 /// A bearer token that nobody can guess: 128 random bits of the system, as hexadecimal digits.

@@ -34,6 +34,8 @@ def main():
     parser.add_argument("--vllm", type=Path)
     parser.add_argument("--sections", type=names, default=list(SECTIONS), help=",".join(SECTIONS))
     parser.add_argument("--models", type=names, default=list(SIZES), help=",".join(SIZES))
+    parser.add_argument("--references", type=names, default=["trained"], metavar="MODELS",
+                        help="models that other tools quantize too: smollm2 takes them an hour and lies on a 4-bit grid already")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a quarter of the text: shows that it works, not the figures")
     arguments = parser.parse_args()
@@ -47,7 +49,7 @@ def main():
     figures, seconds, left_out = {}, {}, []
     for model in arguments.models:
         windows, calibration_tokens = SIZES[model][arguments.quick]
-        subject = Subject(model, getattr(arguments, model), GROUPS[model], windows, calibration_tokens)
+        subject = Subject(model, getattr(arguments, model), GROUPS[model], windows, calibration_tokens, model in arguments.references)
         subject.prepare(arguments.trained / "heldout.txt", arguments.trained / "calibration.txt", arguments.work)
         for section in arguments.sections:
             start = time.monotonic()

@@ -34,6 +34,7 @@ class Subject:
     group: int
     windows: int
     calibration_tokens: int
+    references: bool = True  # Other tools quantize it too.
     text: Path = None
     calibration: Path = None
     calibration_ids: Path = None
@@ -117,7 +118,7 @@ def methods(setting, subject):
             subject.model, ["BF16", *recipes.values()], subject.text, "--activations", "bf16",
             "--calibration", subject.calibration, "--calibration-tokens", subject.calibration_tokens))
         own |= {f"ours {name}/{zero}": (scored or {}).get(recipe) for name, recipe in recipes.items()}
-    for name, environment, tool, symmetric in REFERENCES:
+    for name, environment, tool, symmetric in REFERENCES if subject.references else []:
         zero = "symmetric" if symmetric else "integer"
         output = setting.work / f"{subject.name}-{tool}-{zero}"
         if attempt(f"{name} {zero}", reference, setting, subject, environment, tool, symmetric, output) is not None:
@@ -143,7 +144,14 @@ def methods(setting, subject):
             "our evaluate: perplexity": mine and mine["perplexity"], "our evaluate: KLD": mine and mine["kld"],
         })
     table(f"INT4 in groups of {subject.group}: {subject.name}, {subject.windows} windows of {WINDOW}", rows)
-    return {"rows": rows, "targets": method_targets(rows, base)}
+    return {"rows": rows, "targets": method_targets(rows, base) if subject.references else own_targets(rows)}
+
+
+def own_targets(rows):
+    """What our methods must reach where no other tool was asked for."""
+    cut = {(row["method"], row["zero point"]): row["cut of RTN's increase"] for row in rows}
+    return {f"{zero} {method} below RTN": None if cut.get((f"ours {method}", zero)) is None else cut[f"ours {method}", zero] > 0
+            for zero in ("symmetric", "integer") for method in ("AWQ", "GPTQ")}
 
 
 def method_targets(rows, base):

@@ -34,7 +34,7 @@ pub use store::{Artifact, Store};
 use crate::{EngineError, Result, quantize::BlockTypes};
 
 /// Changes when the quantizer or a file's layout changes: old artifacts are then rebuilt under a new key.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 /// Contents of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

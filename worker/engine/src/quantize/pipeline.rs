@@ -122,25 +122,23 @@ impl<'a, B: Calibrate> Pipeline<'a, B> {
         for (done, at) in [3, 2, 1, 0].into_iter().enumerate() {
             let stage = STAGES[at];
             let Some(inputs) = figures[at].take() else { continue };
-            let mut scales = None;
-            if stage != Stage::Output
-                && let Some(gram) = &inputs.gram
-            {
-                let stacked = layer.stacked(stage)?;
-                let magnitudes = inputs.columns.abs_mean();
-                let found = awq::search_scales(self.backend, &stacked, &magnitudes, gram, target)?;
-                Self::fold(&mut layer, stage, &found)?;
-                scales = Some(found);
-            }
-            let mut gram = inputs.gram_to_host(self.backend)?;
-            drop(inputs);
-            if let Some(scales) = &scales {
-                awq::divide_gram(&mut gram, scales);
-            }
+            let Some(gram) = &inputs.gram else { continue };
+            let columns = stage.inputs(self.checkpoint.config());
+            let mut blocks = awq::blocks(&inputs.gram_to_host(self.backend)?, columns, target)?;
             // Queries and keys meet in a product of their own, where an error of many small parts hurts less than cut peaks.
-            let cut = stage.roles(layer.index).into_iter().filter(|r| !matches!(r, Role::Query(_) | Role::Key(_)));
+            let (uncut, cut): (Vec<_>, Vec<_>) =
+                stage.roles(layer.index).into_iter().partition(|r| matches!(r, Role::Query(_) | Role::Key(_)));
+            if stage != Stage::Output {
+                let uncut = uncut.into_iter().map(|role| Ok(layer.matrix(role)?.rows)).sum::<Result<usize>>()?;
+                let stacked = layer.stacked(stage)?;
+                let figures = awq::Inputs { magnitudes: &inputs.columns.abs_mean(), gram, blocks: &blocks };
+                let scales = awq::search_scales(self.backend, &stacked, uncut, &figures, target)?;
+                Self::fold(&mut layer, stage, &scales)?;
+                awq::divide_blocks(&mut blocks, &scales);
+            }
+            drop(inputs);
             for role in cut {
-                awq::clip(self.backend, layer.matrix_mut(role)?, &gram, target)?;
+                awq::clip(self.backend, &mut layer.matrix_mut(role)?.data, columns, &blocks, target)?;
             }
             progress(0.3 + 0.7 * (done + 1) as f64 / 4.0);
         }

@@ -154,8 +154,13 @@ impl Plan {
                 factors + updates / speeds.gram
             }
             Method::Awq => {
-                let forms: f64 = [shapes[0], shapes[2], shapes[3]].iter().map(|(n, k)| 40.0 * 2.0 * n * k * k).sum();
-                forms / speeds.gram + 30.0 * layer / speeds.rounding
+                // Two forms with 26 exponents each, nine candidates with ranges cut for them; and the ranges, 20 for each of
+                // those and once at the end, which read the Gram matrix within the groups only.
+                let group = if let WeightFormat::Int4 { group, .. } = recipe.format { f64::from(group) } else { 0.0 };
+                let searched = [shapes[0], shapes[2], shapes[3]];
+                let forms: f64 = searched.iter().map(|(n, k)| 61.0 * 2.0 * n * k * k).sum();
+                let cuts = 10.0 * 20.0;
+                forms / speeds.gram + cuts * 2.0 * layer * group / speeds.gram + (61.0 + cuts) * layer / speeds.rounding
             }
             Method::SmoothQuant => {
                 let products = 12.0 * 2.0 * 512.0 * (qkv + gate_up + down);
