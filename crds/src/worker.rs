@@ -175,3 +175,44 @@ pub struct SwitchRequest {
     /// Profile to change to.
     pub profile: String,
 }
+
+/// Why a preparation ended with an error, by what mends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PrepareReason {
+    /// The licence that the model declares was not accepted.
+    LicenceDiffers,
+    /// The model could not be brought from where its URI points. Another try may, and goes on where this one ended.
+    DownloadFailed,
+    /// The cache's volume is full.
+    NoSpace,
+    /// Artifacts or figures could not be made, for a reason that none of the others names.
+    QuantizeFailed,
+    /// A method needs an accelerator. No method of this version's worker does.
+    NeedsAccelerator,
+    /// Manifest, model or flags are of no use as they are: another try ends the same way.
+    Invalid,
+}
+
+/// What `modelprofile-worker prepare` leaves when it ends, as JSON of at most [`PrepareReport::MOST_BYTES`]: the termination
+/// message of its container.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PrepareReport {
+    /// It ended well.
+    Prepared {
+        /// The ladder. Without the figures of its last profiles where all would be too long; workers tell them too.
+        profiles: Vec<WorkerProfile>,
+    },
+    /// It ended with an error.
+    Failed {
+        /// What kind of error.
+        reason: PrepareReason,
+        /// A sentence that says what to do; cut where it would be too long.
+        message: String,
+    },
+}
+
+impl PrepareReport {
+    /// What Kubernetes keeps of a termination message.
+    pub const MOST_BYTES: usize = 4096;
+}

@@ -1,6 +1,6 @@
 //! The admin port: probes, metrics, state, switch, drain.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use axum::{
     Json, Router,
@@ -22,7 +22,7 @@ use modelprofile_kernels::BLOCK_TOKENS;
 
 use crate::{
     app::{App, ENGINE_ENDED},
-    http::{bearer_matches, body, error::ApiError},
+    http::{bearer, body, error::ApiError, is_one_of},
 };
 
 /// Routes of the admin port. Probes and metrics are open, the rest needs the token.
@@ -42,15 +42,27 @@ pub fn router(app: Arc<App>) -> Router {
 }
 
 async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let Some(token) = &app.admin_token else {
-        let text = "the admin API has no token: set MODELPROFILE_ADMIN_TOKEN and restart the worker";
-        return (StatusCode::FORBIDDEN, text).into_response();
+    let refusal = match refusal(&app, bearer(&request)) {
+        None => return next.run(request).await,
+        Some(refusal) => refusal,
     };
-    if bearer_matches(&request, std::slice::from_ref(token)) {
-        next.run(request).await
-    } else {
-        (StatusCode::UNAUTHORIZED, "send the header Authorization: Bearer TOKEN").into_response()
+    refusal.into_response()
+}
+
+/// Why the bearer of `sent` is not let in.
+fn refusal(app: &App, sent: &str) -> Option<(StatusCode, String)> {
+    if app.admin_token.is_none() && app.admin_keys.is_none() {
+        let text = "the admin API has no token: set MODELPROFILE_ADMIN_TOKEN, or --admin-keys, and restart the worker";
+        return Some((StatusCode::FORBIDDEN, text.to_owned()));
     }
+    if app.admin_token.as_ref().is_some_and(|token| is_one_of(sent, std::slice::from_ref(token))) {
+        return None;
+    }
+    let sentence = match &app.admin_keys {
+        Some(keys) if !sent.is_empty() => keys.verify(sent, SystemTime::now()).err()?.to_string(),
+        _ => "send the header Authorization: Bearer TOKEN".to_owned(),
+    };
+    Some((StatusCode::UNAUTHORIZED, sentence))
 }
 
 async fn livez(State(app): State<Arc<App>>) -> Response {
@@ -213,7 +225,7 @@ async fn drain(State(app): State<Arc<App>>) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     use super::*;
 

@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use crate::{
+    access::{AdminKeys, ApiKeys},
     admin,
     gate::Gate,
     http,
@@ -82,10 +83,14 @@ pub struct App {
     pub served_name: String,
     /// Seconds since 1970 at the start.
     pub created: u64,
-    /// Keys of the OpenAI API; empty asks for none.
+    /// Keys of the OpenAI API; empty asks for none, unless there are files of them.
     pub api_keys: Vec<String>,
-    /// Bearer token of the admin API; `None` refuses it.
+    /// More keys of the OpenAI API, in files.
+    pub api_key_files: Option<ApiKeys>,
+    /// Bearer token of the admin API. Without it and without keys, the API is closed.
     pub admin_token: Option<String>,
+    /// Who else signs tokens of the admin API.
+    pub admin_keys: Option<AdminKeys>,
     /// Bounds.
     pub limits: Limits,
     /// Which profiles may serve; open unless it is set.
@@ -107,7 +112,9 @@ impl App {
             served_name: served_name.to_owned(),
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             api_keys,
+            api_key_files: None,
             admin_token,
+            admin_keys: None,
             limits: Limits::default(),
             gate: Gate::default(),
             metrics: Metrics::new(served_name),

@@ -7,11 +7,14 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`commands`] | `serve`, `quantize`, `export`, `inspect`, `bench`, `evaluate` |
+//! | [`commands`] | `serve`, `prepare`, `quantize`, `export`, `inspect`, `bench`, `evaluate` |
+//! | [`outcome`] | how `prepare` ended: the kind of an error, the termination message |
 //! | [`app`] | what all handlers share, and the life of the two servers |
 //! | [`gate`] | which profiles may serve, by their measured quality |
 //! | [`http`] | the OpenAI API |
 //! | [`admin`] | probes, state, switch, drain |
+//! | [`access`] | keys of the two APIs in files, read anew when they change |
+//! | [`admin_token`] | the admin API's signed tokens, verified |
 //! | [`server`] | one HTTP server: bounds on connections, an orderly end |
 //! | [`quality`] | what an artifact costs in quality, measured once and kept beside it |
 //! | [`metrics`] | Prometheus metrics under vLLM's names |
@@ -19,7 +22,9 @@
 //! | `hex` | digests as text |
 //! | [`licence`] | what a model's licence asks, and whether it was accepted |
 
+pub mod access;
 pub mod admin;
+pub mod admin_token;
 pub mod app;
 pub mod commands;
 pub mod gate;
@@ -27,6 +32,7 @@ mod hex;
 pub mod http;
 pub mod licence;
 pub mod metrics;
+pub mod outcome;
 pub mod quality;
 pub mod server;
 pub mod source;

@@ -23,7 +23,7 @@ use modelprofile_engine::{
 use modelprofile_kernels::{Backend, GroupedActivations, KvFormat};
 use sha2::{Digest, Sha256};
 
-use crate::hex::hex;
+use crate::{hex::hex, outcome::Invalid};
 
 /// The text that quality is measured on when the manifest names none.
 const BUILT_IN: &str = include_str!("texts/evaluation.txt");
@@ -123,11 +123,12 @@ impl Dataset {
         let mut tokens = tokenizer.encode(&self.text, true)?;
         tokens.truncate(self.most_tokens.unwrap_or(usize::MAX));
         let window = self.window(config);
+        let (name, count) = (&self.name, tokens.len());
         anyhow::ensure!(
-            tokens.len() >= window,
-            "the text {} has {} tokens, fewer than one window of {window}: use a longer text or a smaller window",
-            self.name,
-            tokens.len()
+            count >= window,
+            Invalid(format!(
+                "the text {name} has {count} tokens, fewer than one window of {window}: use a longer text or a smaller window"
+            ))
         );
         Ok(tokens)
     }

@@ -13,6 +13,7 @@ use modelprofile_engine::{
 use super::Compute;
 use crate::{
     app::App,
+    outcome::Invalid,
     quality::{Dataset, load, measure_or_load},
 };
 
@@ -76,9 +77,9 @@ pub(super) fn dataset(quality: &Quality) -> anyhow::Result<Dataset> {
     let Some(dataset) = &quality.dataset else { return Ok(Dataset::built_in()) };
     let uri = &dataset.uri;
     let Some(path) = uri.strip_prefix("file://").filter(|path| !path.is_empty()) else {
-        bail!("spec.quality.dataset.uri: {uri} cannot be read here: use file://PATH");
+        bail!(Invalid(format!("spec.quality.dataset.uri: {uri} cannot be read here: use file://PATH")));
     };
-    let text = std::fs::read_to_string(path).with_context(|| format!("spec.quality.dataset.uri: {uri}"))?;
+    let text = std::fs::read_to_string(path).with_context(|| Invalid(format!("spec.quality.dataset.uri: {uri}")))?;
     let most_tokens = dataset.max_tokens.map(|tokens| tokens as usize);
     Ok(Dataset::new(uri, text).with_window(dataset.context_tokens as usize).with_most_tokens(most_tokens))
 }

@@ -5,10 +5,13 @@ mod calibration;
 mod evaluate;
 mod export;
 mod inspect;
+mod listen;
 mod measure;
 mod model;
 mod original;
 mod plan;
+mod preparation;
+mod prepare;
 mod quantize;
 mod serve;
 
@@ -36,6 +39,8 @@ pub struct Cli {
 enum Command {
     /// Serve the model of a ModelProfile manifest with an OpenAI-compatible API.
     Serve(serve::Serve),
+    /// Do what `serve` does before it serves, and end: bring the model, quantize and measure every profile.
+    Prepare(prepare::Prepare),
     /// Quantize a checkpoint into the artifact cache.
     Quantize(quantize::Quantize),
     /// Say what a checkpoint is and what each format would take in memory.
@@ -56,6 +61,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Serve(command) => command.run(),
+            Command::Prepare(command) => command.run(),
             Command::Quantize(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Bench(command) => command.run(),

@@ -1,59 +1,47 @@
 //! `serve`: a manifest's model, at the precisions of its ladder.
 
 use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Args;
 use modelprofile_api::{Validated, worker::WorkerPhase};
-use modelprofile_engine::{
-    Method, ProfileSpec, WeightFormat, ZeroPoint,
-    checkpoint::Checkpoint,
-    serve::{EngineConfig, prepare, start_with},
-    text::Text,
-};
-use modelprofile_kernels::KvFormat;
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use modelprofile_engine::serve::{EngineConfig, start_with};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    measure::Measure,
-    original::{self, Original},
+    listen::{ADMIN_CONNECTIONS, Listen},
+    original::Original,
+    preparation::{Ladder, Preparation, Prepared},
 };
 use crate::{
+    access::ApiKeys,
     app::{self, App, Ready, ServeLimits},
-    gate::Gate,
     server::ConnectionLimits,
-    source::Located,
 };
-
-/// Connections to the admin port: probes, scrapers and an operator.
-const ADMIN_CONNECTIONS: usize = 64;
 
 /// Options of `serve`.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    /// The ModelProfile manifest (YAML).
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[command(flatten)]
+    preparation: Preparation,
     /// Profile to start in [default: the pinned one, else the first].
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
-    /// Address to listen on.
-    #[arg(long, default_value = "127.0.0.1")]
-    host: IpAddr,
+    /// File with the name of the profile to start in, read when all are prepared. If it names none, --profile counts.
+    #[arg(long, value_name = "FILE")]
+    start_profile_file: Option<PathBuf>,
+    #[command(flatten)]
+    listen: Listen,
     /// Port of the OpenAI API.
     #[arg(long, default_value_t = 8000)]
     port: u16,
-    /// Port of the admin API.
-    #[arg(long, default_value_t = 8001)]
-    admin_port: u16,
+    /// Directory of the API's keys, one in each file, read anew when files come and go. MODELPROFILE_API_KEYS adds more.
+    #[arg(long, value_name = "DIR")]
+    api_keys_dir: Option<PathBuf>,
     /// Most requests computed at once.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = super::at_least_one)]
     max_running: usize,
@@ -79,42 +67,27 @@ pub(super) struct Serve {
     /// it ends itself.
     #[arg(long)]
     exit_with_parent: bool,
-    #[command(flatten)]
-    volumes: super::model::Volumes,
-    #[command(flatten)]
-    compute: super::Compute,
-    #[command(flatten)]
-    cache: super::Cache,
 }
 
 impl Serve {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let text = std::fs::read_to_string(&self.config).with_context(|| self.config.display().to_string())?;
-        let manifest = Validated::from_yaml(&text).map_err(|errors| anyhow::anyhow!("{errors}"))?;
-        let profiles = manifest.spec().profiles.iter().map(profile).collect::<anyhow::Result<Vec<_>>>()?;
-        let names: Vec<String> = profiles.iter().map(|p| p.name.clone()).collect();
+        let ladder = self.preparation.ladder()?;
         let keys = std::env::var("MODELPROFILE_API_KEYS").unwrap_or_default();
         let keys = keys.split(',').map(str::trim).filter(|k| !k.is_empty()).map(str::to_owned).collect();
-        let token = std::env::var("MODELPROFILE_ADMIN_TOKEN").ok().filter(|t| !t.is_empty());
-        let mut app = App::new(manifest.manifest().served_name(), &names, keys, token);
+        let mut app = ladder.app(keys);
+        app.api_key_files = self.api_keys_dir.clone().map(ApiKeys::of_directory).transpose()?;
+        self.listen.admit(&mut app)?;
         app.limits.body_time = Duration::from_secs(self.body_seconds);
-        app.gate = Gate::new(manifest.spec().quality.clone(), &names);
         let app = Arc::new(app);
         // Blocking threads tokenize. A few suffice, and many would take the cores from the engine.
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(2).max_blocking_threads(4).enable_all().build()?;
-        runtime.block_on(self.serve(app, manifest, profiles))
+        runtime.block_on(self.serve(app, ladder))
     }
 
-    async fn serve(self, app: Arc<App>, manifest: Validated, profiles: Vec<ProfileSpec>) -> anyhow::Result<()> {
-        let listen = async |port, option| {
-            let address = SocketAddr::new(self.host, port);
-            TcpListener::bind(address)
-                .await
-                .with_context(|| format!("cannot listen on {address}: choose another {option}"))
-        };
-        let api = listen(self.port, "--port").await?;
-        let admin = listen(self.admin_port, "--admin-port").await?;
+    async fn serve(self, app: Arc<App>, ladder: Ladder) -> anyhow::Result<()> {
+        let api = self.listen.bind(self.port, "--port").await?;
+        let admin = self.listen.bind_admin().await?;
         let connections = ConnectionLimits {
             connections: self.max_connections as usize,
             header_time: Duration::from_secs(self.header_seconds),
@@ -128,7 +101,7 @@ impl Serve {
         let (failed, failure) = tokio::sync::oneshot::channel();
         let preparing = app.clone();
         std::thread::Builder::new().name("prepare".into()).spawn(move || {
-            match self.load(&preparing, &manifest, &profiles) {
+            match self.load(&preparing, &ladder) {
                 Ok((ready, original)) => {
                     tracing::info!("ready");
                     preparing.set_ready(ready);
@@ -177,81 +150,40 @@ impl Serve {
         }
     }
 
-    /// Prepares the profiles and starts the engine: from what is left of a pruned original if that is enough, else from the
-    /// whole one. The original is returned if it is to be pruned.
-    fn load(
-        &self,
-        app: &App,
-        manifest: &Validated,
-        profiles: &[ProfileSpec],
-    ) -> anyhow::Result<(Ready, Option<Original>)> {
-        let spec = manifest.spec();
-        let cache = self.cache.directory();
-        let say = |activity: &str| {
-            app.prepare(|state| state.profiles.iter_mut().for_each(|p| activity.clone_into(&mut p.activity)));
-        };
-        // The licence is held against what was accepted before weights are fetched or anything is quantized.
-        let fetch = |without_weights| {
-            let model = self.volumes.fetch(&spec.model, &cache, without_weights, &mut |p| say(&p.to_string()));
-            say("");
-            model
-        };
-        let model = fetch(!spec.cache.keep_original)?;
-        if model.pruned.is_none() {
-            return self.load_from(model, app, manifest, profiles);
-        }
-        let error = match original::open(&model) {
-            Err(error) => error,
-            Ok(_) => match self.load_from(model, app, manifest, profiles) {
-                Err(error) if original::is_missing(&error) => error,
-                other => return other,
-            },
-        };
-        tracing::info!("{error:#}; fetching the original again");
-        let model = fetch(false).with_context(|| format!("{error:#}"))?;
-        self.load_from(model, app, manifest, profiles)
-    }
-
-    /// [`Self::load`] with the model at hand.
-    fn load_from(
-        &self,
-        model: Located,
-        app: &App,
-        manifest: &Validated,
-        profiles: &[ProfileSpec],
-    ) -> anyhow::Result<(Ready, Option<Original>)> {
-        let spec = manifest.spec();
-        let cache = self.cache.directory();
-        let checkpoint = original::open(&model)?;
-        let text = Text::load(&checkpoint)?;
-        let calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
-        let mut config = EngineConfig {
-            cache,
-            threads: self.compute.threads(),
-            start: None,
+    /// Prepares the profiles and starts the engine. The original is returned if it is to be pruned.
+    fn load(&self, app: &App, ladder: &Ladder) -> anyhow::Result<(Ready, Option<Original>)> {
+        let manifest = &ladder.manifest;
+        let Prepared { backend, checkpoint, text, config, artifacts, original } = self.preparation.run(app, ladder)?;
+        let default = self.profile.as_deref().unwrap_or(&manifest.resting_profile().name);
+        let wanted = start_profile(self.start_profile_file.as_deref(), manifest, default);
+        let config = EngineConfig {
+            start: Some(first_profile(app, &wanted)),
             memory_budget: manifest.memory_budget_bytes().map_or_else(default_budget, Ok)?,
-            max_context_tokens: spec.model.max_context_tokens.map(|t| t as usize),
-            calibration,
+            max_context_tokens: manifest.spec().model.max_context_tokens.map(|t| t as usize),
             max_batched_tokens: self.max_batched_tokens,
             max_running: self.max_running.min(self.max_batched_tokens),
             max_waiting: self.max_waiting,
-            profiles: profiles.iter().map(|profile| meant(profile, &checkpoint)).collect(),
+            ..config
         };
-        let mut backend = self.compute.backend()?;
         let progress = &mut |index, progress| app.progress(index, progress);
-        let artifacts = prepare(&mut backend, &checkpoint, &config, progress)?;
-        super::model::write_cards(&config.cache, &artifacts.iter().collect::<Vec<_>>(), &model, checkpoint.name());
-        let measure = Measure { checkpoint: &checkpoint, cache: &config.cache, compute: &self.compute };
-        measure.ladder(app, &spec.quality, &config.profiles, &artifacts)?;
-        config.start = Some(first_profile(app, self.profile.as_deref().unwrap_or(&manifest.resting_profile().name)));
         let observer = Box::new(app.metrics.clone());
         let engine = start_with(backend, &checkpoint, &config, &artifacts, observer, progress)?;
         let ready = Ready { engine: Arc::new(engine), tokenizer: text.tokenizer, template: text.template };
-        // One that could not be measured may be next time, for which the original is needed.
-        let measured = config.profiles.iter().all(|profile| app.gate.quality(&profile.name).is_some());
-        let prune = !spec.cache.keep_original && measured;
-        Ok((ready, prune.then(|| Original::of(model, &checkpoint, &config.cache)).flatten()))
+        Ok((ready, original))
     }
+}
+
+/// The profile that a file names, as it stands there now; the default where it names none of the ladder. Whoever writes the
+/// file changes it while workers prepare, and a worker that did not start for its sake would serve nobody.
+fn start_profile(file: Option<&Path>, manifest: &Validated, default: &str) -> String {
+    let Some(file) = file else { return default.to_owned() };
+    let reason = match std::fs::read_to_string(file) {
+        Ok(text) if manifest.profile(text.trim()).is_some() => return text.trim().to_owned(),
+        Ok(text) => format!("{:?} is no profile of the ladder", text.trim()),
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!("{}: {reason}; the worker wants to start in {default}", file.display());
+    default.to_owned()
 }
 
 /// The profile to start in: the wanted one, or the nearest that may serve. While none may, the worker says so and waits for
@@ -293,43 +225,32 @@ fn default_budget() -> anyhow::Result<u64> {
     Ok(kib * 1024 / 4 * 3)
 }
 
-/// A manifest's profile as this checkpoint means it.
-fn meant(profile: &ProfileSpec, checkpoint: &Checkpoint) -> ProfileSpec {
-    let weights = checkpoint.quantization().map_or(profile.weights, |own| own.meant(profile.weights));
-    ProfileSpec { weights, ..profile.clone() }
-}
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the test's result")]
 
-fn profile(profile: &modelprofile_api::Profile) -> anyhow::Result<ProfileSpec> {
-    use modelprofile_api::{KvCacheFormat, Method as ApiMethod, WeightFormat as Api, ZeroPoint as ApiZero};
-    let weights = match profile.weights.format {
-        Api::Bf16 => WeightFormat::Bf16,
-        Api::Fp8 => WeightFormat::Fp8,
-        Api::Int8 => WeightFormat::Int8,
-        Api::Int4 => WeightFormat::Int4 {
-            group: profile.weights.effective_group_size().unwrap_or(128) as u16,
-            zero: match profile.weights.effective_zero_point() {
-                Some(ApiZero::Symmetric) => ZeroPoint::Symmetric,
-                Some(ApiZero::Integer) => ZeroPoint::Integer,
-                Some(ApiZero::Minimum) | None => ZeroPoint::Minimum,
-            },
-        },
-        Api::Q4_1 => WeightFormat::Q4_1,
-        Api::Q4_0 => WeightFormat::Q4_0,
-        Api::Q8_0 => WeightFormat::Q8_0,
-        other => bail!("profile {}: the weight format {} is not built yet", profile.name, other.as_str()),
-    };
-    let kv = match profile.kv_cache.format {
-        KvCacheFormat::Bf16 => KvFormat::Bf16,
-        KvCacheFormat::Fp16 => KvFormat::Fp16,
-        KvCacheFormat::Fp8E4m3 => KvFormat::Fp8E4m3,
-        KvCacheFormat::Fp8E5m2 => KvFormat::Fp8E5m2,
-    };
-    let method = match profile.weights.method {
-        ApiMethod::RoundToNearest => Method::RoundToNearest,
-        ApiMethod::Awq => Method::Awq,
-        ApiMethod::Gptq => Method::Gptq,
-        ApiMethod::SmoothQuant => Method::SmoothQuant,
-        ApiMethod::LlmInt8 => Method::LlmInt8,
-    };
-    Ok(ProfileSpec { name: profile.name.clone(), weights, method, kv })
+    use super::*;
+
+    #[test]
+    fn a_file_names_the_profile_to_start_in_if_the_ladder_has_it() {
+        let manifest = "apiVersion: modelprofile.dev/v1alpha1
+kind: ModelProfile
+metadata: {name: tiny}
+spec:
+  model: {uri: 'file:///models/tiny'}
+  profiles:
+  - {name: quality, weights: {format: BF16}}
+  - {name: density, weights: {format: INT8}}
+";
+        let manifest = Validated::from_yaml(manifest).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, expected) in
+            [("density\n", "density"), (" quality ", "quality"), ("dense", "default"), ("", "default")]
+        {
+            std::fs::write(file.path(), text).unwrap();
+            assert_eq!(start_profile(Some(file.path()), &manifest, "default"), expected, "{text:?}");
+        }
+        assert_eq!(start_profile(Some(Path::new("/absent")), &manifest, "default"), "default");
+        assert_eq!(start_profile(None, &manifest, "default"), "default");
+    }
 }

@@ -61,18 +61,24 @@ pub fn router(app: Arc<App>) -> Router {
 }
 
 async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if app.api_keys.is_empty() || bearer_matches(&request, &app.api_keys) {
-        next.run(request).await
-    } else {
-        ApiError::unauthorized().into_response()
-    }
+    if lets_in(&app, bearer(&request)) { next.run(request).await } else { ApiError::unauthorized().into_response() }
 }
 
-/// True when the request carries one of the keys, in time that does not depend on which.
-pub(crate) fn bearer_matches(request: &Request, keys: &[String]) -> bool {
+fn lets_in(app: &App, sent: &str) -> bool {
+    let open = app.api_keys.is_empty() && app.api_key_files.is_none();
+    open || is_one_of(sent, &app.api_keys)
+        || app.api_key_files.as_ref().is_some_and(|keys| is_one_of(sent, &keys.get()))
+}
+
+/// What the request bears, to be held against keys; empty if it bears nothing.
+pub(crate) fn bearer(request: &Request) -> &str {
     let sent = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     let (scheme, sent) = sent.and_then(|v| v.split_once(' ')).unwrap_or_default();
-    let sent = if scheme.eq_ignore_ascii_case("bearer") { sent.trim_start() } else { "" };
+    if scheme.eq_ignore_ascii_case("bearer") { sent.trim_start() } else { "" }
+}
+
+/// True when what was sent is one of the keys, in time that does not depend on which.
+pub(crate) fn is_one_of(sent: &str, keys: &[String]) -> bool {
     let found = keys.iter().fold(subtle::Choice::from(0), |found, key| found | key.as_bytes().ct_eq(sent.as_bytes()));
     found.into()
 }
