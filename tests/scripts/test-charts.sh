@@ -41,7 +41,7 @@ HELM="$helm" tests/scripts/render-install.sh "$scratch/install.yaml"
 same deploy/install.yaml "$scratch/install.yaml"
 
 chart="$scratch/charts/modelprofile-operator"
-"$helm" lint --strict --quiet "$scratch/charts/modelprofile-crds" >&2 || fail "helm lint refuses modelprofile-crds"
+"$helm" lint --strict --quiet --kube-version "$kube_version" "$scratch/charts/modelprofile-crds" >&2 || fail "helm lint refuses modelprofile-crds"
 snapshots=0
 for values in tests/charts/values/*.yaml; do
   name="$(basename "$values" .yaml)"
