@@ -75,6 +75,10 @@ test-demo: model
 	@# a neighbour takes a core. Then a second run must be clean.
 	demo() { "$$(. tests/scripts/lib.sh; binaries)/demo" $(PEAK); }; demo || { [ $$? = 2 ] && demo; }
 
+.PHONY: test-charts
+test-charts: ## Check the charts, deploy/install.yaml, examples and images; needs helm
+	tests/scripts/test-charts.sh
+
 .PHONY: bench-peers
 bench-peers: ## Measure the worker beside llama.cpp and vLLM; options in BENCH, e.g. BENCH="--quick --without vllm"
 	@tests/scripts/bench-peers.sh $(BENCH)

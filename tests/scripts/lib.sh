@@ -41,6 +41,23 @@ venv() {
   printf '%s\n' "$dir/bin/python"
 }
 
+# need_helm: sets helm to a Helm that reads nobody's configuration and keeps its own below the folder given.
+need_helm() {
+  helm="${HELM:-$(command -v helm || true)}"
+  [ -n "$helm" ] && [ -x "$helm" ] ||
+    die "helm is missing; install it with: go install helm.sh/helm/v3/cmd/helm@v3.22.0, or name one that you have: HELM=/path/to/helm"
+  export HELM_CACHE_HOME="$1/cache" HELM_CONFIG_HOME="$1/config" HELM_DATA_HOME="$1/data"
+  # A Helm that go install built has no idea of a current Kubernetes, and the charts ask for one.
+  kube_version=1.36.3
+}
+
+# packed_charts FOLDER: copies of the charts with their dependencies packed in, so that the working tree stays as it is.
+packed_charts() {
+  cp -R charts "$1/"
+  rm -rf "$1"/charts/*/charts
+  "$helm" dependency build "$1/charts/modelprofile-operator" >"$1/dependency.log" 2>&1 || { cat "$1/dependency.log" >&2; die "the charts' dependencies cannot be packed"; }
+}
+
 # sha256 [FILE]: the bare digest.
 sha256() {
   if command -v sha256sum >/dev/null; then sha256sum "$@" | cut -d' ' -f1; else shasum -a 256 "$@" | cut -d' ' -f1; fi

@@ -296,14 +296,27 @@ const EXAMPLES: [(&str, &str); 2] = [
     ("llama-70b", include_str!("../../../deploy/examples/llama-70b.yaml")),
 ];
 
+/// File and text of every ModelProfile in deploy/examples; autoscalers lie beside them.
+fn examples() -> Vec<(String, String)> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let texts = files.map(|file| (file.display().to_string(), std::fs::read_to_string(&file).unwrap()));
+    texts.filter(|(_, text)| text.lines().any(|line| line == "kind: ModelProfile")).collect()
+}
+
 #[test]
 fn the_examples_break_no_rule_and_survive_being_written() {
-    for (name, text) in EXAMPLES {
-        let manifest = Manifest::from_yaml(text).unwrap();
-        assert_eq!(manifest.metadata.name, name);
-        assert_eq!(violations(&manifest), [], "{name}");
+    let mut names = Vec::new();
+    for (file, text) in examples() {
+        let manifest = Manifest::from_yaml(&text).unwrap_or_else(|errors| panic!("{file}: {errors}"));
+        assert_eq!(violations(&manifest), [], "{file}");
         let again = serde_yaml::to_string(&manifest).unwrap();
-        assert_eq!(Manifest::from_yaml(&again).unwrap(), manifest, "{name}");
+        assert_eq!(Manifest::from_yaml(&again).unwrap(), manifest, "{file}");
+        assert!(!names.contains(&manifest.metadata.name), "{file}: its name is that of another example");
+        names.push(manifest.metadata.name);
+    }
+    for (expected, _) in EXAMPLES {
+        assert!(names.iter().any(|name| name == expected), "{expected} is not among {names:?}");
     }
 }
 

@@ -5,6 +5,7 @@ pub mod events;
 pub mod local;
 pub mod operator;
 pub mod output;
+pub mod probe;
 pub mod recommend;
 pub mod replay;
 pub mod served;
@@ -46,6 +47,8 @@ enum Command {
     Replay(Box<replay::Args>),
     /// Check a manifest and print everything that is wrong with it.
     Validate(validate::Args),
+    /// Ask web addresses until they answer; for pods that have no shell.
+    Probe(probe::Args),
     /// Print the CustomResourceDefinition of ModelProfile as YAML, for `kubectl apply -f -`.
     Crd,
 }
@@ -67,6 +70,7 @@ impl Cli {
             Command::Events(args) => events::run(&args),
             Command::Replay(args) => replay::run(&args),
             Command::Validate(args) => validate::run(&args),
+            Command::Probe(args) => probe::run(&args),
             Command::Crd => crd::run(),
         }
     }

@@ -1,0 +1,51 @@
+"""Values that the chart has to refuse, and what the refusal has to name: mistakes that would else be silent, or be found by the
+API server, or by a pod that does not start.
+"""
+
+REFUSED = [
+    # Keys that are not there, at every depth.
+    ({"replicaCount": 2}, "replicaCount"),
+    ({"operator": {"replica": 2}}, "replica"),
+    ({"operator": {"topologySpread": {"key": "zone"}}}, "key"),
+    ({"operator": {"resources": {"request": {"cpu": "1"}}}}, "request"),
+    ({"operator": {"tolerations": [{"keys": "a"}]}}, "keys"),
+    ({"operator": {"extraEnv": [{"name": "A", "valuesFrom": {}}]}}, "valuesFrom"),
+    ({"operator": {"extraEnv": [{"name": "A", "valueFrom": {"secretRef": {}}}]}}, "secretRef"),
+    ({"operator": {"affinity": {"nodesAffinity": {}}}}, "nodesAffinity"),
+    ({"image": {"name": "operator"}}, "name"),
+    ({"image": {"pullSecrets": [{"secret": "a"}]}}, "secret"),
+    ({"worker": {"images": {}}}, "images"),
+    ({"worker": {"image": {"pullSecrets": []}}}, "pullSecrets"),
+    ({"engines": {"sglang": {"image": "a"}}}, "sglang"),
+    ({"engines": {"vllm": {"repository": "a"}}}, "repository"),
+    ({"serviceAccount": {"labels": {}}}, "labels"),
+    ({"rbac": {"aggregated": True}}, "aggregated"),
+    ({"podDisruptionBudget": {"minAvailable": 1}}, "minAvailable"),
+    ({"metrics": {"enabled": True}}, "enabled"),
+    ({"metrics": {"allowFrom": {"podLabels": {}}}}, "podLabels"),
+    ({"metrics": {"serviceMonitor": {"scrapeTimeout": "5s"}}}, "scrapeTimeout"),
+    ({"metrics": {"prometheusRule": {"rules": []}}}, "rules"),
+    ({"metrics": {"dashboard": {"label": {}}}}, "label"),
+    ({"networkPolicy": {"egress": True}}, "egress"),
+    ({"priorityClass": {"enabled": True}}, "enabled"),
+    ({"crds": {"enabled": True}}, "enabled"),
+    # Values that cannot be meant.
+    ({"operator": {"replicas": 0}}, "replicas"),
+    ({"operator": {"watchNamespace": "Team A"}}, "watchNamespace"),
+    ({"operator": {"scrapeIntervalSeconds": "5s"}}, "scrapeIntervalSeconds"),
+    ({"operator": {"scrapeIntervalSeconds": 0}}, "scrapeIntervalSeconds"),
+    ({"operator": {"runAsUser": 0}}, "runAsUser"),
+    ({"operator": {"podLabels": {"a": 1}}}, "podLabels"),
+    ({"operator": {"topologySpread": {"whenUnsatisfiable": "Never"}}}, "whenUnsatisfiable"),
+    ({"image": {"registry": "https://registry.example.org"}}, "registry"),
+    ({"image": {"digest": "sha256:short"}}, "digest"),
+    ({"image": {"tag": "a b"}}, "tag"),
+    ({"image": {"pullPolicy": ""}}, "pullPolicy"),
+    ({"worker": {"image": {"pullPolicy": "Sometimes"}}}, "pullPolicy"),
+    ({"engines": {"vllm": {"image": "https://registry.example.org/vllm:v1"}}}, "image"),
+    # Without a name the pods would run as the namespace's default account.
+    ({"serviceAccount": {"create": False}}, "name"),
+    ({"networkPolicy": {"apiServerPorts": []}}, "apiServerPorts"),
+    ({"networkPolicy": {"apiServerPorts": [70000]}}, "apiServerPorts"),
+    ({"priorityClass": {"value": 2000000000}}, "value"),
+]
