@@ -75,6 +75,19 @@ test-demo: model
 	@# a neighbour takes a core. Then a second run must be clean.
 	demo() { "$$(. tests/scripts/lib.sh; binaries)/demo" $(PEAK); }; demo || { [ $$? = 2 ] && demo; }
 
+.PHONY: cluster
+cluster: ## Start a real one-node Kubernetes cluster, leave it running, and print its KUBECONFIG
+	@tests/cluster/cluster.py up
+
+.PHONY: cluster-down
+cluster-down: ## Stop what `make cluster` started
+	@tests/cluster/cluster.py down
+
+.PHONY: test-cluster-harness
+test-cluster-harness:
+	$(call step,the cluster for tests starts, runs pods and leaves nothing behind)
+	tests/scripts/test-cluster-harness.sh
+
 .PHONY: bench-peers
 bench-peers: ## Measure the worker beside llama.cpp and vLLM; options in BENCH, e.g. BENCH="--quick --without vllm"
 	@tests/scripts/bench-peers.sh $(BENCH)
