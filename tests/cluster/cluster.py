@@ -102,9 +102,8 @@ def begin(state: Path | None, control_plane: bool, logs: Path | None) -> tuple[L
             "a node needs root and its own namespaces (unshare --net --mount --pid), which this machine refuses; "
             "run it as root, or ask for --control-plane, where no pods run"
         )
-    tools = subprocess.run(
-        [ROOT / "tests/scripts/cluster-tools.sh", *(["--control-plane"] if control_plane else [])], stdout=subprocess.PIPE, text=True,
-    )
+    build = [str(ROOT / "tests/scripts/cluster-tools.sh"), *(["--control-plane"] if control_plane else [])]
+    tools = subprocess.run(build, stdout=subprocess.PIPE, text=True)
     if tools.returncode != 0:
         raise Refused("the cluster's parts are not all there; the message above says what is missing")
     state, lock = claim(state)
@@ -161,7 +160,8 @@ def enter(layout: Layout, command: list[str]) -> int:
         target = (layout.state / "pid").read_text()
         # The folder is entered again inside: as a folder of the outer mounts its path could not be found out.
         script = 'cd "$1" && shift && exec "$@"'
-        words = ["nsenter", f"--target={target}", "--net", "--mount", "--pid", "--", "sh", "-c", script, "sh", os.getcwd(), *command]
+        words = ["nsenter", f"--target={target}", "--net", "--mount", "--pid", "--"]
+        words += ["sh", "-c", script, "sh", os.getcwd(), *command]
     process = subprocess.Popen(words, env={**os.environ, **environment(layout)})
 
     def pass_on(number: int, _: object) -> None:
@@ -175,7 +175,7 @@ def enter(layout: Layout, command: list[str]) -> int:
 
 
 def inside(layout: Layout) -> bool:
-    return os.environ.get("MODELPROFILE_CLUSTER") == str(layout.state) and not Path("/proc", (layout.state / "pid").read_text(), "ns").exists()
+    return os.readlink("/proc/self/ns/net") == (layout.state / "network").read_text()
 
 
 def up(arguments: argparse.Namespace) -> int:
@@ -221,9 +221,8 @@ def run(arguments: argparse.Namespace) -> int:
 def build_image(arguments: argparse.Namespace) -> int:
     values = dict(pair.split("=", 1) for pair in arguments.set)
     if "binaries" not in values:
-        values["binaries"] = subprocess.run(
-            ["bash", "-c", "set -euo pipefail; . tests/scripts/lib.sh; need_cargo; binaries"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
-        ).stdout.strip()
+        ask = ["bash", "-c", "set -euo pipefail; . tests/scripts/lib.sh; need_cargo; binaries"]
+        values["binaries"] = subprocess.run(ask, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     built = image.parse(arguments.file.read_text(), values, str(arguments.file))
     with tempfile.TemporaryDirectory() as scratch:
         output = arguments.output or Path(scratch, "image.tar")
@@ -250,6 +249,10 @@ def check(_: argparse.Namespace) -> int:
     return 0
 
 
+def absolute(path: str) -> Path:
+    return Path(path).absolute()
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True, metavar="COMMAND")
@@ -257,20 +260,21 @@ def parse_arguments() -> argparse.Namespace:
     def command(name: str, does, *, starts: bool = False) -> argparse.ArgumentParser:
         one = commands.add_parser(name)
         one.set_defaults(does=does)
-        one.add_argument("--state", type=lambda path: Path(path).absolute(), default=DEFAULT_STATE, help="the folder that holds all of the cluster")
+        one.add_argument("--state", type=absolute, default=DEFAULT_STATE, help="the folder that holds all of the cluster")
         if starts:
             one.add_argument("--control-plane", action="store_true", help="no node: needs no privileges, and no pod runs")
-            one.add_argument("--logs", type=lambda path: Path(path).absolute(), help="a folder to copy the logs to when the cluster ends")
+            one.add_argument("--logs", type=absolute, help="a folder to copy the logs to when the cluster ends")
         return one
 
     command("up", up, starts=True)
     command("down", down)
     command("run", run, starts=True).add_argument("command", nargs=argparse.REMAINDER)
-    command("enter", lambda arguments: enter(running(arguments.state), arguments.command)).add_argument("command", nargs=argparse.REMAINDER)
+    entering = command("enter", lambda arguments: enter(running(arguments.state), arguments.command))
+    entering.add_argument("command", nargs=argparse.REMAINDER)
     building = command("image", build_image)
     building.add_argument("file", type=Path)
     building.add_argument("--tag", default="dev")
-    building.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of ${NAME} in the file; ${binaries} is known")
+    building.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of ${NAME} there; ${binaries} is known")
     building.add_argument("--output", type=Path, help="write the archive there instead of loading it")
     for name in ("stop", "start"):
         command(name, order).add_argument("component")

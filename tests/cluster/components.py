@@ -118,7 +118,9 @@ def files(layout: Layout, layers: str, plugins: str) -> dict[str, str]:
                 "type": "bridge", "bridge": BRIDGE, "isGateway": True, "hairpinMode": True, "ipMasq": False,
                 "ipam": {
                     "type": "host-local", "dataDir": f"{state}/addresses",
-                    "ranges": [[{"subnet": POD_RANGE, "rangeStart": "10.88.0.10", "rangeEnd": "10.88.0.250", "gateway": NODE_ADDRESS}]],
+                    "ranges": [[{
+                        "subnet": POD_RANGE, "rangeStart": "10.88.0.10", "rangeEnd": "10.88.0.250", "gateway": NODE_ADDRESS,
+                    }]],
                     "routes": [{"dst": SERVICE_RANGE}],
                 },
             },
@@ -129,7 +131,9 @@ def files(layout: Layout, layers: str, plugins: str) -> dict[str, str]:
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration", "address": NODE_ADDRESS,
         "containerRuntimeEndpoint": f"unix://{layout.containerd_socket}",
         "cgroupDriver": "cgroupfs", "cgroupRoot": f"/{layout.cgroup}", "failCgroupV1": False, "failSwapOn": False,
-        "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": True}, "x509": {"clientCAFile": f"{pki}/ca.crt"}},
+        "authentication": {
+            "anonymous": {"enabled": False}, "webhook": {"enabled": True}, "x509": {"clientCAFile": f"{pki}/ca.crt"},
+        },
         "authorization": {"mode": "Webhook"},
         # No DNS: services are reached by their addresses, or by the variables that each container gets of them.
         "resolvConf": f"{state}/resolv.conf", "clusterDNS": [NODE_ADDRESS], "clusterDomain": "cluster.local",
@@ -138,7 +142,9 @@ def files(layout: Layout, layers: str, plugins: str) -> dict[str, str]:
         "syncFrequency": "5s", "nodeStatusUpdateFrequency": "5s",
         # A developer's nearly full disk is no reason to evict or to collect images, which no registry could bring back.
         "imageGCHighThresholdPercent": 100,
-        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
+        "evictionHard": {
+            "memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%",
+        },
     }
     proxy = {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": "iptables",

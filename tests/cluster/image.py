@@ -113,7 +113,10 @@ def archive(image: Image, tag: str, output: Path) -> str:
 
         config = blob("config.v1", {
             "architecture": architecture, "os": "linux",
-            "config": {"Entrypoint": image.entrypoint, "User": image.user, "WorkingDir": "/", "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", *image.env]},
+            "config": {
+                "Entrypoint": image.entrypoint, "User": image.user, "WorkingDir": "/",
+                "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", *image.env],
+            },
             "rootfs": {"type": "layers", "diff_ids": [layer_digest]},
         })
         manifest = blob("manifest.v1", {
@@ -138,8 +141,9 @@ def pause(output: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         program = f"{scratch}/pause"
         if not shutil.which("cc"):
-            raise RuntimeError("a C compiler (cc) is missing for the pause image; install it with: apt-get install -y gcc libc6-dev")
-        built = subprocess.run(["cc", "-Os", "-static", "-s", "-o", program, str(HERE / "images/pause.c")], capture_output=True, text=True)
+            raise RuntimeError("cc, for the pause image, is missing; install it with: apt-get install -y gcc libc6-dev")
+        command = ["cc", "-Os", "-static", "-s", "-o", program, str(HERE / "images/pause.c")]
+        built = subprocess.run(command, capture_output=True, text=True)
         if built.returncode != 0:
             raise RuntimeError(f"the pause image did not compile; with glibc it needs libc6-dev:\n{built.stderr}")
         source = HERE / "images/pause.txt"
@@ -159,7 +163,8 @@ def _fill(tar: tarfile.TarFile, files: dict[str, str], folders: dict[str, int], 
         executable = source.stat().st_mode & 0o111
         stripped = scratch / "stripped"
         # Symbols of a dev build are most of its size, and would be copied twice for each import.
-        if executable and shutil.which("strip") and subprocess.run(["strip", "-o", str(stripped), host], capture_output=True).returncode == 0:
+        strip = ["strip", "-o", str(stripped), host]
+        if executable and shutil.which("strip") and subprocess.run(strip, capture_output=True).returncode == 0:
             source = stripped
         _add(tar, path.lstrip("/"), source, 0o755 if executable else 0o644)
 

@@ -33,7 +33,7 @@ class Layout:
     isolated: bool
     """In its own network, mount and process namespaces."""
     api_port: int
-    """Of the API server on 127.0.0.1. Isolated, it is the same number inside and, forwarded, outside: one kubeconfig serves both."""
+    """Of the API server on 127.0.0.1. Isolated, it is the same number inside and, forwarded, outside: one kubeconfig for both."""
     etcd_ports: tuple[int, int]
 
     def to_json(self) -> str:

@@ -133,7 +133,8 @@ class Cluster:
             self.start(components.Component("forward", forward), pass_fds=(listener,))
         if not self.layout.control_plane:
             self.wait("containerd", self.runtime_ready, limit)
-            loaded = subprocess.run(ctr(self.layout, "images", "import", str(self.layout.state / "pause.tar")), capture_output=True, text=True)
+            pause = ctr(self.layout, "images", "import", str(self.layout.state / "pause.tar"))
+            loaded = subprocess.run(pause, capture_output=True, text=True)
             if loaded.returncode != 0:
                 raise Failed(f"the pause image could not be imported: {loaded.stderr.strip()}")
         self.wait("the API server", lambda: self.get("/readyz"), limit)
@@ -181,6 +182,7 @@ def isolate(layout: Layout) -> None:
     """Makes the namespaces that this process was started in fit to live in."""
     # The kernel still shows the outer process table here: this is the process id that nsenter needs.
     (layout.state / "pid").write_text(os.readlink("/proc/self"))
+    (layout.state / "network").write_text(os.readlink("/proc/self/ns/net"))
 
     def mount(*arguments: str) -> None:
         subprocess.run(["mount", *arguments], check=True)

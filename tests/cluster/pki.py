@@ -15,7 +15,8 @@ def write(layout: Layout) -> None:
     _certificate(layout, "ca", "/CN=test", ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign"], signed=False)
     names = ["DNS:localhost", "DNS:kubernetes", "DNS:kubernetes.default", "DNS:kubernetes.default.svc"]
     addresses = [f"IP:{address}" for address in ("127.0.0.1", NODE_ADDRESS, SERVICE_OF_API)]
-    _certificate(layout, "apiserver", "/CN=kube-apiserver", ["extendedKeyUsage=serverAuth", "subjectAltName=" + ",".join(names + addresses)])
+    server = ["extendedKeyUsage=serverAuth", "subjectAltName=" + ",".join(names + addresses)]
+    _certificate(layout, "apiserver", "/CN=kube-apiserver", server)
     # The API server shows this one to the kubelet, for logs and exec.
     _certificate(layout, "kubelet-client", "/O=system:masters/CN=kube-apiserver", ["extendedKeyUsage=clientAuth"])
     _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", f"{folder}/sa.key")
