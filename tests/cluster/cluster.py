@@ -31,6 +31,9 @@ import tempfile
 import time
 from pathlib import Path
 
+if sys.version_info < (3, 10):
+    sys.exit("error: python3 is older than 3.10; install a newer one and put it first in PATH")
+
 import guardian
 import image
 import node
@@ -47,15 +50,30 @@ class Refused(Exception):
     """Its text is for the user."""
 
 
-def locked(state: Path) -> int | None:
+def ours(state: Path) -> bool:
+    """Whether this program made the folder, which it must have to remove it."""
+    return (state / "lock").is_file() and (state.parent == CACHE or (state / "guardian.log").is_file())
+
+
+def locked(state: Path, create: int = 0) -> int | None:
     """The lock of a state folder, held from now on; None if its guardian lives."""
-    lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open(state / "lock", os.O_RDWR | create, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return lock
     except BlockingIOError:
         os.close(lock)
         return None
+
+
+def lives(state: Path) -> bool:
+    """Whether a cluster is up there."""
+    try:
+        if (lock := locked(state)) is not None:
+            os.close(lock)
+        return lock is None
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
@@ -67,12 +85,11 @@ def alone():
         yield
 
 
-def clear_abandoned() -> None:
+def clear_abandoned(named: Path) -> None:
     """Removes what clusters left whose guardian was killed. Call it `alone`."""
-    for state in [DEFAULT_STATE, *CACHE.glob("run-*")]:
-        if state.is_dir() and (lock := locked(state)) is not None:
+    for state in {named, DEFAULT_STATE, *CACHE.glob("run-*")}:
+        if ours(state) and not lives(state):
             guardian.clear(state)
-            os.close(lock)
 
 
 def may_isolate() -> bool:
@@ -83,15 +100,14 @@ def may_isolate() -> bool:
 def claim(state: Path | None) -> tuple[Path, int]:
     """An empty folder for a cluster, a new one if none is named, and its lock."""
     with alone():
-        clear_abandoned()
+        clear_abandoned(state or DEFAULT_STATE)
         state = state or Path(tempfile.mkdtemp(prefix="run-", dir=CACHE))
+        if ours(state):
+            raise Refused(f"a cluster is up already in {state}; stop it with: {own('down', state)}")
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = locked(state)
-    if lock is None:
-        raise Refused(f"a cluster is up already in {state}; stop it with: {own('down', state)}")
-    if any(entry.name != "lock" for entry in state.iterdir()):
-        raise Refused(f"{state} holds other things; name a folder that is not there yet with --state")
-    return state, lock
+        if any(state.iterdir()):
+            raise Refused(f"{state} holds other things; name a folder that is not there yet with --state")
+        return state, locked(state, os.O_CREAT)
 
 
 def begin(state: Path | None, control_plane: bool, logs: Path | None) -> tuple[Layout, subprocess.Popen, int]:
@@ -130,13 +146,9 @@ def begin(state: Path | None, control_plane: bool, logs: Path | None) -> tuple[L
 
 
 def running(state: Path) -> Layout:
-    try:
-        if (lock := locked(state)) is not None:
-            os.close(lock)
-            raise FileNotFoundError
-        return Layout.from_json((state / "layout.json").read_text())
-    except FileNotFoundError:
-        raise Refused(f"no cluster is up in {state}; start one with: {own('up', state)}") from None
+    if not lives(state):
+        raise Refused(f"no cluster is up in {state}; start one with: {own('up', state)}")
+    return Layout.from_json((state / "layout.json").read_text())
 
 
 def own(command: str, state: Path) -> str:
@@ -192,18 +204,15 @@ def up(arguments: argparse.Namespace) -> int:
 
 def down(arguments: argparse.Namespace) -> int:
     state = arguments.state
-    if state.is_dir() and (lock := locked(state)) is None:
+    if ours(state) and lives(state):
         os.kill(int((state / "lock").read_text()), signal.SIGTERM)
         limit = time.monotonic() + 30
         while state.exists():
             if time.monotonic() > limit:
                 raise Refused(f"the cluster in {state} did not stop within 30 s; {state}/guardian.log may say why")
             time.sleep(0.05)
-    elif state.is_dir():
-        guardian.clear(state)
-        os.close(lock)
     with alone():
-        clear_abandoned()
+        clear_abandoned(state)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import secrets
+import shutil
 import subprocess
 
 import components
@@ -48,6 +49,8 @@ def _certificate(layout: Layout, name: str, subject: str, extensions: list[str],
 
 
 def _openssl(*arguments: str) -> None:
+    if not shutil.which("openssl"):
+        raise RuntimeError("openssl, for the cluster's keys, is missing; install it with: apt-get install -y openssl")
     done = subprocess.run(["openssl", *arguments], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"openssl {arguments[0]} failed (it must be version 3 or newer): {done.stderr.strip()}")
