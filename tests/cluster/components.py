@@ -67,6 +67,8 @@ def first(layout: Layout) -> list[Component]:
     if not layout.control_plane:
         api_server += [
             f"--kubelet-client-certificate={pki}/kubelet-client.crt", f"--kubelet-client-key={pki}/kubelet-client.key",
+            # By address: the node's name, which is tried first otherwise, is known to no DNS.
+            "--kubelet-preferred-address-types=InternalIP",
         ]
     components = [Component("etcd", etcd), Component("kube-apiserver", api_server)]
     if not layout.control_plane:
