@@ -77,7 +77,21 @@ test-demo: model
 
 .PHONY: test-charts
 test-charts: ## Check the charts, deploy/install.yaml, examples and images; needs helm
+	$(call step,charts)
 	tests/scripts/test-charts.sh
+
+.PHONY: cluster
+cluster: ## Start a real one-node Kubernetes cluster, leave it running, and print its KUBECONFIG
+	@tests/cluster/cluster.py up
+
+.PHONY: cluster-down
+cluster-down: ## Stop what `make cluster` started
+	@tests/cluster/cluster.py down
+
+.PHONY: test-cluster-harness
+test-cluster-harness:
+	$(call step,the cluster for tests starts, runs pods and leaves nothing behind)
+	tests/scripts/test-cluster-harness.sh
 
 .PHONY: bench-peers
 bench-peers: ## Measure the worker beside llama.cpp and vLLM; options in BENCH, e.g. BENCH="--quick --without vllm"

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Builds what the test cluster consists of, at the versions that tests/cluster/tools pins, and prints the folder it lies in.
+#   tests/scripts/cluster-tools.sh                    everything, and the distribution's packages that run containers
+#   tests/scripts/cluster-tools.sh --control-plane    only etcd, the API server, the controller manager and kubectl
+#   tests/scripts/cluster-tools.sh kubectl helm       these
+# From nothing all of it takes about 14 minutes on two cores and 2.1 GB of memory, and 3 GB of Go's build cache; after that a
+# tool is built again only when its module files change. What KUBEBUILDER_ASSETS holds is not built.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+. tests/scripts/lib.sh
+
+# In the order in which others can begin to work with them. Those of one module share most of what they compile.
+node_tools=(kubectl helm etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy)
+control_plane_tools=(kubectl etcd kube-apiserver kube-controller-manager)
+packages=(containerd runc containernetworking-plugins conntrack iptables iproute2)
+folder="$cache/cluster/bin"
+
+# module_of TOOL: its module's folder below tests/cluster/tools and its package.
+module_of() {
+  case "$1" in
+    helm) echo "helm helm.sh/helm/v3/cmd/helm" ;;
+    etcd) echo "etcd go.etcd.io/etcd/server/v3" ;;
+    kubectl | kubelet | kube-apiserver | kube-controller-manager | kube-scheduler | kube-proxy)
+      echo "kubernetes k8s.io/kubernetes/cmd/$1" ;;
+    *) die "no tool is called $1; there are: ${node_tools[*]}" ;;
+  esac
+}
+
+# version_of DIRECTORY MODULE: the version that its module file pins, as v1.2.3.
+version_of() { awk -v module="$2" '$1 == module {print $2} $1 == "require" && $2 == module {print $3}' "$1/go.mod"; }
+
+# link_flags TOOL: without symbols; with the versions that the tools' own releases set, because what depends on them (Helm's
+# kubeVersion, the node's version) would else see none. Helm is told the version of the cluster here.
+link_flags() {
+  local version minor at
+  version="$(version_of tests/cluster/tools/kubernetes k8s.io/kubernetes)"
+  minor="$(cut -d. -f2 <<<"$version")"
+  printf -- '-s -w'
+  case "$1" in
+    kube*)
+      for at in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+        printf -- ' -X %s.gitVersion=%s -X %s.gitMajor=1 -X %s.gitMinor=%s' $at "$version" $at $at "$minor"
+      done
+      ;;
+    helm)
+      printf -- ' -X helm.sh/helm/v3/internal/version.version=%s' "$(version_of tests/cluster/tools/helm helm.sh/helm/v3)"
+      for at in helm.sh/helm/v3/pkg/lint/rules helm.sh/helm/v3/pkg/chartutil; do
+        printf -- ' -X %s.k8sVersionMajor=1 -X %s.k8sVersionMinor=%s' $at $at "$minor"
+      done
+      ;;
+  esac
+}
+
+# build TOOL: into the folder, unless it is there from these module files.
+build() {
+  local tool="$1" where module package flags key start=$SECONDS
+  where="$(module_of "$tool")"
+  module="tests/cluster/tools/${where% *}" package="${where#* }"
+  flags="$(link_flags "$tool")"
+  key="$(cat "$module/go.mod" "$module/go.sum" <(echo "$flags") | sha256)"
+  [ ! -x "$folder/$tool" ] || [ "$(cat "$folder/.$tool.key" 2>/dev/null)" != "$key" ] || return 0
+  need_go
+  say "building $tool"
+  # Under another name first: a build that is cut short leaves nothing that looks complete, and one that runs can be replaced.
+  (cd "$module" && go build -buildvcs=false -trimpath -ldflags "$flags" -o "$folder/.$tool.new" "$package") ||
+    die "$tool did not build; its module is $module"
+  mv "$folder/.$tool.new" "$folder/$tool"
+  printf '%s\n' "$key" >"$folder/.$tool.key"
+  say "built $tool in $((SECONDS - start)) s"
+}
+
+need_go() {
+  local install="download it for this machine from https://go.dev/dl and: tar -C /usr/local -xzf go1.*.tar.gz && export PATH=\$PATH:/usr/local/go/bin"
+  if ! command -v go >/dev/null && [ -x /usr/local/go/bin/go ]; then PATH="$PATH:/usr/local/go/bin"; fi
+  command -v go >/dev/null || die "Go is missing; $install"
+  # Go 1.21 and later get the version that a module asks for by themselves.
+  go version | awk '{split(substr($3, 3), v, "."); exit !(v[1] > 1 || v[2] >= 21)}' || die "$(go version) is too old; $install"
+}
+
+# need_packages: what runs containers comes from the distribution, because it has to fit the kernel and the C library.
+need_packages() {
+  local program missing=
+  for program in containerd containerd-shim-runc-v2 ctr runc conntrack iptables ip nsenter unshare; do
+    PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing+=" $program"
+  done
+  [ -x /usr/lib/cni/bridge ] || [ -x /opt/cni/bin/bridge ] || missing+=" the CNI plugins"
+  [ -n "$missing" ] || return 0
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing ${packages[*]} (for$missing)"
+    export DEBIAN_FRONTEND=noninteractive
+    if apt-get install -y --no-install-recommends "${packages[@]}" >"$folder/../apt.log" 2>&1 ||
+      { apt-get update && apt-get install -y --no-install-recommends "${packages[@]}"; } >"$folder/../apt.log" 2>&1; then
+      return 0
+    fi
+    tail -n 5 "$folder/../apt.log" >&2
+  fi
+  die "to run containers,$missing must be installed: apt-get install -y ${packages[*]}; without them, ask for --control-plane"
+}
+
+mkdir -p "$folder"
+# Two that build at once would only wait for each other's processor; the second finds everything built.
+exec 9>"$folder/.lock"
+flock 9
+case "${1:-}" in
+  "") need_packages; tools=("${node_tools[@]}") ;;
+  --control-plane) tools=("${control_plane_tools[@]}") ;;
+  *) tools=("$@") ;;
+esac
+for tool in "${tools[@]}"; do
+  [ -n "${KUBEBUILDER_ASSETS:-}" ] && [ -x "$KUBEBUILDER_ASSETS/$tool" ] || build "$tool"
+done
+printf '%s\n' "$folder"
