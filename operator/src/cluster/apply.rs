@@ -69,7 +69,8 @@ impl Writer {
     /// # Errors
     /// See [`Error`]; a ModelProfile that went meanwhile is none.
     pub async fn status(&self, namespace: &str, name: &str, status: &ModelProfileStatus) -> Result<(), Error> {
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &ApiResource::erase::<ModelProfile>(&()));
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), namespace, &ApiResource::erase::<ModelProfile>(&()));
         let value = json!({"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "status": status});
         let written = api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&value)).await;
         unless_gone(written.map(drop)).map_err(|error| Error::of(&format!("the status of {KIND} {name}"), &error))

@@ -45,7 +45,9 @@ fn accepted(seen: &Seen<'_>) -> Word {
 
 fn licence(seen: &Seen<'_>, prepared: ConditionStatus) -> Word {
     match seen.preparation {
-        Preparation::Failed(Failure { cause: Cause::LicenceDiffers, message }) => (False, reason::DIFFERS, message.clone()),
+        Preparation::Failed(Failure { cause: Cause::LicenceDiffers, message }) => {
+            (False, reason::DIFFERS, message.clone())
+        }
         _ if prepared == True => (True, reason::MATCHES, "the worker accepted the checkpoint's declaration".to_owned()),
         _ => (Unknown, reason::PENDING, "the checkpoint's declaration was not read yet".to_owned()),
     }
@@ -53,7 +55,9 @@ fn licence(seen: &Seen<'_>, prepared: ConditionStatus) -> Word {
 
 fn prepared(seen: &Seen<'_>) -> Word {
     let by_workers = || {
-        let serving = seen.states().any(|state| matches!(state.phase, WorkerPhase::Ready | WorkerPhase::Draining | WorkerPhase::Blocked));
+        let serving = seen
+            .states()
+            .any(|state| matches!(state.phase, WorkerPhase::Ready | WorkerPhase::Draining | WorkerPhase::Blocked));
         if serving || seen.ready().next().is_some() {
             return (True, reason::PREPARED, String::new());
         }
@@ -69,11 +73,17 @@ fn prepared(seen: &Seen<'_>) -> Word {
         Preparation::ByWorkers => by_workers(),
         Preparation::Pending => (False, reason::PREPARING, "the prepare Job is about to start".to_owned()),
         Preparation::Stuck(trouble) => (False, reason::PREPARING, trouble.message.clone()),
-        Preparation::Running(state) => (False, reason::PREPARING, match preparing(state.as_deref()).as_str() {
-            "" => "the prepare Job runs; it has not said yet how far it is".to_owned(),
-            text => text.to_owned(),
-        }),
-        Preparation::Failed(Failure { cause: Cause::NeedsAccelerator, message }) => (False, reason::NEEDS_ACCELERATOR, message.clone()),
+        Preparation::Running(state) => (
+            False,
+            reason::PREPARING,
+            match preparing(state.as_deref()).as_str() {
+                "" => "the prepare Job runs; it has not said yet how far it is".to_owned(),
+                text => text.to_owned(),
+            },
+        ),
+        Preparation::Failed(Failure { cause: Cause::NeedsAccelerator, message }) => {
+            (False, reason::NEEDS_ACCELERATOR, message.clone())
+        }
         Preparation::Failed(failure) => (False, reason::PREPARE_FAILED, failure.message.clone()),
     }
 }
@@ -84,8 +94,10 @@ fn quality(seen: &Seen<'_>, prepared: bool) -> Word {
     if known.iter().all(|(_, profile)| profile.is_none()) {
         return (Unknown, reason::PENDING, "the profiles are being prepared and measured".to_owned());
     }
-    let ladder: Vec<Gated<'_>> =
-        known.iter().map(|(name, profile)| Gated { name, quality: profile.and_then(|profile| profile.quality.as_ref()) }).collect();
+    let ladder: Vec<Gated<'_>> = known
+        .iter()
+        .map(|(name, profile)| Gated { name, quality: profile.and_then(|profile| profile.quality.as_ref()) })
+        .collect();
     let gate = gate_condition(&seen.spec.quality, &ladder, prepared);
     (gate.status, gate.reason, gate.message)
 }
@@ -167,7 +179,8 @@ fn degraded(seen: &Seen<'_>, prepared: &Word, quality: &Word) -> Word {
     if prepared.0 == True && ready < seen.replicas {
         return (True, reason::REPLICAS_MISSING, format!("{ready} of {} workers are ready", seen.replicas));
     }
-    let kept_out = quality.0 != True && quality.1 != reason::PENDING && seen.spec.quality.on_failure == OnFailure::Block;
+    let kept_out =
+        quality.0 != True && quality.1 != reason::PENDING && seen.spec.quality.on_failure == OnFailure::Block;
     if kept_out {
         return (True, quality.1, quality.2.clone());
     }

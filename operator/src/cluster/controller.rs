@@ -19,7 +19,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use modelprofile_api::conditions::reason;
-use modelprofile_api::{API_VERSION, KIND, Manifest, ModelProfile, ModelProfileSpec, Metadata};
+use modelprofile_api::{API_VERSION, KIND, Manifest, Metadata, ModelProfile, ModelProfileSpec};
 use modelprofile_policy::decide;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -112,9 +112,8 @@ pub async fn run(client: Client, settings: Settings, signer: Signer, metrics: Me
         None => Api::all_with(client, &resource),
     };
     let reference = resource.clone();
-    let changes = ReceiverStream::new(changes).map(move |(namespace, name): Key| {
-        ObjectRef::new_with(&name, reference.clone()).within(&namespace)
-    });
+    let changes = ReceiverStream::new(changes)
+        .map(move |(namespace, name): Key| ObjectRef::new_with(&name, reference.clone()).within(&namespace));
     let stopping = context.clone();
     let controller = Controller::new_with(profiles, watcher::Config::default(), resource)
         .with_config(Config::default().concurrency(PASSES).debounce(DEBOUNCE))
@@ -209,22 +208,27 @@ async fn pass(object: &Arc<DynamicObject>, context: &Context) -> Result<Requeue,
         context.forget(&owner);
         return Ok(Requeue::await_change());
     }
-    let before = read_status(object);
+    let seen = read_status(object);
+    let version = object.resource_version().unwrap_or_default();
     let generation = object.meta().generation;
     let valid = match manifest(object).and_then(|manifest| valid(&owner, manifest, &context.options)) {
         Ok(valid) => valid,
         Err(Rejected { reason, message }) => {
+            let memory = context.memory(&owner, || Memory::from_status(&seen));
+            let mut memory = memory.lock().await;
+            let before = memory.status(&version, seen);
             let after = status::rejected(&before, generation, (reason, &message), Timestamp::now());
-            context.write(object, &owner, &before, after, None).await?;
+            context.write(&version, &owner, &before, after, &mut memory).await?;
             return Ok(Requeue::await_change());
         }
     };
-    let memory = context.memory(&owner, || Memory::from_status(&before));
+    let memory = context.memory(&owner, || Memory::from_status(&seen));
     let mut memory = memory.lock().await;
+    let before = memory.status(&version, seen);
     let interval = SignedDuration::try_from(context.interval).map_err(|error| Error::Bug(error.to_string()))?;
-    let rules = memory
-        .rules(generation.unwrap_or_default(), valid.manifest(), interval)
-        .map_err(|error| Error::Bug(format!("{KIND} {} passed validation and cannot be decided on: {error}", owner.name)))?;
+    let rules = memory.rules(generation.unwrap_or_default(), valid.manifest(), interval).map_err(|error| {
+        Error::Bug(format!("{KIND} {} passed validation and cannot be decided on: {error}", owner.name))
+    })?;
     let token = context.signer.token(&owner.audience(), Timestamp::now());
     let mut observed = observe(&context.indexes, &context.workers, &valid, &mut memory, &rules, &token).await;
 
@@ -247,7 +251,8 @@ async fn pass(object: &Arc<DynamicObject>, context: &Context) -> Result<Requeue,
     let applied = apply(context, &owner, &plan, &observed, &mut memory, &token).await;
     prove(context, &valid, &observed, &mut memory).await;
 
-    let failure = applied.as_ref().err().filter(|error| matches!(error, Error::Invalid { .. })).map(ToString::to_string);
+    let failure =
+        applied.as_ref().err().filter(|error| matches!(error, Error::Invalid { .. })).map(ToString::to_string);
     let troubles: Vec<Trouble> = observed.troubles.values().cloned().collect();
     let selector = owner.selector();
     let seen = Seen {
@@ -265,10 +270,12 @@ async fn pass(object: &Arc<DynamicObject>, context: &Context) -> Result<Requeue,
         routed: observed.routed.as_ref().and_then(|set| set.profile()),
     };
     let after = status::next(&before, &seen, now);
-    context.write(object, &owner, &before, after, Some(&mut memory)).await?;
+    context.write(&version, &owner, &before, after, &mut memory).await?;
     applied?;
     let soonest = [Some(context.interval), plan.revisit_after, Some(decision.revisit_after)];
-    Ok(Requeue::requeue(soonest.into_iter().flatten().min().unwrap_or(context.interval).max(Duration::from_millis(200))))
+    Ok(Requeue::requeue(
+        soonest.into_iter().flatten().min().unwrap_or(context.interval).max(Duration::from_millis(200)),
+    ))
 }
 
 fn observation(
@@ -283,20 +290,29 @@ fn observation(
         _ => &[],
     };
     let asked = observed.existing.deployments.values().filter_map(|deployment| deployment.spec.replicas).max();
-    judge::observation(rules, judge::Seen {
-        workers: &observed.workers,
-        samples: &observed.samples,
-        stuck: &stuck,
-        routed: observed.routed.as_ref().and_then(|set| set.profile()),
-        wanted: before.desired_profile.as_deref(),
-        prepared,
-        replicas: asked.and_then(|asked| u32::try_from(asked).ok()).filter(|asked| *asked > 0).unwrap_or(rules.min_replicas),
-        accelerated: valid.spec().placement.accelerator_resource.is_some(),
-    })
+    judge::observation(
+        rules,
+        judge::Seen {
+            workers: &observed.workers,
+            samples: &observed.samples,
+            stuck: &stuck,
+            routed: observed.routed.as_ref().and_then(|set| set.profile()),
+            wanted: before.desired_profile.as_deref(),
+            prepared,
+            replicas: asked
+                .and_then(|asked| u32::try_from(asked).ok())
+                .filter(|asked| *asked > 0)
+                .unwrap_or(rules.min_replicas),
+            accelerated: valid.spec().placement.accelerator_resource.is_some(),
+        },
+    )
 }
 
 /// Packed weights of the profiles, of the Job that made them or as the status remembers them.
-fn weights(preparation: &Preparation, before: &modelprofile_api::ModelProfileStatus) -> std::collections::BTreeMap<String, u64> {
+fn weights(
+    preparation: &Preparation,
+    before: &modelprofile_api::ModelProfileStatus,
+) -> std::collections::BTreeMap<String, u64> {
     let mut weights: std::collections::BTreeMap<String, u64> = before
         .profiles
         .iter()
@@ -376,7 +392,8 @@ fn ask(
 ) {
     let (Some(address), Some(uid)) = (observed.addresses.get(pod), observed.uids.get(pod)) else { return };
     let slot = memory.workers.entry(uid.clone()).or_default().ask(profile);
-    let (workers, address, profile, token) = (context.workers.clone(), address.clone(), profile.to_owned(), token.to_owned());
+    let (workers, address, profile, token) =
+        (context.workers.clone(), address.clone(), profile.to_owned(), token.to_owned());
     let (changed, key) = (context.changed.clone(), (owner.namespace.clone(), owner.name.clone()));
     tokio::spawn(async move {
         let answer = workers.switch(&address, &token, &profile).await;
@@ -393,7 +410,9 @@ fn ask(
 async fn prove(context: &Context, valid: &Valid, observed: &Observed, memory: &mut Memory) {
     let model = valid.manifest().served_name();
     for worker in observed.workers.iter().filter(|worker| worker.ready && !worker.answered) {
-        let (Some(address), Some(uid)) = (observed.addresses.get(&worker.pod), observed.uids.get(&worker.pod)) else { continue };
+        let (Some(address), Some(uid)) = (observed.addresses.get(&worker.pod), observed.uids.get(&worker.pod)) else {
+            continue;
+        };
         if context.workers.answers(address, model).await
             && let Some(remembered) = memory.workers.get_mut(uid)
         {
@@ -444,28 +463,26 @@ impl Context {
     /// Writes the status where it says something new, and tells what happened.
     async fn write(
         &self,
-        object: &DynamicObject,
+        version: &str,
         owner: &Owner,
         before: &modelprofile_api::ModelProfileStatus,
         after: modelprofile_api::ModelProfileStatus,
-        memory: Option<&mut Memory>,
+        memory: &mut Memory,
     ) -> Result<(), Error> {
         self.metrics.observed(&owner.namespace, &owner.name, &after);
-        let waited = memory.as_ref().is_none_or(|memory| memory.cosmetic.is_none_or(|at| at.elapsed() >= status::COSMETIC));
+        let waited = memory.wrote.is_none_or(|at| at.elapsed() >= status::COSMETIC);
         let after = status::settled(before, after, waited);
         if after == *before {
             return Ok(());
         }
         self.writer.status(&owner.namespace, &owner.name, &after).await?;
-        if let Some(memory) = memory {
-            memory.cosmetic = Some(Instant::now());
-        }
+        memory.wrote(version.to_owned(), after.clone(), Instant::now());
         let reference = ObjectReference {
             api_version: Some(API_VERSION.to_owned()),
             kind: Some(KIND.to_owned()),
             name: Some(owner.name.clone()),
             namespace: Some(owner.namespace.clone()),
-            uid: object.uid(),
+            uid: Some(owner.uid.clone()),
             ..ObjectReference::default()
         };
         for one in news(before, &after) {

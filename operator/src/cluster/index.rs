@@ -138,7 +138,10 @@ mod tests {
 
     fn map(name: &str, owner: &str) -> ConfigMap {
         let labels = json!({"modelprofile.dev/name": owner});
-        serde_json::from_value(json!({"metadata": {"namespace": "n", "name": name, "labels": labels}, "data": {"a": "b"}})).unwrap()
+        serde_json::from_value(
+            json!({"metadata": {"namespace": "n", "name": name, "labels": labels}, "data": {"a": "b"}}),
+        )
+        .unwrap()
     }
 
     fn owner(name: &str) -> Key {

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use modelprofile_api::worker::{WorkerPhase, WorkerProfile};
 use modelprofile_api::Quality;
+use modelprofile_api::worker::{WorkerPhase, WorkerProfile};
 use modelprofile_policy::{Observation, Replica, Rules, Rung, Sample};
 
 use super::plan::facts::Worker;
@@ -68,7 +68,8 @@ pub fn profile(worker: &Worker) -> Option<&str> {
 
 /// A worker that is ready for Kubernetes but silent in this pass is one whose sample gets old, which the policy sees.
 fn replica(worker: &Worker, seen: Seen<'_>) -> Replica {
-    let blocked = worker.state.as_ref().is_some_and(|state| matches!(state.phase, WorkerPhase::Failed | WorkerPhase::Blocked));
+    let blocked =
+        worker.state.as_ref().is_some_and(|state| matches!(state.phase, WorkerPhase::Failed | WorkerPhase::Blocked));
     if worker.ready && !blocked {
         Replica::Ready(seen.samples.get(&worker.pod).copied())
     } else if blocked || seen.stuck.contains(&worker.pod) {
@@ -82,7 +83,8 @@ fn rung(name: &str, limits: &Quality, seen: Seen<'_>) -> Rung {
     let known = |value: u64| (value > 0).then_some(value);
     let said = seen.workers.iter().filter_map(|worker| worker.state.as_ref()).flat_map(|state| &state.profiles);
     // The fewest tokens that a worker has room for are what can be counted on.
-    let kv_tokens = said.clone().filter(|profile| profile.name == name).filter_map(|profile| known(profile.kv_tokens)).min();
+    let kv_tokens =
+        said.clone().filter(|profile| profile.name == name).filter_map(|profile| known(profile.kv_tokens)).min();
     let of = || said.clone().chain(seen.prepared).filter(|profile| profile.name == name);
     Rung {
         verdict: limits.verdict(of().find_map(|profile| profile.quality.as_ref())),
@@ -159,7 +161,8 @@ mod tests {
 
     #[test]
     fn pods_of_one_profile_are_told_by_what_the_service_selects() {
-        let ready = |pod: &str, profile: &str| Worker { ready: true, ..Worker::new(pod, Set::Profile(profile.to_owned())) };
+        let ready =
+            |pod: &str, profile: &str| Worker { ready: true, ..Worker::new(pod, Set::Profile(profile.to_owned())) };
         let workers = [ready("a", "quality"), ready("b", "density")];
         let samples = HashMap::new();
         let look = Seen { routed: Some("quality"), wanted: Some("density"), ..seen(&workers, &samples, &[]) };

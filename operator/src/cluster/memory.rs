@@ -27,8 +27,11 @@ pub struct Memory {
     pub history: History,
     /// Its workers, by the UID of their pods.
     pub workers: HashMap<String, Remembered>,
-    /// When a status was written last that differs in numbers only.
-    pub cosmetic: Option<Instant>,
+    /// When the status was written last.
+    pub wrote: Option<Instant>,
+    /// What was written last, and the version of the object that it was made from: until the watch brings a later version, what
+    /// it shows is older than this.
+    written: Option<(String, ModelProfileStatus)>,
 }
 
 /// What is remembered of one worker.
@@ -78,6 +81,19 @@ impl Memory {
         }
         self.rules = Some((generation, rules.clone()));
         Ok(rules)
+    }
+
+    /// The status that is in force: `seen` of the object of this version, or the one that was written since.
+    pub fn status(&self, version: &str, seen: ModelProfileStatus) -> ModelProfileStatus {
+        match &self.written {
+            Some((made_from, written)) if made_from == version => written.clone(),
+            _ => seen,
+        }
+    }
+
+    /// A status was written over the object of this version.
+    pub fn wrote(&mut self, version: String, status: ModelProfileStatus, now: Instant) {
+        (self.written, self.wrote) = (Some((version, status)), Some(now));
     }
 
     /// Forgets workers whose pods are gone.
@@ -164,6 +180,16 @@ mod tests {
         answered(&mut worker, Ok(report(SwitchOutcome::Refused)), now);
         assert_eq!((worker.may_ask("density", now), worker.may_ask("quality", now)), (false, true));
         assert!(worker.may_ask("density", now + Duration::from_secs(61)));
+    }
+
+    #[test]
+    fn a_status_that_the_watch_has_not_brought_yet_is_not_written_again() {
+        let mut memory = Memory::default();
+        let status = |ready_replicas| ModelProfileStatus { ready_replicas, ..ModelProfileStatus::default() };
+        assert_eq!(memory.status("7", status(0)), status(0));
+        memory.wrote("7".to_owned(), status(1), Instant::now());
+        assert_eq!(memory.status("7", status(0)), status(1), "the object is older than the write");
+        assert_eq!(memory.status("8", status(2)), status(2), "what others wrote counts");
     }
 
     #[test]

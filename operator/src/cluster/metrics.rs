@@ -58,11 +58,17 @@ impl Metrics {
             IntGaugeVec::new(Opts::new(name(metric), help), &[&model, more].concat())
         };
         let all = Self {
-            reconciles: IntCounterVec::new(Opts::new(name("reconciles_total"), "Passes, by how they ended"), &["result"])?,
+            reconciles: IntCounterVec::new(
+                Opts::new(name("reconciles_total"), "Passes, by how they ended"),
+                &["result"],
+            )?,
             seconds: Histogram::with_opts(
                 HistogramOpts::new(name("reconcile_seconds"), "Time of a pass").buckets(BUCKETS.to_vec()),
             )?,
-            switches: IntCounterVec::new(Opts::new(name("switches_total"), "Switches that workers were asked for"), &["outcome"])?,
+            switches: IntCounterVec::new(
+                Opts::new(name("switches_total"), "Switches that workers were asked for"),
+                &["outcome"],
+            )?,
             leader: IntGauge::new(name("leader"), "1 while this process is the leader")?,
             pressure: GaugeVec::new(Opts::new(name("pressure_ratio"), "Load over target; 1 is at target"), &model)?,
             ready: of("ready_workers", "Workers that serve", &[])?,
@@ -136,7 +142,9 @@ impl Metrics {
         let _ = self.ready.remove_label_values(&[namespace, name]);
         for family in self.registry.gather() {
             for metric in family.get_metric() {
-                let value = |label: &str| metric.get_label().iter().find(|pair| pair.name() == label).map(|pair| pair.value().to_owned());
+                let value = |label: &str| {
+                    metric.get_label().iter().find(|pair| pair.name() == label).map(|pair| pair.value().to_owned())
+                };
                 if value("namespace").as_deref() != Some(namespace) || value("name").as_deref() != Some(name) {
                     continue;
                 }

@@ -27,7 +27,9 @@ pub fn news(before: &ModelProfileStatus, after: &ModelProfileStatus) -> Vec<News
     let known = before.switch_history.first();
     let ended = after.switch_history.iter().take_while(|switch| Some(*switch) != known);
     all.extend(ended.map(switched));
-    let changed = |now: &&Condition| before.condition(&now.kind).is_none_or(|then| (then.status, &then.reason) != (now.status, &now.reason));
+    let changed = |now: &&Condition| {
+        before.condition(&now.kind).is_none_or(|then| (then.status, &then.reason) != (now.status, &now.reason))
+    };
     all.extend(after.conditions.iter().filter(changed).filter_map(condition));
     all
 }
@@ -35,7 +37,8 @@ pub fn news(before: &ModelProfileStatus, after: &ModelProfileStatus) -> Vec<News
 /// A decision that changes something; the same one in the next pass is no news.
 fn decided(before: &ModelProfileStatus, after: &ModelProfileStatus) -> Option<News> {
     let decision = after.last_decision.as_ref().filter(|decision| decision.action != DecisionAction::Hold)?;
-    if before.last_decision.as_ref().is_some_and(|then| (then.action, &then.time) == (decision.action, &decision.time)) {
+    if before.last_decision.as_ref().is_some_and(|then| (then.action, &then.time) == (decision.action, &decision.time))
+    {
         return None;
     }
     let action = match decision.action {
@@ -67,14 +70,19 @@ fn condition(now: &Condition) -> Option<News> {
         (conditions::METRICS_AVAILABLE, True, _) => told(false, "Scrape"),
         (conditions::AVAILABLE, True, _) => told(false, "Serve"),
         // Part of every start and of every change of replicas.
-        (conditions::AVAILABLE, False, reason::NO_WORKER_READY) | (conditions::DEGRADED, True, reason::REPLICAS_MISSING) => None,
+        (conditions::AVAILABLE, False, reason::NO_WORKER_READY)
+        | (conditions::DEGRADED, True, reason::REPLICAS_MISSING) => None,
         (conditions::AVAILABLE, False, _) | (conditions::DEGRADED, True, _) => told(true, "Serve"),
         _ => None,
     }
 }
 
 fn note(condition: &Condition) -> String {
-    if condition.message.is_empty() { format!("{}: {}", condition.kind, condition.reason) } else { cut(&condition.message) }
+    if condition.message.is_empty() {
+        format!("{}: {}", condition.kind, condition.reason)
+    } else {
+        cut(&condition.message)
+    }
 }
 
 fn cut(text: &str) -> String {
@@ -114,7 +122,8 @@ mod tests {
     fn a_condition_is_told_when_its_status_or_reason_changed_and_not_when_only_a_number_did() {
         let first = with(vec![condition_of("Prepared", ConditionStatus::False, "Preparing", "quality 3 %")]);
         let later = with(vec![condition_of("Prepared", ConditionStatus::False, "Preparing", "quality 40 %")]);
-        let failed = with(vec![condition_of("Prepared", ConditionStatus::False, "PrepareFailed", "the volume is full")]);
+        let failed =
+            with(vec![condition_of("Prepared", ConditionStatus::False, "PrepareFailed", "the volume is full")]);
         assert_eq!(reasons(news(&ModelProfileStatus::default(), &first)), ["Preparing"]);
         assert_eq!(news(&first, &later), []);
         let told = news(&later, &failed);
@@ -139,8 +148,14 @@ mod tests {
             duration_millis: 840,
             outcome: "Completed".to_owned(),
         };
-        let quiet = ModelProfileStatus { last_decision: Some(decision(DecisionAction::Hold, "2026-03-01T11:00:00Z")), ..Default::default() };
-        let asked = ModelProfileStatus { last_decision: Some(decision(DecisionAction::Switch, "2026-03-01T12:00:00Z")), ..Default::default() };
+        let quiet = ModelProfileStatus {
+            last_decision: Some(decision(DecisionAction::Hold, "2026-03-01T11:00:00Z")),
+            ..Default::default()
+        };
+        let asked = ModelProfileStatus {
+            last_decision: Some(decision(DecisionAction::Switch, "2026-03-01T12:00:00Z")),
+            ..Default::default()
+        };
         let done = ModelProfileStatus { switch_history: vec![record], ..asked.clone() };
         assert_eq!(reasons(news(&quiet, &asked)), ["PressureHigh"]);
         assert_eq!(news(&asked, &asked), []);

@@ -80,17 +80,20 @@ pub async fn observe(
     let existing = existing(indexes, &key, valid);
     let pods = indexes.pods.of(&key);
     let of = |component: &str| -> Vec<&Arc<Pod>> {
-        let is = |pod: &&Arc<Pod>| pod.labels().get("app.kubernetes.io/component").is_some_and(|label| label == component);
+        let is =
+            |pod: &&Arc<Pod>| pod.labels().get("app.kubernetes.io/component").is_some_and(|label| label == component);
         pods.values().filter(is).collect()
     };
     let engine = valid.spec().engine.kind;
     let accelerator = valid.spec().placement.accelerator_resource.as_deref();
-    let serving: Vec<(Worker, Option<Address>, String)> = of(WORKER).into_iter().filter_map(|pod| worker(pod, engine)).collect();
+    let serving: Vec<(Worker, Option<Address>, String)> =
+        of(WORKER).into_iter().filter_map(|pod| worker(pod, engine)).collect();
     memory.keep(|uid| serving.iter().any(|(_, _, known)| known == uid));
 
     let preparing = of(PREPARE);
     let job = prepare::needed(valid).then(|| existing.jobs.get(&owner.job(&prepare::key(valid)))).flatten();
-    let its: Vec<&Pod> = preparing.iter().map(|pod| &***pod).filter(|pod| job.is_some_and(|job| belongs(pod, job))).collect();
+    let its: Vec<&Pod> =
+        preparing.iter().map(|pod| &***pod).filter(|pod| job.is_some_and(|job| belongs(pod, job))).collect();
     let prepare_address = its.iter().filter(|pod| runs(pod)).find_map(|pod| address(pod, EngineType::Native));
     let hear = |address: Option<Address>| async move {
         match address {
@@ -103,7 +106,11 @@ pub async fn observe(
 
     let now = Timestamp::now();
     let mut observed = Observed {
-        preparation: if prepare::needed(valid) { prepared::of_job(job, &its, progress.state) } else { Preparation::ByWorkers },
+        preparation: if prepare::needed(valid) {
+            prepared::of_job(job, &its, progress.state)
+        } else {
+            Preparation::ByWorkers
+        },
         routed: existing.service.as_ref().and_then(selected),
         existing,
         workers: Vec::with_capacity(serving.len()),
@@ -123,7 +130,9 @@ pub async fn observe(
         worker.answered = remembered.answered;
         worker.in_flight = in_flight(&heard, remembered.sample.as_ref());
         worker.state = heard.state.map(Box::new);
-        if let Some(trouble) = pods.get(&worker.pod).and_then(|pod| trouble(pod, accelerator)).filter(|_| !worker.terminating) {
+        if let Some(trouble) =
+            pods.get(&worker.pod).and_then(|pod| trouble(pod, accelerator)).filter(|_| !worker.terminating)
+        {
             observed.troubles.insert(worker.pod.clone(), trouble);
         }
         if let Some(address) = address {
@@ -148,7 +157,12 @@ fn existing(indexes: &Indexes, key: &Key, valid: &Valid) -> Existing {
     let owner = valid.owner();
     let own = |object: &Arc<Service>| Service::clone(object);
     Existing {
-        deployments: indexes.deployments.of(key).into_iter().map(|(name, object)| (name, Deployment::clone(&object))).collect(),
+        deployments: indexes
+            .deployments
+            .of(key)
+            .into_iter()
+            .map(|(name, object)| (name, Deployment::clone(&object)))
+            .collect(),
         service: indexes.services.of(key).get(&owner.name).map(own),
         config_map: indexes.config_maps.of(key).get(&owner.config_map()).map(|object| ConfigMap::clone(object)),
         disruption_budget: indexes.budgets.of(key).get(&owner.name).map(|object| PodDisruptionBudget::clone(object)),

@@ -29,9 +29,13 @@ pub fn trouble(pod: &Pod, accelerator: Option<&str>) -> Option<Trouble> {
     if status.phase.as_deref() == Some("Failed") && status.reason.is_some() {
         let why = status.reason.as_deref().unwrap_or_default();
         let message = quoted(status.message.as_deref().unwrap_or("no message"));
-        return Some(Trouble { reason: reason::POD_FAILED, message: format!("the node gave up {name} ({why}): {message}") });
+        return Some(Trouble {
+            reason: reason::POD_FAILED,
+            message: format!("the node gave up {name} ({why}): {message}"),
+        });
     }
-    let mut containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+    let mut containers =
+        status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
     containers.find_map(|container| of_container(name, container))
 }
 
@@ -67,25 +71,33 @@ fn of_container(pod: &str, container: &ContainerStatus) -> Option<Trouble> {
         let Some(ended) = ended else { return String::new() };
         let message = ended.message.as_deref().map(str::trim).filter(|text| !text.is_empty());
         let message = message.map_or_else(|| format!("`kubectl logs {pod} --previous` shows its last words"), quoted);
-        format!("; the last run ended with exit code {} ({}): {message}", ended.exit_code, ended.reason.as_deref().unwrap_or("no reason"))
+        format!(
+            "; the last run ended with exit code {} ({}): {message}",
+            ended.exit_code,
+            ended.reason.as_deref().unwrap_or("no reason")
+        )
     };
     if ended.is_some_and(|ended| ended.reason.as_deref() == Some("OOMKilled")) && !container.ready {
         return Some(Trouble {
             reason: reason::OUT_OF_MEMORY,
-            message: format!("{pod} was killed for using more memory than its limit; raise spec.placement.resources.limits.memory, or lower spec.placement.memoryBudget"),
+            message: format!(
+                "{pod} was killed for using more memory than its limit; raise spec.placement.resources.limits.memory, or lower spec.placement.memoryBudget"
+            ),
         });
     }
     let waiting = state.waiting.as_ref()?;
     let why = waiting.reason.as_deref().unwrap_or_default();
     let message = quoted(waiting.message.as_deref().unwrap_or("no message"));
     match why {
-        "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "RegistryUnavailable" => Some(Trouble {
-            reason: reason::IMAGE_PULL_FAILED,
-            message: format!(
-                "the image {} of {pod} cannot be pulled ({why}): {message}; check spec.engine.image and spec.engine.imagePullSecrets",
-                container.image
-            ),
-        }),
+        "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "RegistryUnavailable" => {
+            Some(Trouble {
+                reason: reason::IMAGE_PULL_FAILED,
+                message: format!(
+                    "the image {} of {pod} cannot be pulled ({why}): {message}; check spec.engine.image and spec.engine.imagePullSecrets",
+                    container.image
+                ),
+            })
+        }
         "CrashLoopBackOff" => Some(Trouble {
             reason: reason::CRASH_LOOP,
             message: format!("{pod} ended {} times and waits before its next start{}", container.restart_count, how()),
@@ -154,7 +166,9 @@ mod tests {
     #[test]
     fn the_sentence_names_the_pod_and_its_last_words() {
         let last = json!({"terminated": {"exitCode": 1, "reason": "Error", "message": "no space left\n"}});
-        let message = trouble(&pod(container(json!({"waiting": {"reason": "CrashLoopBackOff"}}), last, 4)), None).unwrap().message;
+        let message = trouble(&pod(container(json!({"waiting": {"reason": "CrashLoopBackOff"}}), last, 4)), None)
+            .unwrap()
+            .message;
         assert_eq!(
             message,
             "llama-0 ended 4 times and waits before its next start; the last run ended with exit code 1 (Error): no space left"

@@ -110,16 +110,22 @@ mod tests {
     use super::*;
 
     fn job(condition: Option<&str>) -> Job {
-        let conditions: Vec<Value> =
-            condition.iter().map(|kind| json!({"type": kind, "status": "True", "message": "it has reached its backoff limit"})).collect();
-        serde_json::from_value(json!({"metadata": {"name": "llama-prepare-0123456789"}, "status": {"conditions": conditions}})).unwrap()
+        let conditions: Vec<Value> = condition
+            .iter()
+            .map(|kind| json!({"type": kind, "status": "True", "message": "it has reached its backoff limit"}))
+            .collect();
+        serde_json::from_value(
+            json!({"metadata": {"name": "llama-prepare-0123456789"}, "status": {"conditions": conditions}}),
+        )
+        .unwrap()
     }
 
     fn ended(message: &str, finished: &str) -> Pod {
         serde_json::from_value(json!({"metadata": {"name": "p"}, "status": {"containerStatuses": [{
             "name": "worker", "image": "w", "imageID": "", "ready": false, "restartCount": 0,
             "state": {"terminated": {"exitCode": 1, "finishedAt": finished, "message": message}},
-        }]}})).unwrap()
+        }]}}))
+        .unwrap()
     }
 
     #[test]
@@ -156,8 +162,11 @@ mod tests {
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "status": {"containerStatuses": [{
             "name": "worker", "image": "w", "imageID": "", "ready": false, "restartCount": 0,
             "state": {"waiting": {"reason": "ErrImagePull", "message": "not found"}},
-        }]}})).unwrap();
-        assert!(matches!(of_job(Some(&job(None)), &[&pod], None), Preparation::Stuck(trouble) if trouble.reason == "ImagePullFailed"));
+        }]}}))
+        .unwrap();
+        assert!(
+            matches!(of_job(Some(&job(None)), &[&pod], None), Preparation::Stuck(trouble) if trouble.reason == "ImagePullFailed")
+        );
         let state = WorkerState::default();
         assert_eq!(of_job(Some(&job(None)), &[&pod], Some(state.clone())), Preparation::Running(Some(Box::new(state))));
         assert_eq!(of_job(None, &[], None), Preparation::Pending);

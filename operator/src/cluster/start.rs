@@ -52,11 +52,13 @@ pub struct Flags {
 /// The cluster cannot be reached, the key cannot be had, a port is taken, or the Lease was lost: then another operator may
 /// act, and this one ends to begin anew.
 pub async fn start(flags: Flags) -> anyhow::Result<()> {
-    let client = Client::try_default().await.context("no cluster: set KUBECONFIG, or run as a pod with a ServiceAccount")?;
+    let client =
+        Client::try_default().await.context("no cluster: set KUBECONFIG, or run as a pod with a ServiceAccount")?;
     let metrics = Metrics::new()?;
     let ready = Arc::new(AtomicBool::new(false));
     let ports = async {
-        tokio::try_join!(serve_metrics(flags.metrics, metrics.clone()), serve_health(flags.health, ready.clone())).map(drop)
+        tokio::try_join!(serve_metrics(flags.metrics, metrics.clone()), serve_health(flags.health, ready.clone()))
+            .map(drop)
     };
     tokio::select! {
         outcome = ports => outcome,
@@ -115,7 +117,9 @@ async fn signer(client: &Client, namespace: &str) -> anyhow::Result<Signer> {
     match secrets.create(&PostParams::default(), &secret).await {
         Ok(made) => read(&made).with_context(what),
         // Another operator was faster.
-        Err(kube::Error::Api(status)) if status.code == 409 => read(&secrets.get(SECRET).await.with_context(what)?).with_context(what),
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            read(&secrets.get(SECRET).await.with_context(what)?).with_context(what)
+        }
         Err(error) => Err(error).with_context(what),
     }
 }

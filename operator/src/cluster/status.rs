@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use modelprofile_api::conditions::{self, reason};
 use modelprofile_api::worker::{WorkerProfile, WorkerState};
 use modelprofile_api::{
-    Condition, ConditionStatus, GateOutcome, ModelProfileSpec, ModelProfileStatus, ProfileStatus, SWITCH_HISTORY_LIMIT, SwitchRecord,
+    Condition, ConditionStatus, GateOutcome, ModelProfileSpec, ModelProfileStatus, ProfileStatus, SWITCH_HISTORY_LIMIT,
+    SwitchRecord,
 };
 use modelprofile_policy::Decision;
 
@@ -79,7 +80,8 @@ impl Seen<'_> {
             Preparation::Running(Some(state)) => state.profiles.as_slice(),
             _ => &[],
         };
-        let all = || self.states().flat_map(|state| &state.profiles).chain(prepared).filter(|profile| profile.name == name);
+        let all =
+            || self.states().flat_map(|state| &state.profiles).chain(prepared).filter(|profile| profile.name == name);
         all().find(|profile| profile.quality.is_some()).or_else(|| all().next())
     }
 
@@ -144,7 +146,8 @@ pub fn rejected(
 /// What is to be written: `next`, or what is there already where the two differ in numbers only and the latest such write was
 /// less than [`COSMETIC`] ago (`waited` is false), or the pressure has hardly moved.
 pub fn settled(before: &ModelProfileStatus, mut next: ModelProfileStatus, waited: bool) -> ModelProfileStatus {
-    let pressure = |status: &ModelProfileStatus| status.last_decision.as_ref().and_then(|decision| decision.pressure_percent);
+    let pressure =
+        |status: &ModelProfileStatus| status.last_decision.as_ref().and_then(|decision| decision.pressure_percent);
     let far = match (pressure(before), pressure(&next)) {
         (Some(then), Some(now)) => then.abs_diff(now) >= POINTS,
         (then, now) => then.is_some() != now.is_some(),
@@ -192,7 +195,12 @@ fn row(before: &ModelProfileStatus, seen: &Seen<'_>, name: &str) -> ProfileStatu
 
 /// The switch that this pass saw the end of: all workers serve with another profile than the status said. What began it is in
 /// the status too, so an operator that starts anew records a switch that the one before it began.
-fn switched(before: &ModelProfileStatus, after: &ModelProfileStatus, seen: &Seen<'_>, now: Timestamp) -> Option<SwitchRecord> {
+fn switched(
+    before: &ModelProfileStatus,
+    after: &ModelProfileStatus,
+    seen: &Seen<'_>,
+    now: Timestamp,
+) -> Option<SwitchRecord> {
     let to = after.active_profile.clone()?;
     let last = || before.switch_history.first();
     // While workers differ there is no active profile; the one before is then that of the latest switch.
@@ -200,9 +208,11 @@ fn switched(before: &ModelProfileStatus, after: &ModelProfileStatus, seen: &Seen
     if from == to {
         return None;
     }
-    let reports = seen.ready().filter_map(|worker| worker.state.as_ref()?.last_switch.as_ref()).filter(|report| report.to == to);
+    let reports =
+        seen.ready().filter_map(|worker| worker.state.as_ref()?.last_switch.as_ref()).filter(|report| report.to == to);
     let started = reports.filter_map(|report| report.start_time.parse::<Timestamp>().ok()).min();
-    let decided = before.last_decision.as_ref().filter(|decision| decision.action == modelprofile_api::DecisionAction::Switch);
+    let decided =
+        before.last_decision.as_ref().filter(|decision| decision.action == modelprofile_api::DecisionAction::Switch);
     let wanted = before.desired_profile.as_deref() == Some(to.as_str());
     let start = decided.filter(|_| wanted).and_then(|decision| decision.time.parse().ok()).or(started).unwrap_or(now);
     Some(SwitchRecord {
@@ -232,4 +242,3 @@ fn conditions(before: &[Condition], generation: Option<i64>, rows: Vec<Row>, now
     };
     rows.into_iter().map(one).collect()
 }
-

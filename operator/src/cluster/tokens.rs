@@ -20,7 +20,9 @@ pub struct Signer {
 
 /// A key that is no Ed25519 key in PKCS#8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the key is no Ed25519 key in PKCS#8 (version 2, with its public key): delete the Secret, and the operator makes a new one")]
+#[error(
+    "the key is no Ed25519 key in PKCS#8 (version 2, with its public key): delete the Secret, and the operator makes a new one"
+)]
 pub struct BadKey;
 
 impl Signer {

@@ -127,7 +127,11 @@ mod tests {
     fn addresses_of_both_families_make_urls() {
         let native = Address { ip: "fd00::7".to_owned(), port: 8000, admin: Some(8001), metrics_path: "/metrics" };
         assert_eq!(native.metrics(), "http://[fd00::7]:8001/metrics");
-        let foreign = Address { ip: "10.0.0.7".to_owned(), port: 8000, admin: None, metrics_path: "/prometheus/metrics" };
-        assert_eq!((foreign.api(), foreign.metrics()), ("http://10.0.0.7:8000".to_owned(), "http://10.0.0.7:8000/prometheus/metrics".to_owned()));
+        let foreign =
+            Address { ip: "10.0.0.7".to_owned(), port: 8000, admin: None, metrics_path: "/prometheus/metrics" };
+        assert_eq!(
+            (foreign.api(), foreign.metrics()),
+            ("http://10.0.0.7:8000".to_owned(), "http://10.0.0.7:8000/prometheus/metrics".to_owned())
+        );
     }
 }

@@ -232,7 +232,10 @@ pub(super) fn volumes(valid: &Valid, shared_memory: bool) -> Vec<Volume> {
         (None, None) => {
             let limit = spec.cache.empty_dir.as_ref().and_then(|dir| dir.size_limit.as_ref());
             let size_limit = limit.map(|limit| Quantity(limit.0.clone()));
-            Volume { empty_dir: Some(EmptyDirVolumeSource { size_limit, ..EmptyDirVolumeSource::default() }), ..named("cache") }
+            Volume {
+                empty_dir: Some(EmptyDirVolumeSource { size_limit, ..EmptyDirVolumeSource::default() }),
+                ..named("cache")
+            }
         }
     };
     let config = ConfigMapVolumeSource { name: valid.owner().config_map(), ..ConfigMapVolumeSource::default() };
