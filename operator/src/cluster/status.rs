@@ -242,3 +242,7 @@ fn conditions(before: &[Condition], generation: Option<i64>, rows: Vec<Row>, now
     };
     rows.into_iter().map(one).collect()
 }
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;
