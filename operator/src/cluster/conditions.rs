@@ -4,13 +4,13 @@
 use modelprofile_api::ConditionStatus::{self, False, True, Unknown};
 use modelprofile_api::OnFailure;
 use modelprofile_api::conditions::{self, reason};
-use modelprofile_api::worker::{WorkerPhase, WorkerProfile};
+use modelprofile_api::worker::{PrepareReason, WorkerPhase, WorkerProfile};
 use modelprofile_policy::Reason;
 use modelprofile_policy::gate::{Gated, condition as gate_condition};
 
 use super::judge;
 use super::plan::action::Stage;
-use super::prepared::{Cause, Failure, Preparation};
+use super::prepared::{Failure, Preparation};
 use super::status::{Row, Seen, count};
 use crate::local::status::preparing;
 
@@ -45,7 +45,7 @@ fn accepted(seen: &Seen<'_>) -> Word {
 
 fn licence(seen: &Seen<'_>, prepared: ConditionStatus) -> Word {
     match seen.preparation {
-        Preparation::Failed(Failure { cause: Cause::LicenceDiffers, message }) => {
+        Preparation::Failed(Failure { reason: Some(PrepareReason::LicenceDiffers), message }) => {
             (False, reason::DIFFERS, message.clone())
         }
         _ if prepared == True => (True, reason::MATCHES, "the worker accepted the checkpoint's declaration".to_owned()),
@@ -81,7 +81,7 @@ fn prepared(seen: &Seen<'_>) -> Word {
                 text => text.to_owned(),
             },
         ),
-        Preparation::Failed(Failure { cause: Cause::NeedsAccelerator, message }) => {
+        Preparation::Failed(Failure { reason: Some(PrepareReason::NeedsAccelerator), message }) => {
             (False, reason::NEEDS_ACCELERATOR, message.clone())
         }
         Preparation::Failed(failure) => (False, reason::PREPARE_FAILED, failure.message.clone()),

@@ -2,8 +2,7 @@
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
-use modelprofile_api::worker::{WorkerProfile, WorkerState};
-use serde::Deserialize;
+use modelprofile_api::worker::{PrepareReason, PrepareReport, WorkerProfile, WorkerState};
 
 use super::pods::{Trouble, trouble};
 
@@ -27,40 +26,10 @@ pub enum Preparation {
 /// Why a preparation ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What kind of failure.
-    pub cause: Cause,
+    /// What kind of failure; `None` of one that ended without a word of ours.
+    pub reason: Option<PrepareReason>,
     /// What was wrong and what to do, as the worker said it.
     pub message: String,
-}
-
-/// The kinds of failures that a worker tells apart.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-pub enum Cause {
-    /// The checkpoint's licence is not the accepted one.
-    LicenceDiffers,
-    /// The checkpoint cannot be fetched.
-    DownloadFailed,
-    /// The volume is full.
-    NoSpace,
-    /// An artifact cannot be made.
-    QuantizeFailed,
-    /// The method needs an accelerator.
-    NeedsAccelerator,
-    /// The manifest asks for what this worker cannot do.
-    Invalid,
-    /// It ended without saying why.
-    #[default]
-    #[serde(other)]
-    Unknown,
-}
-
-/// What a prepare pod leaves in its termination message.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct LastWords {
-    reason: Cause,
-    message: String,
-    profiles: Vec<WorkerProfile>,
 }
 
 /// How far `job` is; `pods` are its pods, `state` what the running one answered in this pass.
@@ -69,13 +38,19 @@ pub fn of_job(job: Option<&Job>, pods: &[&Pod], state: Option<WorkerState>) -> P
     let conditions = job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     let holds = |kind: &str| conditions.iter().find(|condition| condition.type_ == kind && condition.status == "True");
     if holds("Complete").is_some() {
-        return Preparation::Done(newest(pods).map(last_words).unwrap_or_default().profiles);
+        return Preparation::Done(match newest(pods).map(last_words) {
+            Some(Ok(PrepareReport::Prepared { profiles })) => profiles,
+            _ => Vec::new(),
+        });
     }
     if let Some(failed) = holds("Failed") {
-        let LastWords { reason, message, .. } = newest(pods).map(last_words).unwrap_or_default();
         let told = failed.message.as_deref().unwrap_or("no reason was given");
-        let message = if message.is_empty() { format!("the prepare Job failed: {told}") } else { message };
-        return Preparation::Failed(Failure { cause: reason, message });
+        let (reason, message) = match newest(pods).map(last_words) {
+            Some(Ok(PrepareReport::Failed { reason, message })) => (Some(reason), message),
+            Some(Err(text)) if !text.is_empty() => (None, text),
+            _ => (None, format!("the prepare Job failed: {told}")),
+        };
+        return Preparation::Failed(Failure { reason, message });
     }
     // A prepare pod asks for no accelerator.
     match pods.iter().find_map(|pod| trouble(pod, None)) {
@@ -97,10 +72,10 @@ fn newest<'p>(pods: &[&'p Pod]) -> Option<&'p ContainerStateTerminated> {
     ends.max_by_key(|end| end.finished_at.as_ref().map(|time| time.0))
 }
 
-/// A message that is not ours, such as the end of a log, is passed on as it is.
-fn last_words(end: &ContainerStateTerminated) -> LastWords {
+/// What a prepare pod left; a message that is not ours, such as the end of a log, as it is.
+fn last_words(end: &ContainerStateTerminated) -> Result<PrepareReport, String> {
     let text = end.message.as_deref().unwrap_or_default().trim();
-    serde_json::from_str(text).unwrap_or_else(|_| LastWords { message: text.to_owned(), ..LastWords::default() })
+    serde_json::from_str(text).map_err(|_| text.to_owned())
 }
 
 #[cfg(test)]
@@ -133,7 +108,7 @@ mod tests {
         let first = ended(r#"{"reason": "DownloadFailed", "message": "no route"}"#, "2026-03-01T12:00:00Z");
         let last = ended(r#"{"reason": "LicenceDiffers", "message": "write llama3.3"}"#, "2026-03-01T12:05:00Z");
         let failed = of_job(Some(&job(Some("Failed"))), &[&last, &first], None);
-        let expected = Failure { cause: Cause::LicenceDiffers, message: "write llama3.3".to_owned() };
+        let expected = Failure { reason: Some(PrepareReason::LicenceDiffers), message: "write llama3.3".to_owned() };
         assert_eq!(failed, Preparation::Failed(expected));
     }
 
@@ -141,13 +116,11 @@ mod tests {
     fn words_that_are_not_ours_are_passed_on_and_none_say_so() {
         let pod = ended("thread panicked", "2026-03-01T12:00:00Z");
         let message = |pods: &[&Pod]| match of_job(Some(&job(Some("Failed"))), pods, None) {
-            Preparation::Failed(Failure { cause: Cause::Unknown, message }) => message,
+            Preparation::Failed(Failure { reason: None, message }) => message,
             other => panic!("{other:?}"),
         };
         assert_eq!(message(&[&pod]), "thread panicked");
         assert_eq!(message(&[]), "the prepare Job failed: it has reached its backoff limit");
-        let unknown = ended(r#"{"reason": "Later", "message": "m"}"#, "2026-03-01T12:00:00Z");
-        assert_eq!(message(&[&unknown]), "m");
     }
 
     #[test]

@@ -1,12 +1,12 @@
 use std::time::Duration;
 
-use modelprofile_api::worker::{WorkerPhase, WorkerState};
+use modelprofile_api::worker::{PrepareReason, WorkerPhase, WorkerState};
 use modelprofile_api::{DecisionAction, Validated, conditions as kinds};
 use modelprofile_policy::{Action, Reason};
 use rstest::rstest;
 
 use super::super::plan::names::Set;
-use super::super::prepared::{Cause, Failure};
+use super::super::prepared::Failure;
 use super::*;
 use crate::local::gate::tests::measured;
 use crate::local::watch::fixture;
@@ -102,8 +102,8 @@ fn trouble(reason: &'static str) -> Trouble {
     Trouble { reason, message: "a sentence".to_owned() }
 }
 
-fn failed(cause: Cause) -> Preparation {
-    Preparation::Failed(Failure { cause, message: "what to do".to_owned() })
+fn failed(reason: PrepareReason) -> Preparation {
+    Preparation::Failed(Failure { reason: Some(reason), message: "what to do".to_owned() })
 }
 
 #[test]
@@ -133,10 +133,10 @@ fn a_model_that_serves_as_asked_says_so_in_every_condition() {
 #[rstest]
 #[case(Preparation::Pending, "Prepared", ConditionStatus::False, "Preparing")]
 #[case(Preparation::Running(None), "Progressing", ConditionStatus::True, "Preparing")]
-#[case(failed(Cause::LicenceDiffers), "LicenseAccepted", ConditionStatus::False, "Differs")]
-#[case(failed(Cause::LicenceDiffers), "Prepared", ConditionStatus::False, "PrepareFailed")]
-#[case(failed(Cause::NeedsAccelerator), "Prepared", ConditionStatus::False, "NeedsAccelerator")]
-#[case(failed(Cause::NoSpace), "Degraded", ConditionStatus::True, "PrepareFailed")]
+#[case(failed(PrepareReason::LicenceDiffers), "LicenseAccepted", ConditionStatus::False, "Differs")]
+#[case(failed(PrepareReason::LicenceDiffers), "Prepared", ConditionStatus::False, "PrepareFailed")]
+#[case(failed(PrepareReason::NeedsAccelerator), "Prepared", ConditionStatus::False, "NeedsAccelerator")]
+#[case(failed(PrepareReason::NoSpace), "Degraded", ConditionStatus::True, "PrepareFailed")]
 #[case(Preparation::Stuck(trouble("ImagePullFailed")), "Prepared", ConditionStatus::False, "Preparing")]
 #[case(Preparation::ByWorkers, "Prepared", ConditionStatus::Unknown, "Pending")]
 fn a_preparation_is_told_where_it_belongs(
