@@ -27,7 +27,8 @@ pub struct Args {
 /// # Errors
 /// The runtime or the HTTP client can not start.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().context("cannot make an HTTP client")?;
+    let client =
+        reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().context("cannot make an HTTP client")?;
     super::runtime()?.block_on(async {
         let deadline = Instant::now() + Duration::from_secs(args.within);
         let mut code = ExitCode::SUCCESS;
