@@ -107,7 +107,7 @@ pub fn config_map(
     let (running, text) = manifest;
     let mut data = engine::files(valid.spec().engine.kind);
     data.insert(rollout::FILE.to_owned(), text);
-    data.insert(ADMIN_KEYS.to_owned(), options.admin_keys.iter().map(|key| format!("{key}\n")).collect());
+    data.insert(ADMIN_KEYS.to_owned(), options.admin_keys.join("\n") + "\n");
     if !prepared {
         data.insert(prepare::file(valid), valid.text().to_owned());
     }

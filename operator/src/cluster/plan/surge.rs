@@ -220,8 +220,8 @@ impl Pass<'_> {
 
     fn scale(&self, set: &Set, plan: &mut Plan) {
         let deployment = set.deployment(self.valid.owner());
-        let existing = self.facts.existing.deployments.get(&deployment).map(|found| &found.spec);
-        let Some(replicas) = existing.map(|spec| spec.replicas.unwrap_or(1)) else { return };
+        let existing = self.facts.existing.deployments.get(&deployment);
+        let Some(replicas) = existing.map(|found| found.spec.replicas.unwrap_or(1)) else { return };
         if replicas != self.replicas {
             let why = format!("{} workers are wanted, and there were to be {replicas}", self.replicas);
             plan.actions.push(Action::Scale { deployment, replicas: self.replicas, why });
