@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, DynamicObject};
@@ -19,7 +20,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use modelprofile_api::conditions::reason;
-use modelprofile_api::{API_VERSION, KIND, Manifest, Metadata, ModelProfile, ModelProfileSpec};
+use modelprofile_api::{API_VERSION, KIND, Manifest, Metadata, ModelProfile, ModelProfileSpec, Strategy};
 use modelprofile_policy::decide;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -47,6 +48,8 @@ use super::workers::Workers;
 const PASSES: u16 = 64;
 /// Time in which changes of one ModelProfile become one pass.
 const DEBOUNCE: Duration = Duration::from_millis(50);
+/// Least time between two passes that nothing but time brings about.
+const SHORTEST: Duration = Duration::from_secs(1);
 /// Changes that may wait to be told to the controller; more of them hold up the watches, not memory.
 const CHANGES: usize = 1024;
 
@@ -272,10 +275,9 @@ async fn pass(object: &Arc<DynamicObject>, context: &Context) -> Result<Requeue,
     let after = status::next(&before, &seen, now);
     context.write(&version, &owner, &before, after, &mut memory).await?;
     applied?;
-    let soonest = [Some(context.interval), plan.revisit_after, Some(decision.revisit_after)];
-    Ok(Requeue::requeue(
-        soonest.into_iter().flatten().min().unwrap_or(context.interval).max(Duration::from_millis(200)),
-    ))
+    let soonest =
+        [Some(context.interval), plan.revisit_after, Some(decision.revisit_after)].into_iter().flatten().min();
+    Ok(Requeue::requeue(soonest.unwrap_or(context.interval).max(SHORTEST)))
 }
 
 fn observation(
@@ -406,16 +408,19 @@ fn ask(
     });
 }
 
-/// Sends a first real request to workers that got ready: a Surge trusts only those that answered one.
+/// Sends a first real request to workers that got ready: where one set of pods takes the place of another, only those that
+/// answered one are trusted.
 async fn prove(context: &Context, valid: &Valid, observed: &Observed, memory: &mut Memory) {
+    if valid.spec().switching.strategy == Strategy::InPlace {
+        return;
+    }
     let model = valid.manifest().served_name();
-    for worker in observed.workers.iter().filter(|worker| worker.ready && !worker.answered) {
-        let (Some(address), Some(uid)) = (observed.addresses.get(&worker.pod), observed.uids.get(&worker.pod)) else {
-            continue;
-        };
-        if context.workers.answers(address, model).await
-            && let Some(remembered) = memory.workers.get_mut(uid)
-        {
+    let asked = observed.workers.iter().filter(|worker| worker.ready && !worker.answered).map(|worker| async {
+        let (address, uid) = (observed.addresses.get(&worker.pod)?, observed.uids.get(&worker.pod)?);
+        context.workers.answers(address, model).await.then_some(uid)
+    });
+    for uid in join_all(asked).await.into_iter().flatten() {
+        if let Some(remembered) = memory.workers.get_mut(uid) {
             remembered.answered = true;
         }
     }
