@@ -12,6 +12,9 @@
 //! | [`replay`] | `modelprofile replay`: a trace sent to a server, and what came of it |
 //! | [`traces`] | when requests arrive and how long they are: files, and synthetic days |
 
+// Tests write whole objects of Kubernetes as one `json!`.
+#![cfg_attr(test, recursion_limit = "256")]
+
 pub mod cluster;
 pub mod commands;
 pub mod local;
