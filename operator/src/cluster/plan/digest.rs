@@ -1,10 +1,16 @@
 //! SHA-256 as text, for keys and for what an object was made of.
 
+use std::fmt::Write;
+
 use sha2::{Digest, Sha256};
 
 /// The digest in hexadecimal digits.
 pub fn sha256(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(text.as_bytes()).iter().fold(String::new(), |mut digits, byte| {
+        // Writing to a String does not fail.
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
 }
 
 /// The first 10 digits of it: enough to tell apart what one ModelProfile has been.

@@ -15,7 +15,7 @@
 //! | [`valid`] | [`Valid`]: a manifest that can be carried out on a cluster |
 //! | [`names`] | names and labels of all that belongs to a ModelProfile; [`Set`]s of worker pods |
 //! | [`engine`] | image, arguments, probes and metrics of each engine, and what it refuses |
-//! | `pod` | worker pods, and what prepare pods have in common with them |
+//! | [`pod`] | worker pods, and what prepare pods have in common with them |
 //! | [`shape`] | what of a manifest replaces the pods when it changes |
 //! | [`objects`] | Deployment, Service, ConfigMap, PodDisruptionBudget, NetworkPolicy |
 //! | [`prepare`] | the Job: when it is needed, its key, what it says |
@@ -35,7 +35,7 @@ pub mod facts;
 pub mod names;
 pub mod object;
 pub mod objects;
-pub(crate) mod pod;
+pub mod pod;
 pub mod prepare;
 pub mod rollout;
 pub mod shape;

@@ -72,7 +72,7 @@ pub fn deployment(
     let shape = Shape::of(valid, set, facts);
     Deployment {
         metadata: owner.metadata(set.deployment(owner), set.labels(owner)),
-        spec: Some(DeploymentSpec {
+        spec: DeploymentSpec {
             replicas: Some(replicas),
             selector: LabelSelector { match_labels: Some(set.selector(owner)), match_expressions: None },
             // There may be no accelerator to spare, so a pod goes before its successor comes.
@@ -88,7 +88,7 @@ pub fn deployment(
             revision_history_limit: Some(2),
             template: pod::template(valid, set, profile, &shape, options),
             ..DeploymentSpec::default()
-        }),
+        },
         status: None,
     }
 }
@@ -107,7 +107,7 @@ pub fn config_map(
     let (running, text) = manifest;
     let mut data = engine::files(valid.spec().engine.kind);
     data.insert(rollout::FILE.to_owned(), text);
-    data.insert(ADMIN_KEYS.to_owned(), options.admin_keys.iter().map(|key| format!("{key}\n")).collect());
+    data.insert(ADMIN_KEYS.to_owned(), options.admin_keys.join("\n") + "\n");
     if !prepared {
         data.insert(prepare::file(valid), valid.text().to_owned());
     }

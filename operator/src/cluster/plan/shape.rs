@@ -61,7 +61,7 @@ impl Shape {
 
     /// The shape of pods that exist.
     fn read(deployment: &Deployment) -> Self {
-        let template = deployment.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
+        let template = deployment.spec.template.metadata.as_ref();
         let annotation = |name: &str| template?.annotations.as_ref()?.get(name).cloned();
         let ladder = annotation(LADDER).unwrap_or_default();
         Self {

@@ -88,7 +88,7 @@ pub(super) fn deployments<'a>(valid: &'a Valid, facts: &'a Facts) -> impl Iterat
 
 /// By the selector, which nobody can change, rather than by labels.
 fn set_of(deployment: &Deployment) -> Option<Set> {
-    deployment.spec.as_ref()?.selector.match_labels.as_ref().and_then(Set::of_labels)
+    deployment.spec.selector.match_labels.as_ref().and_then(Set::of_labels)
 }
 
 impl Pass<'_> {
@@ -220,8 +220,8 @@ impl Pass<'_> {
 
     fn scale(&self, set: &Set, plan: &mut Plan) {
         let deployment = set.deployment(self.valid.owner());
-        let existing = self.facts.existing.deployments.get(&deployment).and_then(|found| found.spec.as_ref());
-        let Some(replicas) = existing.map(|spec| spec.replicas.unwrap_or(1)) else { return };
+        let existing = self.facts.existing.deployments.get(&deployment);
+        let Some(replicas) = existing.map(|found| found.spec.replicas.unwrap_or(1)) else { return };
         if replicas != self.replicas {
             let why = format!("{} workers are wanted, and there were to be {replicas}", self.replicas);
             plan.actions.push(Action::Scale { deployment, replicas: self.replicas, why });

@@ -205,21 +205,17 @@ impl<'a> Subject<'a> {
 
     /// The manifest's image, else the one that a flag of the operator names; refused once, not per profile.
     fn image(&self, flag: &str, default: Option<&String>, refused: &mut Refused) -> String {
-        match self.spec().engine.image.as_ref().or(default) {
-            Some(image) => image.clone(),
-            None => {
-                if self.index == 0 {
-                    refused.add(
-                        "spec.engine.image",
-                        format!(
-                            "required: this operator names no image for {}; write one, or start the operator with {flag}",
-                            self.spec().engine.kind.as_str()
-                        ),
-                    );
-                }
-                String::new()
+        let Some(image) = self.spec().engine.image.as_ref().or(default) else {
+            if self.index == 0 {
+                let engine = self.spec().engine.kind.as_str();
+                let message = format!(
+                    "required: this operator names no image for {engine}; write one, or start the operator with {flag}"
+                );
+                refused.add("spec.engine.image", message);
             }
-        }
+            return String::new();
+        };
+        image.clone()
     }
 
     /// Refuses the weight format.

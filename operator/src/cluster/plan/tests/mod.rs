@@ -129,7 +129,7 @@ impl World {
                 Action::Apply { object, .. } | Action::Route { service: object, .. } => self.put(object),
                 Action::Scale { deployment, replicas, .. } => {
                     let found = self.facts.existing.deployments.get_mut(&deployment).unwrap();
-                    found.spec.as_mut().unwrap().replicas = Some(replicas);
+                    found.spec.replicas = Some(replicas);
                 }
                 Action::Switch { pod, profile, .. } => self.state(&pod).target_profile = Some(profile),
                 Action::SetQuality { pod, limits, .. } => self.state(&pod).quality_limits = Some(*limits),
@@ -186,7 +186,7 @@ impl World {
     pub(super) fn start_pods(&mut self) {
         self.facts.workers.retain(|worker| !worker.terminating);
         for deployment in self.facts.existing.deployments.values() {
-            let spec = deployment.spec.as_ref().unwrap();
+            let spec = &deployment.spec;
             let set = Set::of_labels(spec.selector.match_labels.as_ref().unwrap()).unwrap();
             let wanted = usize::try_from(spec.replicas.unwrap()).unwrap();
             let mut of_set: Vec<_> = self.facts.workers.iter_mut().filter(|worker| worker.set == set).collect();

@@ -309,7 +309,7 @@ fn what_somebody_changes_is_put_back_and_what_the_server_adds_is_left() {
         .get_or_insert_default()
         .insert("deployment.kubernetes.io/revision".into(), "1".into());
     assert_eq!(world.plan(), Plan::default());
-    let spec = world.facts.existing.deployments.get_mut("llama").unwrap().spec.as_mut().unwrap();
+    let spec = &mut world.facts.existing.deployments.get_mut("llama").unwrap().spec;
     spec.template.spec.as_mut().unwrap().containers[0].image = Some("other".into());
     assert_eq!(
         world.pass(),
