@@ -232,7 +232,10 @@ pub(super) fn volumes(valid: &Valid, shared_memory: bool) -> Vec<Volume> {
         (None, None) => {
             let limit = spec.cache.empty_dir.as_ref().and_then(|dir| dir.size_limit.as_ref());
             let size_limit = limit.map(|limit| Quantity(limit.0.clone()));
-            Volume { empty_dir: Some(EmptyDirVolumeSource { size_limit, ..EmptyDirVolumeSource::default() }), ..named("cache") }
+            Volume {
+                empty_dir: Some(EmptyDirVolumeSource { size_limit, ..EmptyDirVolumeSource::default() }),
+                ..named("cache")
+            }
         }
     };
     let config = ConfigMapVolumeSource { name: valid.owner().config_map(), ..ConfigMapVolumeSource::default() };
@@ -242,8 +245,7 @@ pub(super) fn volumes(valid: &Valid, shared_memory: bool) -> Vec<Volume> {
         Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..named("tmp") },
     ];
     if shared_memory {
-        let memory =
-            EmptyDirVolumeSource { medium: Some("Memory".to_owned()), ..EmptyDirVolumeSource::default() };
+        let memory = EmptyDirVolumeSource { medium: Some("Memory".to_owned()), ..EmptyDirVolumeSource::default() };
         all.push(Volume { empty_dir: Some(memory), ..named("shm") });
     }
     if let Some(secret) = &spec.api_keys_secret_ref {

@@ -103,31 +103,7 @@ fn the_deployment_of_workers_that_change_in_place() {
         json!({"httpGet": {"path": path, "port": "admin"}, "periodSeconds": period, "timeoutSeconds": 5,
                "failureThreshold": failures})
     };
-    let expected = json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "llama"},
-        "spec": {
-            "replicas": 1,
-            "selector": {"matchLabels": {
-                "app.kubernetes.io/component": "worker", "app.kubernetes.io/instance": "llama",
-                "app.kubernetes.io/name": "modelprofile", "modelprofile.dev/set": "in-place",
-            }},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
-            "progressDeadlineSeconds": 3600,
-            "revisionHistoryLimit": 2,
-            "template": {"metadata": {"labels": labels}, "spec": {
-                "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
-                    {"matchExpressions": [{"key": "a", "operator": "Exists"}]}]}}},
-                "automountServiceAccountToken": false,
-                "enableServiceLinks": false,
-                "imagePullSecrets": [{"name": "pull"}],
-                "nodeSelector": {"disk": "fast"},
-                "securityContext": {
-                    "fsGroup": 65532, "fsGroupChangePolicy": "OnRootMismatch", "runAsGroup": 65532,
-                    "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"},
-                },
-                "terminationGracePeriodSeconds": 120,
-                "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-                "containers": [{
+    let container = json!({
                     "name": "worker", "image": "modelprofile-worker:1", "command": ["modelprofile-worker"],
                     "args": ["serve", "--config", "/etc/modelprofile/profile.yaml",
                         "--start-profile-file", "/etc/modelprofile/start-profile",
@@ -156,14 +132,40 @@ fn the_deployment_of_workers_that_change_in_place() {
                         {"name": "keys", "mountPath": "/etc/modelprofile-keys", "readOnly": true},
                         {"name": "volume-0", "mountPath": "/volumes/models", "readOnly": true},
                     ],
-                }],
-                "volumes": [
+    });
+    let volumes = json!([
                     {"name": "cache", "emptyDir": {"sizeLimit": "9Gi"}},
                     {"name": "config", "configMap": {"name": "llama-worker"}},
                     {"name": "tmp", "emptyDir": {}},
                     {"name": "keys", "secret": {"secretName": "keys", "defaultMode": 288}},
                     {"name": "volume-0", "persistentVolumeClaim": {"claimName": "models"}},
-                ],
+    ]);
+    let expected = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "llama"},
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": {
+                "app.kubernetes.io/component": "worker", "app.kubernetes.io/instance": "llama",
+                "app.kubernetes.io/name": "modelprofile", "modelprofile.dev/set": "in-place",
+            }},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+            "progressDeadlineSeconds": 3600,
+            "revisionHistoryLimit": 2,
+            "template": {"metadata": {"labels": labels}, "spec": {
+                "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                    {"matchExpressions": [{"key": "a", "operator": "Exists"}]}]}}},
+                "automountServiceAccountToken": false,
+                "enableServiceLinks": false,
+                "imagePullSecrets": [{"name": "pull"}],
+                "nodeSelector": {"disk": "fast"},
+                "securityContext": {
+                    "fsGroup": 65532, "fsGroupChangePolicy": "OnRootMismatch", "runAsGroup": 65532,
+                    "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"},
+                },
+                "terminationGracePeriodSeconds": 120,
+                "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+                "containers": [container],
+                "volumes": volumes,
             }},
         },
     });
