@@ -55,7 +55,7 @@ pub(super) fn manifest(sections: &str) -> Manifest {
         spec += "  profiles: [{name: quality, weights: {format: FP8}}, {name: density, weights: {format: INT4}}]\n";
     }
     for line in sections.lines() {
-        spec += &format!("  {line}\n");
+        spec.extend(["  ", line, "\n"]);
     }
     let text =
         format!("apiVersion: modelprofile.dev/v1alpha1\nkind: ModelProfile\nmetadata: {{name: llama}}\nspec:\n{spec}");
