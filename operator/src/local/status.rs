@@ -198,6 +198,7 @@ mod tests {
     use std::time::Duration;
 
     use modelprofile_api::GateOutcome;
+    use modelprofile_api::worker::SwitchOutcome;
 
     use super::super::gate::tests::{limits, worker};
     use super::*;
