@@ -42,11 +42,10 @@ pub fn router(app: Arc<App>) -> Router {
 }
 
 async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let refusal = match refusal(&app, bearer(&request)) {
-        None => return next.run(request).await,
-        Some(refusal) => refusal,
-    };
-    refusal.into_response()
+    match refusal(&app, bearer(&request)) {
+        None => next.run(request).await,
+        Some(refusal) => refusal.into_response(),
+    }
 }
 
 /// Why the bearer of `sent` is not let in.

@@ -99,22 +99,22 @@ impl Preparation {
         };
         let model = fetch(!spec.cache.keep_original)?;
         if model.pruned.is_none() {
-            return self.from_model(model, app, ladder);
+            return self.with_model(model, app, ladder);
         }
         let error = match original::open(&model) {
             Err(error) => error,
-            Ok(_) => match self.from_model(model, app, ladder) {
+            Ok(_) => match self.with_model(model, app, ladder) {
                 Err(error) if original::is_missing(&error) => error,
                 other => return other,
             },
         };
         tracing::info!("{error:#}; fetching the original again");
         let model = fetch(false).with_context(|| format!("{error:#}"))?;
-        self.from_model(model, app, ladder)
+        self.with_model(model, app, ladder)
     }
 
     /// [`Self::run`] with the model at hand.
-    fn from_model(&self, model: Located, app: &App, ladder: &Ladder) -> anyhow::Result<Prepared> {
+    fn with_model(&self, model: Located, app: &App, ladder: &Ladder) -> anyhow::Result<Prepared> {
         let spec = ladder.manifest.spec();
         let checkpoint = original::open(&model)?;
         let text = Text::load(&checkpoint)?;

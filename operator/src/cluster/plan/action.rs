@@ -123,6 +123,12 @@ impl Plan {
         self.progress.iter().any(|progress| progress.stage == stage)
     }
 
+    /// Whether it deletes that object.
+    pub(super) fn deletes(&self, kind: Kind, name: &str) -> bool {
+        let is = |action: &Action| matches!(action, Action::Delete { kind: k, name: n, .. } if *k == kind && n == name);
+        self.actions.iter().any(is)
+    }
+
     pub(super) fn wait(&mut self, stage: Stage, message: impl Into<String>) {
         self.progress.push(Progress { stage, message: message.into() });
     }

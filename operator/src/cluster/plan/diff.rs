@@ -54,9 +54,9 @@ fn contains(wanted: &Value, existing: &Value, path: &mut Vec<String>) -> bool {
             .iter()
             .all(|(key, value)| inside(key.clone(), value, existing.get(key).unwrap_or(&Value::Null), path)),
         (Value::Array(wanted), Value::Array(existing)) => wanted.iter().enumerate().all(|(index, item)| {
-            let named = item.get("name").and_then(Value::as_str);
+            let named = name(item);
             let found = match named {
-                Some(name) => existing.iter().find(|other| other.get("name").and_then(Value::as_str) == Some(name)),
+                Some(_) => existing.iter().find(|other| name(other) == named),
                 None => existing.get(index),
             };
             let step = named.map_or_else(|| index.to_string(), str::to_owned);
@@ -68,6 +68,11 @@ fn contains(wanted: &Value, existing: &Value, path: &mut Vec<String>) -> bool {
         }
         _ => wanted == existing,
     }
+}
+
+/// What tells an item of a list from its neighbours, as server-side apply does: two mounts may be of one volume.
+fn name(item: &Value) -> Option<&str> {
+    item.get("mountPath").or_else(|| item.get("name"))?.as_str()
 }
 
 /// Leaves the step in the path if the value is not there.
@@ -102,6 +107,11 @@ mod tests {
     #[case::gone(json!({"a": {"b": 1}}), json!({}), Some("a"))]
     #[case::empty_is_dropped(json!({"a": {}, "b": []}), json!({}), None)]
     #[case::by_name(json!([{"name": "y", "v": 1}]), json!([{"name": "x"}, {"name": "y", "v": 1}]), None)]
+    #[case::two_mounts_of_a_volume(
+        json!([{"name": "x", "mountPath": "/a"}, {"name": "x", "mountPath": "/b"}]),
+        json!([{"name": "x", "mountPath": "/a"}, {"name": "x", "mountPath": "/b"}]),
+        None
+    )]
     #[case::by_place(json!({"l": [{"v": 1}, {"v": 2}]}), json!({"l": [{"v": 1}, {"v": 3}]}), Some("l.1.v"))]
     #[case::shorter(json!(["a", "b"]), json!(["a"]), Some("1"))]
     #[case::amounts(json!({"limits": {"memory": "1024Mi"}}), json!({"limits": {"memory": "1Gi"}}), None)]

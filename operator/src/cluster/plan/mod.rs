@@ -52,17 +52,30 @@ pub use names::{Owner, Set};
 pub use object::{Kind, Object};
 pub use valid::Valid;
 
+use modelprofile_api::Manifest;
+
 use rollout::{Edit, Effect};
 
 /// What has to be done.
 pub fn plan(valid: &Valid, facts: &Facts, options: &Options) -> Plan {
+    let sets = || surge::deployments(valid, facts).filter_map(|deployment| deployment.metadata.name.as_deref());
+    let config_map = facts.existing.config_map.as_ref().filter(|found| valid.owner().owns(&found.metadata));
+    let running = config_map.filter(|_| sets().next().is_some()).and_then(rollout::running);
+    let bound = running.is_some();
+    let plan = bound_by(running, valid, facts, options);
+    // What nobody runs binds nobody, from the moment on that the last set is deleted.
+    if bound && sets().all(|set| plan.deletes(Kind::Deployment, set)) {
+        bound_by(None, valid, facts, options)
+    } else {
+        plan
+    }
+}
+
+/// What has to be done while workers run a manifest, which binds what may change.
+fn bound_by(running: Option<Manifest>, valid: &Valid, facts: &Facts, options: &Options) -> Plan {
     let mut plan = Plan::default();
     let owner = valid.owner();
     let existing = &facts.existing;
-    let serves = surge::deployments(valid, facts).next().is_some();
-    let config_map = existing.config_map.as_ref().filter(|found| owner.owns(&found.metadata));
-    // What nobody runs binds nobody.
-    let running = config_map.filter(|_| serves).and_then(rollout::running);
     let edit = running.as_ref().map(|running| Edit::between(running, valid.manifest())).unwrap_or_default();
     let refused = edit.with(Effect::Refused);
     let prepared = prepare::is_done(valid, facts);
