@@ -68,8 +68,8 @@ pub fn lines(workers: &[Worker]) -> String {
         [worker.pod.clone(), worker.state.clone(), or_dash(worker.profile.as_ref()), or_dash(node), restarts]
     };
     let rows: Vec<_> = workers.iter().map(row).collect();
-    let troubles = workers.iter().filter_map(|worker| worker.trouble.as_ref());
-    table("    ", &rows) + &troubles.map(|trouble| format!("    {trouble}\n")).collect::<String>()
+    let troubles = workers.iter().filter_map(|worker| Some([worker.trouble.clone()?])).collect::<Vec<_>>();
+    table("    ", &rows) + &table("    ", &troubles)
 }
 
 #[cfg(test)]
