@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`commands`] | the command line: one file per subcommand |
 //! | [`cluster`] | `modelprofile operator`: workers are pods of a cluster |
+//! | [`kubectl`] | `kubectl modelprofile`, a program of its own: the same as `status` and `switch` for a cluster, and more |
 //! | [`scrape`] | a worker's metrics, as the signals of a decision |
 //! | [`local`] | `modelprofile local`: a worker as a child process, without a cluster |
 //! | [`recommend`] | `modelprofile recommend`: which ladder suits a model on given hardware, with the reasons |
@@ -17,6 +18,7 @@
 
 pub mod cluster;
 pub mod commands;
+pub mod kubectl;
 pub mod local;
 mod locate;
 pub mod recommend;

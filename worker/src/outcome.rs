@@ -209,7 +209,9 @@ mod tests {
         let mut profiles: Vec<_> = (0..4).map(profile).collect();
         assert_eq!(told(profiles.clone()), [true; 4], "a usual ladder fits");
         let quality = MeasuredQuality { dataset: "d".repeat(1500), ..quality.clone() };
-        profiles.iter_mut().for_each(|profile| profile.quality = Some(quality.clone()));
+        for profile in &mut profiles {
+            profile.quality = Some(quality.clone());
+        }
         assert_eq!(told(profiles), [true, false, false, false]);
     }
 }

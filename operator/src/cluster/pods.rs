@@ -126,10 +126,12 @@ mod tests {
 
     use super::*;
 
+    #[allow(clippy::needless_pass_by_value, reason = "cases are written where they are used")]
     fn pod(status: Value) -> Pod {
         serde_json::from_value(json!({"metadata": {"name": "llama-0"}, "status": status})).unwrap()
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "cases are written where they are used")]
     fn container(state: Value, last: Value, restarts: i32) -> Value {
         json!({"containerStatuses": [{
             "name": "worker", "image": "worker:1", "imageID": "", "ready": false, "restartCount": restarts,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use jiff::Timestamp;
-use modelprofile_api::{ConditionStatus, Decimal, ModelProfileStatus, ProfileStatus};
+use modelprofile_api::{Condition, ConditionStatus, Decimal, ModelProfileStatus, ProfileStatus, SwitchRecord};
 
 use super::output::Output;
 use super::served::Served;
@@ -54,28 +54,38 @@ fn text(name: &str, status: &ModelProfileStatus) -> String {
     lines.extend(status.profiles.iter().map(profile));
     lines.push("  conditions".to_owned());
     for condition in &status.conditions {
-        let holds = match condition.status {
-            ConditionStatus::True => "True",
-            ConditionStatus::False => "False",
-            ConditionStatus::Unknown => "Unknown",
-        };
-        let line = format!("    {:18} {holds:8} {:20} {}", condition.kind, condition.reason, condition.message);
-        lines.push(line.trim_end().to_owned());
+        lines.push(self::condition(condition));
     }
     if !status.switch_history.is_empty() {
         lines.push("  switches, newest first".to_owned());
     }
     for switch in &status.switch_history {
-        lines.push(format!(
-            "    {}  {} -> {}  {}  {} ms  {}",
-            switch.start_time, switch.from, switch.to, switch.outcome, switch.duration_millis, switch.reason
-        ));
+        lines.push(self::switch(switch));
     }
     lines.join("\n") + "\n"
 }
 
+/// One condition.
+pub(crate) fn condition(condition: &Condition) -> String {
+    let holds = match condition.status {
+        ConditionStatus::True => "True",
+        ConditionStatus::False => "False",
+        ConditionStatus::Unknown => "Unknown",
+    };
+    let line = format!("    {:18} {holds:8} {:20} {}", condition.kind, condition.reason, condition.message);
+    line.trim_end().to_owned()
+}
+
+/// One switch that has ended.
+pub(crate) fn switch(switch: &SwitchRecord) -> String {
+    format!(
+        "    {}  {} -> {}  {}  {} ms  {}",
+        switch.start_time, switch.from, switch.to, switch.outcome, switch.duration_millis, switch.reason
+    )
+}
+
 /// One profile with its sizes, what it lost, and what the quality gate says of that.
-fn profile(profile: &ProfileStatus) -> String {
+pub(crate) fn profile(profile: &ProfileStatus) -> String {
     let mut parts = vec![format!("    {:18}", profile.name)];
     if let Some((weights, tokens)) = profile.weight_bytes.zip(profile.kv_tokens) {
         parts.push(format!("{} MB, {tokens} KV tokens", weights / 1_000_000));

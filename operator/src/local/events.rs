@@ -104,7 +104,7 @@ fn times(event: &Event, now: Timestamp) -> String {
 }
 
 /// A duration in the one or two units that matter, in Kubernetes' manner.
-fn age(seconds: i64) -> String {
+pub(crate) fn age(seconds: i64) -> String {
     const MINUTE: i64 = 60;
     const HOUR: i64 = 60 * MINUTE;
     const DAY: i64 = 24 * HOUR;
