@@ -22,14 +22,14 @@ pub fn sentence(rules: &Rules, zone: Option<&str>, now: Timestamp) -> String {
         format!("{text} {name} (in {})", age(at.duration_since(now).as_secs()))
     };
     let current = schedule.at(now);
-    let mut text = match &current {
+    let text = match &current {
         Some(window) => {
             format!("{} prefers {} until {}", window.window, rules.name(window.rung), when(window.until))
         }
         None => format!("no window is open, {} is preferred", rules.name(0)),
     };
     if let Some((at, window, rung)) = next(schedule, current.map_or(now, |current| current.until), now) {
-        text += &format!("; next, {window} prefers {} from {}", rules.name(rung), when(at));
+        return format!("{text}; next, {window} prefers {} from {}", rules.name(rung), when(at));
     }
     text
 }

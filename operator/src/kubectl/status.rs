@@ -145,7 +145,7 @@ pub fn text(overview: &Overview, now: Timestamp) -> String {
         None if status.conditions.is_empty() => lines.push("  conditions none: no operator has seen it yet".to_owned()),
         None => lines.push(format!("  conditions all {} as they should be", status.conditions.len())),
         Some(found) => {
-            section(&mut lines, "conditions that are not as they should be", found.into_iter().map(condition))
+            section(&mut lines, "conditions that are not as they should be", found.into_iter().map(condition));
         }
     }
     section(&mut lines, "switches, newest first", status.switch_history.iter().map(switch));
