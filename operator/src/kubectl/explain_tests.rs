@@ -25,7 +25,7 @@ fn in_the_calm_both_ways_are_told_with_what_holds_them_up() {
   workers   2 of 2 ready; always 1
   what would change it
     - pressure of 100 % or more for 15 s: nothing: density is the densest that may serve
-    - less load: quality, when it is predicted below 60 % of the target for 300 s
+    - less load: quality, when it is predicted below 70 % of the target for 300 s
     - `kubectl modelprofile pin chat PROFILE -n team` holds a profile
 "
     );
@@ -41,7 +41,7 @@ fn dwell_and_an_exhausted_budget_are_what_a_move_toward_quality_waits_for() {
             "  dwell     density for 29s; a move toward quality waits 90 s more, until 120 s are over",
             "  switches  2 of 2 within the hour; a move toward quality waits 29m, one toward density does not",
             "  schedule  none: quality is preferred at all times",
-            "    - less load: quality, when it is predicted below 60 % of the target for 300 s, and not before 90 s (the least time in density) and 29m (a switch is free)",
+            "    - less load: quality, when it is predicted below 70 % of the target for 300 s, and not before 90 s (the least time in density) and 29m (a switch is free)",
         ]
     );
 }
