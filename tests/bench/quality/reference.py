@@ -3,7 +3,7 @@
     reference.py TOOL MODEL OUT --group 128 [--symmetric] [--tokens CALIBRATION.json] [--sequence 512] [--dtype bfloat16]
 
 OUT/dequantized holds the same weights in FP32, as the tool's own code reads them back from OUT.
-TOOL is gptqmodel, autoawq, llmcompressor-gptq, llmcompressor-awq or llmcompressor-rtn; it runs in the environment that has
+TOOL is gptqmodel, autoawq, llmcompressor-gptq, -awq, -rtn or -fp8 (rows, dynamic activations: the bits do not count); it runs in the environment that has
 that package. Calibration data are token ids, so that every tool sees the same; each keeps its own defaults for everything
 that is not an option here, and leaves embeddings and the output layer alone.
 """
@@ -107,9 +107,10 @@ def llmcompressor(arguments):
     recipe = {
         "rtn": [QuantizationModifier(**target)],
         "gptq": [GPTQModifier(**target)],
+        "fp8": [QuantizationModifier(targets=["Linear"], scheme="FP8_DYNAMIC", ignore=["lm_head"])],
         "awq": [AWQModifier(duo_scaling="both"), QuantizationModifier(**target)],
     }[method]
-    if method == "rtn":
+    if method in ("rtn", "fp8"):
         oneshot(model=model, recipe=recipe)
     else:
         rows = sequences(arguments)

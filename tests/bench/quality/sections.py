@@ -320,9 +320,16 @@ def engines(setting, subject):
     if setting.vllm is None:
         raise Skip("vLLM was left out with --without vllm")
     python, rows, base = setting.vllm / "bin" / "python", [], None
-    for recipe in ["BF16", "INT8", "FP8", subject.recipe("symmetric"), subject.recipe("integer")]:
+    # What vLLM makes of another tool's FP8 tells whether it is our files that it minds.
+    other = "FP8 of llm-compressor"
+    for recipe in ["BF16", "INT8", subject.recipe("symmetric"), subject.recipe("integer"), "FP8", other]:
         directory = subject.model
-        if recipe != "BF16":
+        if recipe == other:
+            directory = attempt(other, reference, setting, subject, "llmcompressor", "llmcompressor-fp8", True,
+                                setting.work / f"{subject.name}-llmcompressor-fp8")
+            if directory is None:
+                continue
+        elif recipe != "BF16":
             directory = setting.work / f"{subject.name}-vllm-{recipe.replace(':', '-')}"
             if attempt(recipe, ours, setting, subject, recipe, directory) is None:
                 continue
@@ -338,7 +345,7 @@ def engines(setting, subject):
         rows.append({"format": recipe, "vLLM": "runs", "note": "",
                      "same greedy tokens as BF16": f"{same} of {sum(map(len, base))}"})
     table(f"vLLM on the CPU with our directories: {subject.name}", rows)
-    return {"rows": rows, "targets": {f"vLLM runs {row['format']}": row["vLLM"] == "runs" for row in rows}}
+    return {"rows": rows, "targets": {f"vLLM runs {row['format']}": row["vLLM"] == "runs" for row in rows if row["format"] != other}}
 
 
 def need_llama(setting):
