@@ -90,7 +90,7 @@ cluster-down: ## Stop what `make cluster` started
 
 .PHONY: test-cluster-harness
 test-cluster-harness:
-	$(call step,the cluster for tests starts, runs pods and leaves nothing behind)
+	$(call step,a cluster for tests starts and leaves nothing behind)
 	tests/scripts/test-cluster-harness.sh
 
 .PHONY: bench-peers

@@ -66,4 +66,4 @@ pub use status::{
 pub use switching::{
     Day, Preference, Schedule, Strategy, Switching, SwitchingMode, Targets, ToDensity, ToQuality, Window,
 };
-pub use validate::{notices, unsupported, validate, violations};
+pub use validate::{needs_cluster, notices, unsupported, validate, violations};

@@ -183,6 +183,31 @@ fn an_end_with_an_error_leaves_its_kind_and_what_to_do() {
     assert_eq!(failed("cache").0, PrepareReason::QuantizeFailed);
 }
 
+#[test]
+fn for_an_engine_that_loads_files_as_they_are_they_are_brought_and_nothing_more() {
+    let setup = Setup::new();
+    let text = fs::read_to_string(setup.path("profile.yaml")).unwrap();
+    let placement = "  placement: {memoryBudget: 1Gi}\n";
+    let other = "  engine: {type: VLLM}\n  switching: {strategy: Surge}\n";
+    fs::write(setup.path("profile.yaml"), text.replace(placement, other)).unwrap();
+    let output = setup.prepare();
+    assert_eq!(output.status.code(), Some(1));
+    let PrepareReport::Failed { reason, message } = setup.outcome() else { panic!("{:?}", setup.outcome()) };
+    assert_eq!(reason, PrepareReason::Invalid);
+    assert!(message.contains("--fetch-only"), "{message}");
+
+    let output = setup.prepare_at(0).arg("--fetch-only").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let PrepareReport::Prepared { profiles } = setup.outcome() else { panic!("{:?}", setup.outcome()) };
+    let names: Vec<&str> = profiles.iter().map(|profile| profile.name.as_str()).collect();
+    assert_eq!((names, profiles[0].weight_bytes), (vec!["quality", "density"], 0));
+    assert!(!setup.path("cache/artifacts").exists());
+    let snapshots = setup.path("cache/hub").join(format!("models--{}", ID.replace('/', "--"))).join("snapshots");
+    let commit = fs::read_dir(snapshots).unwrap().next().unwrap().unwrap().path();
+    let fetched = fs::read(commit.join(WEIGHTS)).unwrap();
+    assert_eq!(Some(fetched), tiny::files().into_iter().find(|(name, _)| name == WEIGHTS).map(|(_, bytes)| bytes));
+}
+
 /// A process that does not outlive its test.
 struct Running(Child);
 

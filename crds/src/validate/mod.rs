@@ -5,7 +5,7 @@
 //! | `ladder` | profiles: names, methods, groups, what switching in place needs |
 //! | `schedule` | windows: names, times, zone, overlaps in civil time |
 //! | `rest` | everything else that a schema can not say or that only the API server would check |
-//! | `support` | what is valid but not built yet, and what is accepted without effect |
+//! | `support` | what is valid but not built yet, what needs a cluster, and what is accepted without effect |
 //!
 //! Pure: nothing here looks at a file, a cluster or a clock.
 
@@ -19,7 +19,7 @@ mod tests;
 
 use crate::{FieldError, Manifest, Validated};
 
-pub use support::{notices, unsupported};
+pub use support::{needs_cluster, notices, unsupported};
 
 /// Checks a manifest: every rule, then what this build supports.
 ///

@@ -1,17 +1,19 @@
-//! What is valid but not built yet: refused by name, never ignored silently. Whoever builds a thing removes its line here.
+//! What is valid but not built yet, or not for `modelprofile local`: refused by name, never ignored silently. Whoever builds a
+//! thing removes its line here.
 
 use crate::{EngineType, FieldError, Manifest, Strategy, WeightFormat};
 
-/// Fields that ask for what this build does not have.
+/// Fields that ask this project's worker for what it does not have. What other engines can do is not known here: the operator
+/// refuses what they cannot.
 pub fn unsupported(manifest: &Manifest) -> Vec<FieldError> {
     let spec = &manifest.spec;
     let mut refused = Vec::new();
+    if spec.engine.kind != EngineType::Native {
+        return refused;
+    }
     let mut refuse = |path: String, what: &str, instead: &str| {
         refused.push(FieldError::new(path, format!("{what} is not supported by this version; {instead}")));
     };
-    if spec.engine.kind != EngineType::Native {
-        refuse("spec.engine.type".into(), &format!("the engine {}", spec.engine.kind.as_str()), "write Native");
-    }
     for (i, profile) in spec.profiles.iter().enumerate() {
         let at = format!("spec.profiles[{i}]");
         let format = profile.weights.format;
@@ -30,21 +32,34 @@ pub fn unsupported(manifest: &Manifest) -> Vec<FieldError> {
             refuse(format!("{at}.tensorParallel"), "more than one accelerator per worker", "write 1 or leave it out");
         }
     }
+    refused
+}
+
+/// Fields that ask for pods: the operator carries them out, `modelprofile local` cannot.
+pub fn needs_cluster(manifest: &Manifest) -> Vec<FieldError> {
+    let spec = &manifest.spec;
+    let mut refused = Vec::new();
+    let mut refuse = |path: &str, what: &str, instead: &str| {
+        refused.push(FieldError::new(path, format!("`modelprofile local` has no {what}; {instead}, or run it on a cluster")));
+    };
+    if spec.engine.kind != EngineType::Native {
+        refuse("spec.engine.type", &format!("engine {}", spec.engine.kind.as_str()), "write Native");
+    }
     if spec.switching.strategy != Strategy::InPlace {
         let strategy = spec.switching.strategy.as_str();
-        refuse("spec.switching.strategy".into(), &format!("the strategy {strategy}"), "write InPlace or leave it out");
+        refuse("spec.switching.strategy", &format!("strategy {strategy}"), "write InPlace or leave it out");
     }
     refused
 }
 
-/// Fields that are accepted and have no effect in this build, each with what happens instead: for the user to read, not a
-/// reason to refuse.
+/// Fields that `modelprofile local` accepts without effect, each with what happens instead: for the user to read, not a reason
+/// to refuse.
 pub fn notices(manifest: &Manifest) -> Vec<FieldError> {
     let mut notices = Vec::new();
     if manifest.spec.scaling.max_replicas > 1 {
         notices.push(FieldError::new(
             "spec.scaling.maxReplicas",
-            "this version runs one worker; load changes its profile and not the number of workers",
+            "`modelprofile local` runs one worker; load changes its profile and not the number of workers",
         ));
     }
     notices

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use crate::{Errors, FieldError, Manifest, Validated, unsupported, violations};
+use crate::{Errors, FieldError, Manifest, Validated, needs_cluster, unsupported, violations};
 
 /// A valid manifest with two profiles and nothing but what is required.
 fn minimal() -> Value {
@@ -147,7 +147,6 @@ fn the_minimal_manifest_is_valid_and_has_the_documented_defaults() {
 // Not built yet.
 #[case::fp16(&[("profiles/0/weights/format", json!("FP16"))], "spec.profiles[0].weights.format", "FP16 is not supported")]
 #[case::gguf_mixture(&[("profiles/0/weights/format", json!("Q5_K_M"))], "spec.profiles[0].weights.format", "Q5_K_M is not supported")]
-#[case::surge(&[("switching/strategy", json!("Surge"))], "spec.switching.strategy", "Surge is not supported")]
 fn one_mistake_gives_one_error_at_its_field(
     #[case] edits: &[(&str, Value)],
     #[case] path: &str,
@@ -159,13 +158,27 @@ fn one_mistake_gives_one_error_at_its_field(
     assert!(error.message.contains(part_of_message), "{error}");
 }
 
-#[rstest]
-#[case(&[("profiles/0/tensorParallel", json!(2)), ("profiles/1/tensorParallel", json!(2))])]
-#[case(&[("engine/type", json!("VLLM")), ("switching/strategy", json!("Recreate"))])]
-fn what_is_valid_but_not_built_breaks_no_rule(#[case] edits: &[(&str, Value)]) {
-    let manifest = Manifest::from_yaml(&with(edits).to_string()).unwrap();
+#[test]
+fn what_is_valid_but_not_built_breaks_no_rule() {
+    let edits = [("profiles/0/tensorParallel", json!(2)), ("profiles/1/tensorParallel", json!(2))];
+    let manifest = Manifest::from_yaml(&with(&edits).to_string()).unwrap();
     assert_eq!(violations(&manifest), []);
     assert_ne!(unsupported(&manifest), []);
+}
+
+#[rstest]
+#[case(&[("switching/strategy", json!("Surge"))], &["spec.switching.strategy"])]
+#[case(
+    &[("engine/type", json!("VLLM")), ("switching/strategy", json!("Recreate")), ("profiles/0/tensorParallel", json!(2))],
+    &["spec.engine.type", "spec.switching.strategy"]
+)]
+#[case(&[("engine/type", json!("Native"))], &[])]
+fn what_needs_pods_is_valid_and_refused_by_local_mode_alone(#[case] edits: &[(&str, Value)], #[case] paths: &[&str]) {
+    let manifest = Manifest::from_yaml(&with(edits).to_string()).unwrap();
+    assert_eq!((violations(&manifest), unsupported(&manifest)), (vec![], vec![]));
+    let refused = needs_cluster(&manifest);
+    assert_eq!(refused.iter().map(|error| error.path.as_str()).collect::<Vec<_>>(), paths);
+    assert!(refused.iter().all(|error| error.message.contains("on a cluster")), "{refused:?}");
 }
 
 #[rstest]

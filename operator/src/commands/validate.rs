@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use modelprofile_api::{Validated, notices};
+use modelprofile_api::{Validated, needs_cluster, notices};
 
 /// Arguments of `modelprofile validate`.
 #[derive(Debug, clap::Args)]
@@ -36,7 +36,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let name = file.display();
         match Validated::from_yaml(&text) {
             Ok(valid) => {
-                for notice in notices(valid.manifest()) {
+                for notice in needs_cluster(valid.manifest()).iter().chain(&notices(valid.manifest())) {
                     eprintln!("{name}: notice: {notice}");
                 }
                 println!("{name}: ModelProfile `{}` is valid", valid.manifest().metadata.name);

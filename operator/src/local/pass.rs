@@ -20,7 +20,7 @@ use super::retry::Retries;
 use super::session::Session;
 use super::signals::Signals;
 use super::status::{self, Seen};
-use super::watch::Watched;
+use super::watch::{self, Watched};
 use super::workers::{Health, Stopped, Workers};
 
 /// Time between two passes: what a person sees as live, at a cost that no worker feels.
@@ -105,7 +105,7 @@ impl<W: Workers> Local<W> {
             self.answered(answer);
         }
         if let Some(text) = self.watched.changed() {
-            let read = Validated::from_yaml(text);
+            let read = watch::read(text);
             self.edited(read);
         }
         let state = if let Health::Answered(state) = &seen.health { Some(&**state) } else { None };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use modelprofile_api::{ModelProfileStatus, Validated, notices};
+use modelprofile_api::{ModelProfileStatus, notices};
 use rand::TryRng;
 use rand::rngs::SysRng;
 
@@ -22,7 +22,7 @@ use super::retry::Retries;
 use super::session::{Session, Sessions};
 use super::signals::Signals;
 use super::view::View;
-use super::watch::Watched;
+use super::watch::{self, Watched};
 use super::workers::Workers;
 
 /// What the command line says.
@@ -55,9 +55,9 @@ pub struct Options {
 pub async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     let file = options.file.canonicalize().with_context(|| format!("cannot read {}", options.file.display()))?;
     let watched = Watched::open(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let manifest = match Validated::from_yaml(watched.text()) {
+    let manifest = match watch::read(watched.text()) {
         Ok(manifest) => manifest,
-        Err(errors) => bail!("{} is not valid:\n{errors}", options.file.display()),
+        Err(errors) => bail!("{} cannot be served:\n{errors}", options.file.display()),
     };
     ensure!(
         options.port != options.admin_port,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use modelprofile_api::{Manifest, Quality, Validated, validate};
+use modelprofile_api::{Errors, Manifest, Quality, Validated, needs_cluster, validate};
 use serde_json::Value;
 
 /// A file that is looked at now and then. It is polled because editors replace files in many ways, and because a look at the
@@ -73,6 +73,16 @@ pub struct Edit {
     pub live: Option<Validated>,
     /// Fields that take effect at the next start only.
     pub restart: Vec<String>,
+}
+
+/// Reads a manifest that one worker on one machine can carry out.
+///
+/// # Errors
+/// Everything that is wrong with it, or that needs a cluster.
+pub fn read(text: &str) -> Result<Validated, Errors> {
+    let manifest = Validated::from_yaml(text)?;
+    let refused = needs_cluster(manifest.manifest());
+    if refused.is_empty() { Ok(manifest) } else { Err(Errors(refused)) }
 }
 
 /// Compares the manifest that runs with the one that the file holds now.

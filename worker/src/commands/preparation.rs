@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use modelprofile_api::Validated;
+use modelprofile_api::{EngineType, Validated};
 use modelprofile_engine::{
     Method, ProfileSpec, WeightFormat, ZeroPoint,
     artifact::Artifact,
@@ -24,7 +24,12 @@ use super::{
     measure::Measure,
     original::{self, Original},
 };
-use crate::{app::App, gate::Gate, outcome::Invalid, source::Located};
+use crate::{
+    app::App,
+    gate::Gate,
+    outcome::Invalid,
+    source::{Located, Progress},
+};
 
 /// Options that decide what is prepared, and where it is kept.
 #[derive(Debug, Args)]
@@ -43,6 +48,7 @@ pub(super) struct Preparation {
 /// A manifest, and its profiles as the engine knows them.
 pub(super) struct Ladder {
     pub(super) manifest: Validated,
+    /// Empty for another engine: see [`Preparation::fetch`].
     profiles: Vec<ProfileSpec>,
 }
 
@@ -61,7 +67,7 @@ pub(super) struct Prepared {
 impl Ladder {
     /// An app that is still preparing the ladder.
     pub(super) fn app(&self, api_keys: Vec<String>) -> App {
-        let names: Vec<String> = self.profiles.iter().map(|profile| profile.name.clone()).collect();
+        let names: Vec<String> = self.manifest.spec().profiles.iter().map(|profile| profile.name.clone()).collect();
         let mut app = App::new(self.manifest.manifest().served_name(), &names, api_keys, None);
         app.gate = Gate::new(self.manifest.spec().quality.clone(), &names);
         app
@@ -74,10 +80,43 @@ impl Preparation {
     /// # Errors
     /// Everything that is wrong with it.
     pub(super) fn ladder(&self) -> anyhow::Result<Ladder> {
-        let text = std::fs::read_to_string(&self.config).with_context(|| Invalid(self.config.display().to_string()))?;
-        let manifest = Validated::from_yaml(&text).map_err(|errors| Invalid(errors.to_string()))?;
+        let manifest = self.validated()?;
+        let engine = manifest.spec().engine.kind;
+        if engine != EngineType::Native {
+            let engine = engine.as_str();
+            return Err(Invalid(format!(
+                "{engine} loads its files as they are, so there is nothing to prepare but to fetch them; give --fetch-only"
+            ))
+            .into());
+        }
         let profiles = manifest.spec().profiles.iter().map(profile).collect::<Result<_, _>>()?;
         Ok(Ladder { manifest, profiles })
+    }
+
+    /// Reads the manifest of any engine, for [`Self::fetch`] alone.
+    ///
+    /// # Errors
+    /// As [`Self::ladder`].
+    pub(super) fn manifest(&self) -> anyhow::Result<Ladder> {
+        Ok(Ladder { manifest: self.validated()?, profiles: Vec::new() })
+    }
+
+    fn validated(&self) -> anyhow::Result<Validated> {
+        let text = std::fs::read_to_string(&self.config).with_context(|| Invalid(self.config.display().to_string()))?;
+        Ok(Validated::from_yaml(&text).map_err(|errors| Invalid(errors.to_string()))?)
+    }
+
+    /// Brings the model into the cache as it is, for an engine that loads it so. The app tells how far it is.
+    ///
+    /// # Errors
+    /// Its licence was not accepted, or it cannot be fetched.
+    pub(super) fn fetch(&self, app: &App, ladder: &Ladder) -> anyhow::Result<()> {
+        let say = |progress: Progress| {
+            let activity = progress.to_string();
+            app.prepare(|state| state.profiles.iter_mut().for_each(|p| activity.clone_into(&mut p.activity)));
+        };
+        let (model, cache) = (&ladder.manifest.spec().model, self.cache.directory());
+        self.volumes.fetch(model, &cache, false, &mut { say }).map(drop)
     }
 
     /// Prepares the profiles: from what is left of a pruned original if that is enough, else from the whole one. The app

@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     listen::{ADMIN_CONNECTIONS, Listen},
     original::Original,
-    preparation::{Ladder, Preparation},
+    preparation::{Ladder, Preparation, Prepared},
 };
 use crate::{
     admin,
@@ -37,6 +37,9 @@ pub(super) struct Prepare {
     preparation: Preparation,
     #[command(flatten)]
     listen: Listen,
+    /// Bring the model into the cache and do nothing to it, for an engine that loads it as it is.
+    #[arg(long)]
+    fetch_only: bool,
     /// File that takes the outcome as JSON [default: /dev/termination-log, where that exists].
     #[arg(long, value_name = "FILE")]
     termination_log: Option<PathBuf>,
@@ -65,20 +68,20 @@ impl Prepare {
     }
 
     fn prepare(self) -> anyhow::Result<Vec<WorkerProfile>> {
-        let ladder = self.preparation.ladder()?;
+        let ladder = if self.fetch_only { self.preparation.manifest()? } else { self.preparation.ladder()? };
         let mut app = ladder.app(Vec::new());
         self.listen.admit(&mut app)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let admin = self.listen.bind_admin().await?;
-            watched(self.preparation, Arc::new(app), ladder, admin).await
+            watched(self, Arc::new(app), ladder, admin).await
         })
     }
 }
 
 /// Prepares on a thread of its own while the admin port tells how far that is, until it ends or SIGTERM does.
 async fn watched(
-    preparation: Preparation,
+    asked: Prepare,
     app: Arc<App>,
     ladder: Ladder,
     admin: TcpListener,
@@ -88,10 +91,13 @@ async fn watched(
     let (done, ended) = oneshot::channel();
     let preparing = app.clone();
     std::thread::Builder::new().name("prepare".into()).spawn(move || {
-        let prepared = preparation.run(&preparing, &ladder).map(|prepared| {
-            prepared.original.into_iter().for_each(Original::prune);
-            preparing.preparation().profiles
-        });
+        let prepared = if asked.fetch_only {
+            asked.preparation.fetch(&preparing, &ladder)
+        } else {
+            let prune = |prepared: Prepared| prepared.original.into_iter().for_each(Original::prune);
+            asked.preparation.run(&preparing, &ladder).map(prune)
+        };
+        let prepared = prepared.map(|()| preparing.preparation().profiles);
         // Nobody waits any more when the process is about to end.
         let _ = done.send(prepared);
     })?;

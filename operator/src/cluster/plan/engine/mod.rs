@@ -21,7 +21,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use modelprofile_api::{EngineType, FieldError, Manifest, ModelProfileSpec, Profile};
+use modelprofile_api::{EngineType, FieldError, Manifest, ModelProfileSpec, OnFailure, Profile};
 
 use super::facts::Options;
 use super::names::Owner;
@@ -147,6 +147,13 @@ fn foreign(manifest: &Manifest, refused: &mut Refused) {
             EngineType::TensorRtLlm | EngineType::Native => "remove it, and let a gateway in front of it ask for keys",
         };
         refused.add("spec.apiKeysSecretRef", format!("{engine} does not read keys from a folder; {instead}"));
+    }
+    if spec.quality.on_failure == OnFailure::Block {
+        let message = format!(
+            "{engine} serves files that others have quantized, whose quality nobody measures here, so Block would never let \
+             it serve; write Warn once you have measured them yourself"
+        );
+        refused.add("spec.quality.onFailure", message);
     }
     if spec.placement.accelerator_resource.is_none() {
         for (index, profile) in spec.profiles.iter().enumerate().filter(|(_, profile)| profile.tensor_parallel > 1) {

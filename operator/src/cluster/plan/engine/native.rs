@@ -17,9 +17,8 @@ pub(crate) fn start_file(strategy: Strategy, profile: &str) -> String {
 
 pub(super) fn launches(subjects: &[Subject<'_>], refused: &mut Refused) -> Vec<Launch> {
     if let Some(subject) = subjects.first() {
-        // What the worker itself would refuse. How its pods are switched is no business of its own.
-        let errors = unsupported(subject.manifest).into_iter();
-        refused.0.extend(errors.filter(|error| error.path != "spec.switching.strategy"));
+        // What the worker itself would refuse.
+        refused.0.extend(unsupported(subject.manifest));
         if checkpoint::is_per_profile(&subject.spec().model.uri) {
             let message = "the engine Native makes every profile out of one checkpoint; write its path, without {profile} and \
                            {format}";

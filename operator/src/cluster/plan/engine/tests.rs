@@ -22,7 +22,7 @@ fn refused(sections: &str) -> Vec<String> {
 fn sections(engine: &str, model: &str, profiles: &str) -> String {
     format!(
         "engine: {{type: {engine}}}\nmodel: {{{model}}}\nprofiles: [{profiles}]\nswitching: {{strategy: Surge}}
-cache: {{persistentVolumeClaim: cache}}\nplacement: {{acceleratorResource: nvidia.com/gpu}}"
+cache: {{persistentVolumeClaim: cache}}\nplacement: {{acceleratorResource: nvidia.com/gpu}}\nquality: {{onFailure: Warn}}"
     )
 }
 
@@ -168,6 +168,8 @@ placement: {{memoryBudget: 70Gi}}\napiKeysSecretRef: {{name: keys}}"
              spec.engine.args",
             "spec.apiKeysSecretRef: VLLM does not read keys from a folder; remove it, and give VLLM_API_KEY in spec.engine.env \
              with a secretKeyRef",
+            "spec.quality.onFailure: VLLM serves files that others have quantized, whose quality nobody measures here, so Block \
+             would never let it serve; write Warn once you have measured them yourself",
             "spec.profiles[0].tensorParallel: is 2, but there are no accelerators to share the model; write 1, or name their \
              resource in spec.placement.acceleratorResource",
             "spec.engine.image: required: this operator names no image for VLLM; write one, or start the operator with \

@@ -341,7 +341,8 @@ model: {uri: 'pvc://cache/llama'}
 profiles: [{name: quality, weights: {format: BF16}, tensorParallel: 2}, {name: density, weights: {format: FP8}}]
 switching: {strategy: Surge}
 placement: {acceleratorResource: nvidia.com/gpu, runtimeClassName: nvidia}
-cache: {persistentVolumeClaim: cache}";
+cache: {persistentVolumeClaim: cache}
+quality: {onFailure: Warn}";
     let mut world = World::serving(sections);
     world.want("density");
     world.pass();
@@ -370,7 +371,7 @@ fn an_engine_that_does_not_quantize_has_a_job_for_what_is_fetched_only() {
     let sections = |uri: &str| {
         format!(
             "engine: {{type: VLLM}}\nmodel: {{uri: '{uri}'}}\nprofiles: [{{name: quality, weights: {{format: BF16}}}}]
-switching: {{strategy: Recreate}}\ncache: {{hostPath: /models}}"
+switching: {{strategy: Recreate}}\ncache: {{hostPath: /models}}\nquality: {{onFailure: Warn}}"
         )
     };
     assert!(!prepare::needed(&valid(&sections("pvc://models/llama"))));

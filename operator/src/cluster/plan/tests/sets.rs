@@ -6,7 +6,8 @@ const SURGE: &str = "engine: {type: LlamaCpp}
 model: {uri: 'pvc://models/llama-{format}.gguf', maxContextTokens: 4096}
 profiles: [{name: quality, weights: {format: Q8_0}}, {name: density, weights: {format: Q4_K_M}}]
 scaling: {minReplicas: 2, maxReplicas: 2}
-switching: {strategy: Surge}";
+switching: {strategy: Surge}
+quality: {onFailure: Warn}";
 
 #[test]
 fn a_surge_moves_the_service_when_every_new_pod_has_answered_and_deletes_the_old_set_when_it_is_idle() {

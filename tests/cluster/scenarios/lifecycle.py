@@ -1,0 +1,6 @@
+"""The chart: installed, upgraded, tested, uninstalled."""
+
+from world import World
+
+
+SCENARIOS: list = []
