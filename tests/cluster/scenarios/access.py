@@ -1,0 +1,2 @@
+from world import World
+SCENARIOS: list = []
