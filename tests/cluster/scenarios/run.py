@@ -19,12 +19,13 @@ import world as cluster
 from world import STATE, SYSTEM, Unmet, World, run
 
 # Each has SCENARIOS: functions that take the world; the first line of the docstring is the title. Those that need no node have
-# the attribute `api_level`.
-MODULES = ["lifecycle", "manifests", "serving", "access"]
+# the attribute `api_level`; those that come after all others, `last`.
+MODULES = ["lifecycle", "serving", "access", "manifests"]
 
 
 def scenarios() -> list:
-    return [one for module in MODULES for one in importlib.import_module(module).SCENARIOS]
+    every = [one for module in MODULES for one in importlib.import_module(module).SCENARIOS]
+    return sorted(every, key=lambda one: getattr(one, "last", 0))
 
 
 def title(scenario) -> str:

@@ -1,12 +1,14 @@
 """What scenarios see and do: the cluster, the installed operator, models in namespaces of their own."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 from api import Api, Failed
@@ -38,6 +40,11 @@ def run(*command: str, text: str | None = None, check: bool = True, env: dict | 
     return done.stdout
 
 
+def now() -> str:
+    """As the API server's audit log writes it."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 class World:
     def __init__(self, binaries: Path, volume: Path | None = None, node: bool = True) -> None:
         self.api = Api()
@@ -50,6 +57,8 @@ class World:
         """Namespaces of the scenario that runs."""
         self.installed: list[str] | None = None
         """Values of the release."""
+        self.moves: list[tuple[str, str]] = []
+        """From when to when rights moved."""
         os.environ["PATH"] = f"{binaries}:{os.environ['PATH']}"
 
     def prepare(self) -> None:
@@ -120,14 +129,25 @@ class World:
     def clear(self) -> None:
         """Removes the scenario's namespaces, and waits until their workers no longer take the processor from the next one."""
         for name in self.made:
+            # First whoever makes pods, then the pods, then the namespace: one that finds pods which end in a minute looks again
+            # in half a minute, however soon they are gone.
+            for resource in ("modelprofiles", "deployments", "jobs"):
+                for one in self.api.list(resource, name):
+                    self.api.delete(resource, one["metadata"]["name"], name)
+            self.wait(f"the end of the pods of {name}", lambda name=name: self.emptied(name), 60)
             self.api.delete("namespaces", name)
         for name in self.made:
-            # They would finish what they have first, for as long as they may.
-            for pod in self.api.list("pods", name):
-                self.api.delete("pods", pod["metadata"]["name"], name, grace=1)
             self.wait(f"the end of the namespace {name}", lambda name=name: self.api.get("namespaces", name) is None, 60)
             self.api.delete("persistentvolumes", f"models-{name}")
         self.made.clear()
+
+    def emptied(self, namespace: str) -> bool:
+        """Whether there are no pods; those that there are need not finish what they have."""
+        pods = self.api.list("pods", namespace)
+        for pod in pods:
+            if pod["metadata"].get("deletionGracePeriodSeconds") != 1:
+                self.api.delete("pods", pod["metadata"]["name"], namespace, grace=1)
+        return not pods
 
     def helm(self, *arguments: str) -> str:
         home = str(self.scratch / "helm")
@@ -183,6 +203,19 @@ class World:
 
     def events(self, namespace: str) -> list[dict]:
         return self.api.list("events", namespace)
+
+    @contextlib.contextmanager
+    def rights_move(self) -> Iterator[None]:
+        """Meanwhile the roles of the chart change or go, so that an operator that is about to end may be refused something."""
+        begun = now()
+        leaving = {pod["metadata"]["uid"] for pod in self.operators()}
+        yield
+        self.wait("the former operators end", lambda: not leaving & {pod["metadata"]["uid"] for pod in self.operators()}, 60)
+        self.moves.append((begun, now()))
+
+    def rights_moved(self, time: str) -> bool:
+        """Whether that was so at a time of the audit log."""
+        return any(begun <= time <= ended for begun, ended in self.moves)
 
 
 class Model:
