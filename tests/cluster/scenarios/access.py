@@ -303,6 +303,9 @@ def audit(world: World) -> str:
         for line in log:
             if OPERATOR not in line or (entry := json.loads(line))["user"]["username"] != OPERATOR:
                 continue
+            if entry["requestURI"].endswith("/selfsubjectrulesreviews"):
+                # Asked by `rights` in its name.
+                continue
             count += 1
             right, fault = judged(world, entry, everywhere, own)
             used.add(right)
@@ -332,6 +335,6 @@ def judged(world: World, entry: dict, everywhere: set[Right], own: set[Right]) -
 
 for scenario in (operator_rights, people):
     scenario.api_level = True
-audit.last = True
+audit.last = 2
 
 SCENARIOS = [operator_rights, people, admin_port, api_keys, one_namespace, audit]
