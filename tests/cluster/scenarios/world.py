@@ -173,16 +173,16 @@ class World:
 
     def install(self, **more: object) -> None:
         """The operator by its chart, as this tree has it, with other values than the usual ones; `install()` undoes those."""
-        # Without a node no pod would ever run: definition, roles and the like then.
-        wanted = self.values(**more, **({} if self.node else {"operator.replicas": 0}))
+        wanted = self.values(**more)
         if self.installed == wanted:
             return
         chart = str(self.charts() / "modelprofile-operator")
-        self.helm(
-            "upgrade", "--install", "modelprofile", chart, "--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout=60s",
-            *wanted,
-        )
+        # Without a node no pod will ever run; definition and roles are there all the same.
+        wait = ["--wait", "--timeout=60s"] if self.node else []
+        self.helm("upgrade", "--install", "modelprofile", chart, "--namespace", SYSTEM, "--create-namespace", *wait, *wanted)
         self.installed = wanted
+        # The API server answers "storage is (re)initializing" for a moment.
+        self.wait("the definition is served", lambda: self.api.list("modelprofiles", SYSTEM) is not None, 20)
         if self.node:
             self.wait("an operator leads", self.leads, 40)
 
