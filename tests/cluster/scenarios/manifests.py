@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from api import Failed
 from verdicts import BAD, GOOD, ONLY_VALIDATE, SUPPORT
@@ -76,7 +77,8 @@ def verdicts(world: World) -> str:
     with ThreadPoolExecutor(2) as pool:
         wrong = [text for found in pool.map(judge, table) for text in found]
     expect(not wrong, "\n".join([f"{len(wrong)} verdicts are not as the table has them:", *wrong]))
-    return f"{len(table)} manifests, {sum(map(len, (cases for _, cases in ONLY_VALIDATE)))} of them beyond what the API server can check"
+    beyond = sum(len(cases) for _, cases in ONLY_VALIDATE)
+    return f"{len(table)} manifests, {beyond} of them beyond what the API server can check"
 
 
 def immutable(world: World) -> None:
@@ -143,15 +145,19 @@ def shipped(world: World) -> str:
         for definition in definitions:
             name = definition["metadata"]["name"]
             world.wait(f"the definition {name} is served", lambda name=name: established(world, name), 20)
-        files = [
-            *sorted((ROOT / "tests/charts/snapshots").glob("*.yaml")), ROOT / "deploy/install.yaml",
-            *sorted((ROOT / "deploy/examples").glob("*.yaml")),
-        ]
-        counts = [taken(path, namespace) for path in files]
+        files, objects = placed(world.scratch / "shipped", namespace)
+        # All at once: each kubectl reads all that the API server can do first.
+        told = run(
+            "kubectl", "apply", "--server-side", "--force-conflicts", "--dry-run=server", f"--namespace={namespace}",
+            f"--filename={world.scratch / 'shipped'}",
+        )
     finally:
         for definition in definitions:
             world.api.delete("customresourcedefinitions", definition["metadata"]["name"])
-    return f"{sum(counts)} objects of {len(files)} files"
+    expect("Warning" not in told, f"the API server warns:\n{told}")
+    taken = told.count("serverside-applied")
+    expect(taken == objects, f"{taken} of {objects} objects were taken:\n{told}")
+    return f"{objects} objects of {files} files"
 
 
 def established(world: World, name: str) -> bool:
@@ -159,21 +165,23 @@ def established(world: World, name: str) -> bool:
     return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
 
 
-def taken(path, namespace: str) -> int:
-    """Whether the API server would make these objects, none of which is there yet; how many."""
-    text = path.read_text()
-    for written in ("modelprofile-system", "monitoring", "team-a"):
-        text = text.replace(f"namespace: {written}\n", f"namespace: {namespace}\n")
-    # A namespace that is being made in a dry run is not there for what comes into it.
-    text = text.replace("kind: Namespace\nmetadata:\n  name: modelprofile-system\n", f"kind: Namespace\nmetadata:\n  name: {namespace}\n")
-    told = run(
-        "kubectl", "apply", "--server-side", "--force-conflicts", "--dry-run=server", f"--namespace={namespace}", "--filename=-", text=text,
-    )
-    expect("Warning" not in told, f"{path.name}: the API server warns:\n{told}")
-    count = told.count("serverside-applied")
-    documents = sum(line.startswith("kind: ") for line in text.splitlines())
-    expect(count == documents, f"{path.name}: {count} of {documents} objects were taken:\n{told}")
-    return count
+def placed(folder: Path, namespace: str) -> tuple[int, int]:
+    """Writes what is shipped with another namespace than the file's, so that nothing of it is there yet; how many files and objects."""
+    files = [
+        *(ROOT / "tests/charts/snapshots").glob("*.yaml"), ROOT / "deploy/install.yaml", *(ROOT / "deploy/examples").glob("*.yaml"),
+    ]
+    folder.mkdir()
+    objects = 0
+    for path in files:
+        text = path.read_text()
+        for written in ("modelprofile-system", "monitoring", "team-a"):
+            text = text.replace(f"namespace: {written}\n", f"namespace: {namespace}\n")
+        # A namespace that is made in a dry run is not there for what comes into it.
+        head = "kind: Namespace\nmetadata:\n  name:"
+        text = text.replace(f"{head} modelprofile-system\n", f"{head} {namespace}\n")
+        (folder / f"{path.parent.name}-{path.name}").write_text(text)
+        objects += sum(line.startswith("kind: ") for line in text.splitlines())
+    return len(files), objects
 
 
 for scenario in (verdicts, immutable, shipped):

@@ -33,7 +33,10 @@ GOOD: dict[str, dict] = {
             "env": [{"name": "A", "value": ""}, {"name": "B", "secretKeyRef": {"name": "s", "key": "k"}}],
         },
         "profiles": [
-            {"name": "a", "weights": {"format": "INT4", "method": "AWQ", "groupSize": 64, "zeroPoint": "Integer"}, "kvCache": {"format": "FP8E4M3"}, "tensorParallel": 1},
+            {
+                "name": "a", "weights": {"format": "INT4", "method": "AWQ", "groupSize": 64, "zeroPoint": "Integer"},
+                "kvCache": {"format": "FP8E4M3"}, "tensorParallel": 1,
+            },
             {"name": "b-2", "weights": {"format": "INT8", "method": "SmoothQuant"}, "kvCache": {"format": "FP8E4M3"}},
         ],
         "switching": {
@@ -41,16 +44,26 @@ GOOD: dict[str, dict] = {
             "targets": {"kvCacheUtilizationPercent": 1, "queueTimeSeconds": "0.5", "timeToFirstTokenSeconds": 3},
             "toDensity": {"stabilizationWindowSeconds": 0}, "toQuality": {"stabilizationWindowSeconds": 0, "pressureBelowPercent": 99},
             "minDwellSeconds": 0, "maxSwitchesPerHour": 240,
-            "schedule": {"timeZone": "Europe/Paris", "windows": [{"name": "night", "profile": "a", "days": ["Sun", "Mon"], "start": "22:00", "end": "05:00"}]},
+            "schedule": {
+                "timeZone": "Europe/Paris",
+                "windows": [{"name": "night", "profile": "a", "days": ["Sun", "Mon"], "start": "22:00", "end": "05:00"}],
+            },
         },
-        "scaling": {"mode": "External", "minReplicas": 1, "maxReplicas": 1000, "replicas": 0, "scaleDown": {"stabilizationWindowSeconds": 86400}},
+        "scaling": {
+            "mode": "External", "minReplicas": 1, "maxReplicas": 1000, "replicas": 0,
+            "scaleDown": {"stabilizationWindowSeconds": 86400},
+        },
         "quality": {
             "maxPerplexityIncreasePercent": 0, "maxMeanKLDivergence": "0.05", "onFailure": "Warn",
             "dataset": {"uri": "https://example.org/text.txt", "maxTokens": 16, "contextTokens": 16},
         },
         "placement": {
-            "acceleratorResource": "nvidia.com/gpu", "nodeSelector": {"zone": "a"}, "runtimeClassName": "nvidia", "memoryBudget": "76Gi",
-            "tolerations": [{"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoExecute", "tolerationSeconds": 5}, {"operator": "Exists"}],
+            "acceleratorResource": "nvidia.com/gpu", "nodeSelector": {"zone": "a"}, "runtimeClassName": "nvidia",
+            "memoryBudget": "76Gi",
+            "tolerations": [
+                {"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoExecute", "tolerationSeconds": 5},
+                {"operator": "Exists"},
+            ],
             "affinity": {"nodeAffinity": {"anything": [1, {"a": None}]}},
             "resources": {"requests": {"cpu": 2, "memory": "1Gi"}, "limits": {"memory": "1024Mi"}},
         },
@@ -78,10 +91,16 @@ GOOD: dict[str, dict] = {
     "a mixture of llama.cpp": {"engine/type": "LlamaCpp", "switching/strategy": "Recreate", "profiles/0/weights/format": "Q5_K_M"},
     "in pods of its own": {"switching/strategy": "Surge", "profiles/1/kvCache": {"format": "FP16"}},
     "a pin without the mode": {"switching/pinnedProfile": "density"},
-    "a whole day, across the end of the week": windows(window(days=["Sun"], start="22:00", end="06:00"), window(name="v", days=["Mon"], start="06:00", end="24:00")),
+    "neighbours across the end of the week": windows(
+        window(days=["Sun"], start="22:00", end="06:00"), window(name="v", days=["Mon"], start="06:00", end="24:00"),
+    ),
     "no days": windows(window(days=[])),
-    "whole numbers": {"placement/memoryBudget": 8000000000, "quality/maxMeanKLDivergence": 1, "placement/resources": {"limits": {"cpu": 2}}},
-    "quantities": {"placement/resources": {"limits": {"cpu": "1500m", "memory": "1.5Gi", "x.org/a": "8e9", "x.org/b": "1E", "x.org/c": ".5", "x.org/d": "+1", "x.org/e": "1."}}},
+    "whole numbers": {
+        "placement/memoryBudget": 8000000000, "quality/maxMeanKLDivergence": 1, "placement/resources": {"limits": {"cpu": 2}},
+    },
+    "quantities": {"placement/resources": {"limits": {
+        "cpu": "1500m", "memory": "1.5Gi", "x.org/a": "8e9", "x.org/b": "1E", "x.org/c": ".5", "x.org/d": "+1", "x.org/e": "1.",
+    }}},
     "a budget in exponents": {"placement/memoryBudget": "8e9"},
     "request without limit": {"placement/resources": {"requests": {"memory": "2Gi"}, "limits": {"cpu": "1"}}},
     "request at its limit": {"placement/resources": {"requests": {"cpu": "1"}, "limits": {"cpu": "1000m"}}},
@@ -142,7 +161,10 @@ BAD: dict[str, dict] = {
     "window of an hour at most": {"switching/toDensity": {"stabilizationWindowSeconds": 3601}},
     # Schedule.
     "no windows": windows(),
-    "too many windows": windows(*(window(name=f"w{n}", start=f"{n // 2:02}:{n % 2 * 30:02}", end=f"{n // 2:02}:{n % 2 * 30 + 20:02}") for n in range(33))),
+    "too many windows": windows(*(
+        # Half an hour each: 33 of them do not overlap.
+        window(name=f"w{n}", start=f"{n // 2:02}:{n % 2 * 30:02}", end=f"{n // 2:02}:{n % 2 * 30 + 20:02}") for n in range(33)
+    )),
     "time": windows(window(start="8:00")),
     "time without quotes": windows(window(start=800)),
     "25 o'clock": windows(window(end="25:00")),
@@ -259,8 +281,12 @@ ONLY_VALIDATE: list[tuple[str, dict[str, dict]]] = [
     }),
     ("To compare 32 windows of 7 days with each other costs more than a rule may.", {
         "overlap": windows(window(), window(name="v", start="08:30", end="10:00")),
-        "overlap across midnight": windows(window(days=["Mon"], start="22:00", end="06:00"), window(name="v", days=["Tue"], start="05:00", end="07:00")),
-        "overlap across the week": windows(window(days=["Sun"], start="22:00", end="06:00"), window(name="v", days=["Mon"], start="05:00", end="07:00")),
+        "overlap across midnight": windows(
+            window(days=["Mon"], start="22:00", end="06:00"), window(name="v", days=["Tue"], start="05:00", end="07:00"),
+        ),
+        "overlap across the week": windows(
+            window(days=["Sun"], start="22:00", end="06:00"), window(name="v", days=["Mon"], start="05:00", end="07:00"),
+        ),
     }),
     ("To read two amounts for each of 16 resources costs twice what a rule may.", {
         "request above its limit": {"placement/resources": {"limits": {"memory": "1Gi"}, "requests": {"memory": "2Gi"}}},

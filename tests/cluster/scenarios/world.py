@@ -57,8 +57,8 @@ class World:
         """Namespaces of the scenario that runs."""
         self.installed: list[str] | None = None
         """Values of the release."""
-        self.moves: list[tuple[str, str]] = []
-        """From when to when rights moved."""
+        self.moves = self.scratch / "moves.jsonl"
+        """From when to when rights moved; in a file, since the audit log is older than this process where a cluster is kept."""
         os.environ["PATH"] = f"{binaries}:{os.environ['PATH']}"
 
     def prepare(self) -> None:
@@ -211,11 +211,13 @@ class World:
         leaving = {pod["metadata"]["uid"] for pod in self.operators()}
         yield
         self.wait("the former operators end", lambda: not leaving & {pod["metadata"]["uid"] for pod in self.operators()}, 60)
-        self.moves.append((begun, now()))
+        with open(self.moves, "a") as file:
+            file.write(json.dumps((begun, now())) + "\n")
 
     def rights_moved(self, time: str) -> bool:
         """Whether that was so at a time of the audit log."""
-        return any(begun <= time <= ended for begun, ended in self.moves)
+        moves = map(json.loads, self.moves.read_text().splitlines()) if self.moves.exists() else ()
+        return any(begun <= time <= ended for begun, ended in moves)
 
 
 class Model:
