@@ -55,7 +55,7 @@ GOOD: dict[str, dict] = {
         },
         "quality": {
             "maxPerplexityIncreasePercent": 0, "maxMeanKLDivergence": "0.05", "onFailure": "Warn",
-            "dataset": {"uri": "https://example.org/text.txt", "maxTokens": 16, "contextTokens": 16},
+            "dataset": {"uri": "pvc://texts/text.txt", "maxTokens": 16, "contextTokens": 16},
         },
         "placement": {
             "acceleratorResource": "nvidia.com/gpu", "nodeSelector": {"zone": "a"}, "runtimeClassName": "nvidia",
