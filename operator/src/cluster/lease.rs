@@ -21,8 +21,8 @@ const RENEW: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(2);
 /// Longest wait for an answer.
 const ANSWER: Duration = Duration::from_secs(3);
-/// How long before the end of an unrenewed Lease its holder gives up: time for passes that are under way to be cut.
-const MARGIN: Duration = Duration::from_secs(3);
+/// How long after its last renewal a holder gives up: earlier than others may take over, by the time in which passes end.
+const GIVE_UP: Duration = Duration::from_secs(12);
 
 /// A Lease, and who this process is.
 pub struct Lease {
@@ -75,7 +75,7 @@ impl Lease {
         loop {
             tokio::time::sleep(RENEW).await;
             loop {
-                let left = (DURATION - MARGIN).saturating_sub(held.renewed.elapsed());
+                let left = GIVE_UP.saturating_sub(held.renewed.elapsed());
                 let asked = Instant::now();
                 let why = match tokio::time::timeout(left, self.renew(held)).await {
                     Ok(Ok(Ok(version))) => {
@@ -86,7 +86,7 @@ impl Lease {
                     Ok(Err(error)) => error.to_string(),
                     Err(_) => "the API server does not answer".to_owned(),
                 };
-                if held.renewed.elapsed() + RETRY >= DURATION - MARGIN {
+                if held.renewed.elapsed() + RETRY >= GIVE_UP {
                     return Lost::RunOut(why);
                 }
                 tracing::warn!("the Lease {} cannot be renewed, and is tried again: {why}", self.name);
@@ -236,6 +236,7 @@ mod tests {
 
     #[test]
     fn a_holder_gives_up_before_another_one_may_take_over() {
-        assert!(RENEW + RETRY + ANSWER < DURATION - MARGIN, "one attempt may fail");
+        assert!(GIVE_UP < DURATION);
+        assert!(RENEW + RETRY + ANSWER < GIVE_UP, "one attempt may fail");
     }
 }

@@ -250,7 +250,7 @@ mod tests {
             assert_eq!(next_look(&uid, then, interval), interval, "exactly then it is a whole interval to the next");
             assert_eq!(
                 next_look(&uid, then + Duration::from_millis(20), interval),
-                interval - Duration::from_millis(20)
+                interval.saturating_sub(Duration::from_millis(20))
             );
             thirds[usize::try_from(first.as_millis() / 1667).unwrap()] += 1;
         }
