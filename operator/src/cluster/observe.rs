@@ -65,7 +65,7 @@ pub struct Observed {
     pub routed: Option<Set>,
 }
 
-/// Looks. Workers get as long as [`Workers::hear`] takes, all at once.
+/// Looks. Workers get as long as [`super::workers::Workers::hear`] takes, all at once.
 pub async fn observe(context: &Context, valid: &Valid, memory: &mut Memory, rules: &Rules, token: &str) -> Observed {
     let (indexes, workers) = (&context.indexes, &context.workers);
     let owner = valid.owner();
