@@ -255,3 +255,19 @@ class Model:
             event.get("note", "") for event in self.world.events(self.namespace)
             if event["reason"] == reason and event["regarding"]["name"] == self.name
         ]
+
+    def told(self, action: str) -> list[tuple[str, str]]:
+        """Reason and sentence of the operator's Events with this action about it, in the order in which they happened."""
+        ours = [
+            event for event in self.world.events(self.namespace)
+            if event.get("reportingController") == "modelprofile-operator" and event["action"] == action
+            and event["regarding"]["name"] == self.name
+        ]
+        return [(event["reason"], event.get("note", "")) for event in sorted(ours, key=lambda event: event["eventTime"])]
+
+    def processes(self) -> set[tuple[str, int]]:
+        """Its workers by what another pod, or a restart of the container, would change."""
+        return {
+            (pod["metadata"]["uid"], sum(container["restartCount"] for container in pod["status"].get("containerStatuses", [])))
+            for pod in self.pods()
+        }
