@@ -94,7 +94,7 @@ def edited_limits_are_followed(world: World) -> str:
         model.serves("quality", replicas=2, seconds=60)
         load.wait_for_answers(3)
         pods = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in model.living()}
-        long = {name: Asked(address, 400) for name, address in pods.items()}
+        long = {name: Asked(address, 200) for name, address in pods.items()}
         for answer in long.values():
             expect(answer.begun.wait(30), f"an answer begins: {answer.text}")
         start = time.monotonic()
@@ -115,7 +115,7 @@ def edited_limits_are_followed(world: World) -> str:
     told = model.told("Scale")
     expect([reason for reason, _ in told] == ["ReplicasRequested"] * 2, f"Events tell both: {told}")
     expect(told[0][1].startswith("2 workers instead of 1") and told[1][1].startswith("1 workers instead of 2"), f"as sentences: {told}")
-    return f"a pod is told to go {reacted:.1f} s after the edit, and its answer of 400 tokens is whole"
+    return f"a pod is told to go {reacted:.1f} s after the edit, and its answer of 200 tokens is whole"
 
 
 def others_scale(world: World) -> str:
