@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 from world import Model, Unmet
 
@@ -45,11 +46,15 @@ class Story:
 
     def profiles(self) -> list[str]:
         """Active profiles in their order, each once for as long as it stayed."""
-        return self._changes(lambda status: status.get("activeProfile"))
+        return self.of(lambda status: status.get("activeProfile"))
 
     def decisions(self) -> list[str]:
         """Decisions in their order, as `Hold WithinTargets`."""
-        return self._changes(lambda status: "{action} {reason}".format(**status["lastDecision"]) if "lastDecision" in status else None)
+        def words(status: dict) -> str | None:
+            decision = status.get("lastDecision")
+            return decision and f"{decision['action']} {decision['reason']}"
+
+        return self.of(words)
 
     def sentences(self, reason: str) -> list[str]:
         """What the status said with this reason."""
@@ -63,10 +68,11 @@ class Story:
             if decision not in told:
                 raise Unmet(f"{self.model.name}: in this order the decisions {list(wanted)}; there were {self.decisions()}")
 
-    def _changes(self, of) -> list[str]:
-        found: list[str] = []
+    def of(self, look: Callable[[dict], object]) -> list:
+        """What `look` finds in the statuses, each once for as long as it stayed; None is left out."""
+        found: list = []
         for status in list(self.statuses):
-            value = of(status)
+            value = look(status)
             if value is not None and found[-1:] != [value]:
                 found.append(value)
         return found
