@@ -50,11 +50,11 @@ def says(text: str, *parts: str) -> None:
 
 def load_switches_and_returns(world: World) -> str:
     """A peak brings density and its end quality: no request fails, no pod restarts, and status and Events tell why"""
-    model = world.model(world.namespace("peak")).apply(switching={**SOON, "targets": {"kvCacheUtilizationPercent": 3}})
+    model = world.model(world.namespace("peak")).apply(switching={**SOON, "targets": {"kvCacheUtilizationPercent": 2}})
     model.serves("quality")
     workers = model.processes()
     with Story(model) as story:
-        report = replay(world, model, synthetic=15, base_rate=0.7, peak_rate=6, mean_prompt=60, mean_output=40)
+        report = replay(world, model, synthetic=12, base_rate=0.7, peak_rate=7, mean_prompt=60, mean_output=40)
         model.serves("quality", seconds=60)
         model.becomes("Progressing", "False", "Stable")
     day = report["summary"]
@@ -64,9 +64,7 @@ def load_switches_and_returns(world: World) -> str:
     expect(model.processes() == workers, f"the worker is the one that it was: {workers}, and now {model.processes()}")
 
     expect(story.profiles() == ["quality", "density", "quality"], f"the profile went up once and came back: {story.profiles()}")
-    story.tells(
-        "Hold WithinTargets", "Hold Stabilizing", "Switch PressureHigh", "Hold AtLimit", "Switch PressureLow", "Hold WithinTargets",
-    )
+    story.tells("Hold WithinTargets", "Hold Stabilizing", "Switch PressureHigh", "Switch PressureLow", "Hold WithinTargets")
     expect(
         switches(model) == ["quality -> density PressureHigh Completed", "density -> quality PressureLow Completed"],
         f"the history has both switches with what brought them about: {switches(model)}",
@@ -76,7 +74,7 @@ def load_switches_and_returns(world: World) -> str:
         [reason for reason, _ in told] == ["PressureHigh", "SwitchCompleted", "PressureLow", "SwitchCompleted"],
         f"Events tell each decision and each end: {told}",
     )
-    says(told[0][1], "KV demand is", "(target 3 %) for 2 s; density is predicted to bring the pressure from")
+    says(told[0][1], "KV demand is", "(target 2 %) for 2 s; density is predicted to bring the pressure from")
     says(told[1][1], "quality -> density (PressureHigh): Completed after")
     says(told[2][1], "quality is predicted at", "below 70 % for 3 s")
     says(told[3][1], "density -> quality (PressureLow): Completed after")
