@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::{Event, EventType, Recorder};
 use modelprofile_api::{API_VERSION, KIND, ModelProfileStatus};
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 
@@ -19,6 +18,7 @@ use super::news::news;
 use super::observe::Indexes;
 use super::plan::facts::Options;
 use super::plan::names::Owner;
+use super::recorder::Recorder;
 use super::status;
 use super::tokens::Signer;
 use super::workers::Workers;
@@ -98,15 +98,8 @@ impl Context {
             ..ObjectReference::default()
         };
         for one in news(before, &after) {
-            let event = Event {
-                type_: if one.warning { EventType::Warning } else { EventType::Normal },
-                reason: one.reason,
-                note: Some(one.note),
-                action: one.action.to_owned(),
-                secondary: None,
-            };
             // An Event that is lost is no reason to do the pass again: the status has it all.
-            if let Err(error) = self.recorder.publish(&event, &reference).await {
+            if let Err(error) = self.recorder.publish(&one, &reference).await {
                 tracing::warn!(namespace = owner.namespace, name = owner.name, "an Event cannot be published: {error}");
             }
         }

@@ -8,7 +8,6 @@ use jiff::SignedDuration;
 use kube::api::{Api, DynamicObject};
 use kube::core::ApiResource;
 use kube::runtime::controller::{Action as Requeue, Config, Controller};
-use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
@@ -24,7 +23,8 @@ use super::metrics::Metrics;
 use super::observe::Indexes;
 use super::pass::pass;
 use super::plan::facts::Options;
-use super::plan::names::{MANAGER, NAME};
+use super::plan::names::NAME;
+use super::recorder::Recorder;
 use super::tokens::Signer;
 use super::workers::Workers;
 
@@ -47,16 +47,21 @@ pub struct Settings {
     pub options: Options,
 }
 
-/// Watches and reconciles until the process is asked to end.
+/// Watches and reconciles until `end` resolves.
 ///
 /// # Errors
 /// The HTTP client of the workers cannot be built.
-pub async fn run(client: Client, settings: Settings, signer: Signer, metrics: Metrics) -> anyhow::Result<()> {
+pub async fn run(
+    client: Client,
+    settings: Settings,
+    signer: Signer,
+    metrics: Metrics,
+    end: impl Future<Output = ()> + Send + Sync + 'static,
+) -> anyhow::Result<()> {
     let (changed, changes) = mpsc::channel(CHANGES);
-    let reporter = Reporter { controller: MANAGER.to_owned(), instance: std::env::var("POD_NAME").ok() };
     let context = Arc::new(Context {
         writer: Writer::new(client.clone()),
-        recorder: Recorder::new(client.clone(), reporter),
+        recorder: Recorder::new(client.clone(), std::env::var("POD_NAME").ok()),
         indexes: Indexes::default(),
         workers: Workers::new()?,
         signer,
@@ -83,7 +88,7 @@ pub async fn run(client: Client, settings: Settings, signer: Signer, metrics: Me
     let controller = Controller::new_with(profiles, watcher::Config::default(), resource)
         .with_config(Config::default().concurrency(PASSES).debounce(DEBOUNCE))
         .reconcile_on(changes)
-        .shutdown_on_signal()
+        .graceful_shutdown_on(end)
         .run(reconcile, failed, context)
         .for_each(|outcome| async {
             if let Err(error) = outcome {

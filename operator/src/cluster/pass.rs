@@ -132,6 +132,7 @@ fn observation(rules: &Rules, observed: &Observed, before: &ModelProfileStatus, 
             stuck: &stuck,
             routed: observed.routed.as_ref().and_then(|set| set.profile()),
             wanted: before.desired_profile.as_deref(),
+            known: before.active_profile.as_deref(),
             prepared,
             replicas: asked
                 .and_then(|asked| u32::try_from(asked).ok())
