@@ -59,12 +59,12 @@ def load_adds_and_removes_a_worker(world: World) -> str:
         with Load(model.url(), clients=9, tokens=48) as heavy:
             world.wait("a second worker is asked for", lambda: model.status().get("replicas") == 2, 30)
             asked = time.monotonic()
-            model.serves("quality", replicas=2, seconds=60)
+            model.serves("quality", replicas=2)
             came = time.monotonic()
-            second = model.processes() - first
-            heavy.wait_for_answers(6)
+            both = model.processes()
+            heavy.wait_for_answers(6, seconds=120)
         light.wait_for_answers(2)
-        model.serves("quality", replicas=1, seconds=60)
+        model.serves("quality", replicas=1, seconds=120)
         # The pod that goes finishes what it has, and what still finds its way to it.
         world.wait("the end of the second pod", lambda: len(model.pods()) == 1, 60)
         went = time.monotonic()
@@ -72,8 +72,9 @@ def load_adds_and_removes_a_worker(world: World) -> str:
     for outcome in (heavy.outcome, light.outcome):
         expect(not outcome.failed and not outcome.refused, f"no request fails: {outcome.failed} {outcome}")
         expect(set(outcome.profiles) == {"quality"}, f"every answer is of quality: {outcome.profiles}")
-    expect(len(second) == 1, f"one pod more: {second}")
-    expect(model.processes() == first, f"the pod that was there from the start stays: {first}, and now {model.processes()}")
+    # Which of the two goes, Kubernetes chooses.
+    expect(len(both) == 2 and first < both, f"one pod more: {first}, then {both}")
+    expect(model.processes() < both, f"one of them stays as it was: {both}, and now {model.processes()}")
     expect(story.profiles() == ["quality"], f"the profile stays: {story.profiles()}")
     counts = story.of(lambda status: status.get("replicas"))
     expect(counts == [1, 2, 1], f"one more and one less, once: {counts}")
@@ -93,7 +94,7 @@ def edited_limits_are_followed(world: World) -> str:
     model.serves("quality")
     with Load(model.url(), clients=1, tokens=16, pause=0.1) as load:
         model.edit({"scaling": {"minReplicas": 2, "maxReplicas": 2}})
-        model.serves("quality", replicas=2, seconds=60)
+        model.serves("quality", replicas=2)
         load.wait_for_answers(3)
         pods = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in model.living()}
         long = {name: Asked(address, 150) for name, address in pods.items()}
@@ -142,7 +143,7 @@ def others_scale(world: World) -> str:
         conditions = world.api.get(AUTOSCALER, "smollm2", namespace)["status"].get("conditions")
         raise AssertionError(f"{why}; it says {conditions}") from None
     asked = time.monotonic() - start
-    model.serves("quality", replicas=2, seconds=60)
+    model.serves("quality", replicas=2)
     scale = json.loads(run("kubectl", "get", "modelprofile/smollm2", "--subresource=scale", "-n", namespace, "-o", "json"))
     expect((scale["spec"]["replicas"], scale["status"]["replicas"]) == (2, 2), f"/scale has both numbers: {scale}")
     expect(scale["status"]["selector"] == model.status()["selector"], f"/scale has the selector of the status: {scale}")

@@ -58,6 +58,10 @@ class World:
             for name in ("operator", "worker"):
                 self.image(name, TAG)
             self.lay_volume()
+            # Those of an earlier run in the same cluster still have the image of then.
+            for pod in self.operators():
+                self.api.delete("pods", pod["metadata"]["name"], SYSTEM, grace=1)
+            self.wait("the end of earlier operators", lambda: not any(one["metadata"].get("deletionTimestamp") for one in self.operators()), 30)
 
     def wait(self, what: str, look: Callable[[], object], seconds: float = 60, every: float = 0.2) -> object:
         """Until `look` returns something true, which is returned. What it returned or raised last is part of the failure."""
