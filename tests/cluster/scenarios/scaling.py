@@ -5,7 +5,7 @@ import json
 import threading
 import time
 
-from load import Load
+from load import Load, cache_alone
 from story import Story
 from world import Model, World, expect, run
 
@@ -44,11 +44,7 @@ def load_adds_and_removes_a_worker(world: World) -> str:
     """With prefer: Scale load adds a worker and its end removes it again, the profile stays, and no request fails meanwhile"""
     model = world.model(world.namespace("grow"))
     model.apply(
-        switching={
-            "prefer": "Scale", "toDensity": {"stabilizationWindowSeconds": 2},
-            # How long requests wait depends on the machine, how much of the KV cache they hold does not.
-            "targets": {"kvCacheUtilizationPercent": 2, "queueTimeSeconds": 60, "timeToFirstTokenSeconds": 60},
-        },
+        switching={"prefer": "Scale", "targets": cache_alone(2), "toDensity": {"stabilizationWindowSeconds": 2}},
         scaling={"minReplicas": 1, "maxReplicas": 2, "scaleDown": {"stabilizationWindowSeconds": 4}},
     )
     model.serves("quality")

@@ -6,7 +6,7 @@ import threading
 import time
 from datetime import datetime, timedelta, timezone
 
-from load import Load
+from load import Load, cache_alone
 from story import Story
 from world import Model, Unmet, World, expect, run
 
@@ -50,7 +50,7 @@ def says(text: str, *parts: str) -> None:
 
 def load_switches_and_returns(world: World) -> str:
     """A peak brings density and its end quality: no request fails, no pod restarts, and status and Events tell why"""
-    model = world.model(world.namespace("peak")).apply(switching={**SOON, "targets": {"kvCacheUtilizationPercent": 2}})
+    model = world.model(world.namespace("peak")).apply(switching={**SOON, "targets": cache_alone(2)})
     model.serves("quality")
     workers = model.processes()
     with Story(model) as story:
@@ -193,7 +193,7 @@ def recommend_changes_nothing(world: World) -> str:
     """With the mode Recommend an overloaded model keeps its profile, and status and Events say what Auto would do"""
     namespace = world.namespace("advice")
     model = world.model(namespace)
-    model.apply(switching={**SOON, "mode": "Recommend", "targets": {"kvCacheUtilizationPercent": 1}})
+    model.apply(switching={**SOON, "mode": "Recommend", "targets": cache_alone(1)})
     model.serves("quality")
     workers = model.processes()
 
