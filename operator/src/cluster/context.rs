@@ -24,6 +24,9 @@ use super::status;
 use super::tokens::Signer;
 use super::workers::Workers;
 
+/// UID and memory of a ModelProfile.
+type Kept = (String, Arc<AsyncMutex<Memory>>);
+
 /// What every pass needs.
 pub struct Context {
     /// Writes objects.
@@ -47,7 +50,7 @@ pub struct Context {
     /// Tells the controller of a ModelProfile that needs a pass.
     pub changed: mpsc::Sender<Key>,
     /// With the UID of the ModelProfile that each is of.
-    pub(super) memories: Mutex<HashMap<Key, (String, Arc<AsyncMutex<Memory>>)>>,
+    pub(super) memories: Mutex<HashMap<Key, Kept>>,
     /// Passes that failed in a row.
     pub(super) failures: Mutex<HashMap<Key, u32>>,
 }

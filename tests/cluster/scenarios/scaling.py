@@ -53,7 +53,7 @@ def load_adds_and_removes_a_worker(world: World) -> str:
     with Story(model) as story, Load(model.url(), clients=1, tokens=24, pause=0.1) as light:
         # Each holds 4 of 1343 blocks on average: one worker is over its target, and two are below theirs.
         with Load(model.url(), clients=9, tokens=48) as heavy:
-            world.wait("a second worker is asked for", lambda: model.status().get("replicas") == 2, 30)
+            world.wait("a second worker is asked for", lambda: model.status().get("replicas") == 2, 90)
             asked = time.monotonic()
             model.serves("quality", replicas=2)
             came = time.monotonic()
