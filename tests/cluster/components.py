@@ -88,6 +88,8 @@ def second(layout: Layout) -> list[Component]:
         f"--root-ca-file={pki}/ca.crt", f"--flex-volume-plugin-dir={state}/volume-plugins",
         # A test that stops the kubelet needs to wait only so long for the node to be reported lost (default 50 s).
         "--node-monitor-grace-period=20s",
+        # A new autoscaler is looked at for the first time after as long (default 15 s).
+        "--horizontal-pod-autoscaler-sync-period=2s",
     ])]
     if layout.control_plane:
         return components

@@ -109,3 +109,8 @@ class Load:
                 gap = time.monotonic() - self.refused_since
                 self.outcome.longest_refusal = max(self.outcome.longest_refusal, gap)
                 self.refused_since = None
+
+
+def cache_alone(percent: int) -> dict:
+    """Targets of which the KV cache's alone counts: how long requests wait depends on the machine, and on who else has work for it."""
+    return {"kvCacheUtilizationPercent": percent, "queueTimeSeconds": 600, "timeToFirstTokenSeconds": 600}

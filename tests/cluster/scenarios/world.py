@@ -67,6 +67,13 @@ class World:
             for name in ("operator", "worker"):
                 self.image(name, TAG)
             self.lay_volume()
+            # Those of an earlier run in the same cluster still have the image of then.
+            former = {pod["metadata"]["uid"] for pod in self.operators()}
+            for pod in self.operators():
+                self.api.delete("pods", pod["metadata"]["name"], SYSTEM, grace=1)
+            self.wait(
+                "the end of earlier operators", lambda: former.isdisjoint(pod["metadata"]["uid"] for pod in self.operators()), 30,
+            )
 
     def wait(self, what: str, look: Callable[[], object], seconds: float = 60, every: float = 0.2) -> object:
         """Until `look` returns something true, which is returned. What it returned or raised last is part of the failure."""
@@ -292,3 +299,19 @@ class Model:
             event.get("note", "") for event in self.world.events(self.namespace)
             if event["reason"] == reason and event["regarding"]["name"] == self.name
         ]
+
+    def told(self, action: str) -> list[tuple[str, str]]:
+        """Reason and sentence of the operator's Events with this action about it, in the order in which they happened."""
+        ours = [
+            event for event in self.world.events(self.namespace)
+            if event.get("reportingController") == "modelprofile-operator" and event["action"] == action
+            and event["regarding"]["name"] == self.name
+        ]
+        return [(event["reason"], event.get("note", "")) for event in sorted(ours, key=lambda event: event["eventTime"])]
+
+    def processes(self) -> set[tuple[str, int]]:
+        """Its workers by what another pod, or a restart of the container, would change."""
+        return {
+            (pod["metadata"]["uid"], sum(container["restartCount"] for container in pod["status"].get("containerStatuses", [])))
+            for pod in self.pods()
+        }
