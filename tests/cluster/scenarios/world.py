@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,11 +83,12 @@ class World:
             expect(look(), f"{what}: not any more")
             time.sleep(every)
 
-    def image(self, name: str, tag: str) -> None:
+    def image(self, name: str, tag: str, **values: object) -> None:
         """Builds and loads an image of tests/cluster/images."""
+        pairs = {"binaries": self.binaries, **values}.items()
         run(
             sys.executable, "tests/cluster/cluster.py", "image", f"tests/cluster/images/{name}.txt", "--tag", tag,
-            "--state", str(STATE), "--set", f"binaries={self.binaries}",
+            "--state", str(STATE), *(word for name, value in pairs for word in ("--set", f"{name}={value}")),
         )
 
     def lay_volume(self) -> None:
@@ -182,6 +186,52 @@ class World:
     def events(self, namespace: str) -> list[dict]:
         return self.api.list("events", namespace)
 
+    def component(self, verb: str, name: str) -> None:
+        """Stops or starts a process of the cluster itself."""
+        run(sys.executable, "tests/cluster/cluster.py", verb, name, "--state", str(STATE))
+
+    def kill(self, pod: dict, program: str) -> None:
+        """As kill -9 on the node does, past the kubelet; `program` is the file name of the process's program."""
+        killed = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                if Path(words[0].decode()).name == program and f"pod{pod['metadata']['uid']}" in (process / "cgroup").read_text():
+                    os.kill(int(process.name), signal.SIGKILL)
+                    killed.append(process.name)
+            except (FileNotFoundError, ProcessLookupError):
+                # It ended meanwhile.
+                continue
+        expect(len(killed) == 1, f"{pod['metadata']['name']} has one process {program}: {killed}")
+
+
+class Watch:
+    """`with Watch(look) as watch: ...` looks again and again meanwhile; `watch.seen` has what was seen, repetitions left out."""
+
+    def __init__(self, look: Callable[[], object], every: float = 0.2) -> None:
+        self.look, self.every = look, every
+        self.seen: list = []
+        self.end = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end.set()
+        self.thread.join(30)
+
+    def _run(self) -> None:
+        while not self.end.wait(self.every):
+            try:
+                now = self.look()
+            except (Failed, OSError):
+                # The API server or a pod is away; what comes then is what counts.
+                continue
+            if not self.seen or self.seen[-1] != now:
+                self.seen.append(now)
+
 
 class Model:
     """A ModelProfile."""
@@ -255,3 +305,13 @@ class Model:
             event.get("note", "") for event in self.world.events(self.namespace)
             if event["reason"] == reason and event["regarding"]["name"] == self.name
         ]
+
+    def answers(self, seconds: float = 30) -> None:
+        """A request through the Service is answered: kube-proxy, which may lag by seconds, knows its address."""
+        body = json.dumps({"model": "smollm2", "prompt": "Hello", "max_tokens": 1}).encode()
+        request = urllib.request.Request(f"{self.url()}/v1/completions", body, {"Content-Type": "application/json"})
+
+        def answered() -> bool:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.status == 200
+        self.world.wait(f"{self.name} answers", answered, seconds)

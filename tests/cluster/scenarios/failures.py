@@ -1,0 +1,3 @@
+"""What goes on when a part is lost."""
+
+SCENARIOS: list = []
