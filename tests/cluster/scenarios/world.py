@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -128,7 +127,9 @@ class World:
         for name in self.made:
             # They would finish what they have first, for as long as they may.
             for pod in self.api.list("pods", name):
-                self.api.delete("pods", pod["metadata"]["name"], name, grace=1)
+                # A minute's linger that has begun is not cut short by a shorter one: only the object can be made to go.
+                lingers = "deletionTimestamp" in pod["metadata"]
+                self.api.delete("pods", pod["metadata"]["name"], name, grace=0 if lingers else 1)
             self.wait(f"the end of the namespace {name}", lambda name=name: self.api.get("namespaces", name) is None, 60)
             self.api.delete("persistentvolumes", f"models-{name}")
         self.made.clear()
@@ -190,19 +191,19 @@ class World:
         """Stops or starts a process of the cluster itself."""
         run(sys.executable, "tests/cluster/cluster.py", verb, name, "--state", str(STATE))
 
-    def kill(self, pod: dict, program: str) -> None:
-        """As kill -9 on the node does, past the kubelet; `program` is the file name of the process's program."""
-        killed = []
+    def process(self, pod: dict, program: str) -> int:
+        """Of a pod's container, to be killed on the node, past the kubelet; `program` is its file's name."""
+        found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 words = (process / "cmdline").read_bytes().split(b"\0")
                 if Path(words[0].decode()).name == program and f"pod{pod['metadata']['uid']}" in (process / "cgroup").read_text():
-                    os.kill(int(process.name), signal.SIGKILL)
-                    killed.append(process.name)
+                    found.append(int(process.name))
             except (FileNotFoundError, ProcessLookupError):
                 # It ended meanwhile.
                 continue
-        expect(len(killed) == 1, f"{pod['metadata']['name']} has one process {program}: {killed}")
+        expect(len(found) == 1, f"{pod['metadata']['name']} has one process {program}: {found}")
+        return found[0]
 
 
 class Watch:
