@@ -48,6 +48,10 @@ fn licence(seen: &Seen<'_>, prepared: ConditionStatus) -> Word {
         Preparation::Failed(Failure { reason: Some(PrepareReason::LicenceDiffers), message }) => {
             (False, reason::DIFFERS, message.clone())
         }
+        // What is in the works was accepted before.
+        Preparation::Running(Some(state)) if state.profiles.iter().any(|profile| profile.prepared_percent > 0.0) => {
+            (True, reason::MATCHES, "the worker accepted the checkpoint's declaration".to_owned())
+        }
         _ if prepared == True => (True, reason::MATCHES, "the worker accepted the checkpoint's declaration".to_owned()),
         _ => (Unknown, reason::PENDING, "the checkpoint's declaration was not read yet".to_owned()),
     }

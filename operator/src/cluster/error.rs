@@ -13,6 +13,9 @@ pub enum Error {
         /// What it said.
         message: String,
     },
+    /// An object of somebody else has a name that is needed.
+    #[error("{0}")]
+    Taken(String),
     /// Somebody else wrote meanwhile; the next pass sees it.
     #[error("{object} was changed meanwhile")]
     Conflict {
@@ -48,11 +51,16 @@ impl Error {
     /// One word for metrics, from a closed set.
     pub const fn class(&self) -> &'static str {
         match self {
-            Self::Invalid { .. } => "invalid",
+            Self::Invalid { .. } | Self::Taken(_) => "invalid",
             Self::Conflict { .. } => "conflict",
             Self::Transient { .. } => "transient",
             Self::Bug(_) => "bug",
         }
+    }
+
+    /// Whether it stays until a person does something, so that the status has to tell of it.
+    pub const fn needs_a_person(&self) -> bool {
+        matches!(self, Self::Invalid { .. } | Self::Taken(_))
     }
 
     /// When to try again after `failures` in a row. A refusal is mostly repeated until somebody changes something, which is
@@ -60,7 +68,8 @@ impl Error {
     pub fn pause(&self, failures: u32) -> Duration {
         let (first, longest) = match self {
             Self::Conflict { .. } => (Duration::from_millis(100), Duration::from_secs(5)),
-            Self::Transient { .. } => (Duration::from_secs(1), Duration::from_secs(30)),
+            // Nothing tells when somebody else's object goes.
+            Self::Transient { .. } | Self::Taken(_) => (Duration::from_secs(1), Duration::from_secs(30)),
             Self::Invalid { .. } | Self::Bug(_) => (Duration::from_secs(10), Duration::from_secs(300)),
         };
         first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(longest)

@@ -23,7 +23,9 @@ use super::prepared::Preparation;
 use crate::local::status::{last_decision, profile_row};
 
 /// Least time between two writes of a status that differ in numbers only.
-pub const COSMETIC: Duration = Duration::from_secs(30);
+const COSMETIC: Duration = Duration::from_secs(30);
+/// The same while a model is prepared: a person watches the percentage.
+const PREPARING: Duration = Duration::from_secs(5);
 /// Change of pressure that is worth a write, in percent points.
 const POINTS: u32 = 10;
 
@@ -96,6 +98,12 @@ impl Seen<'_> {
     }
 }
 
+/// Least time until a status that differs from the one before in numbers only is written.
+pub fn pause(status: &ModelProfileStatus) -> Duration {
+    let prepared = status.condition(conditions::PREPARED);
+    if prepared.is_some_and(|prepared| prepared.reason == reason::PREPARING) { PREPARING } else { COSMETIC }
+}
+
 /// The status after a pass.
 pub fn next(before: &ModelProfileStatus, seen: &Seen<'_>, now: Timestamp) -> ModelProfileStatus {
     let (decision, wanted) = seen.decision;
@@ -144,7 +152,7 @@ pub fn rejected(
 }
 
 /// What is to be written: `next`, or what is there already where the two differ in numbers only and the latest such write was
-/// less than [`COSMETIC`] ago (`waited` is false), or the pressure has hardly moved.
+/// less than [`pause`] ago (`waited` is false), or the pressure has hardly moved.
 pub fn settled(before: &ModelProfileStatus, mut next: ModelProfileStatus, waited: bool) -> ModelProfileStatus {
     let pressure =
         |status: &ModelProfileStatus| status.last_decision.as_ref().and_then(|decision| decision.pressure_percent);
@@ -229,13 +237,15 @@ fn switched(
 pub(super) type Row = (&'static str, ConditionStatus, String, String);
 
 fn conditions(before: &[Condition], generation: Option<i64>, rows: Vec<Row>, now: Timestamp) -> Vec<Condition> {
+    // Times of Kubernetes have whole seconds.
+    let time = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
     let one = |(kind, status, reason, message): Row| {
         let same = before.iter().find(|condition| condition.kind == kind && condition.status == status);
         Condition {
             kind: kind.to_owned(),
             status,
             observed_generation: generation,
-            last_transition_time: same.map_or_else(|| now.to_string(), |same| same.last_transition_time.clone()),
+            last_transition_time: same.map_or_else(|| time.clone(), |same| same.last_transition_time.clone()),
             reason,
             message,
         }

@@ -202,6 +202,6 @@ fn delete(job: &Job, why: String) -> Action {
 }
 
 /// An object of somebody else has the name.
-pub(super) fn taken(kind: Kind, name: &str) -> String {
+pub fn taken(kind: Kind, name: &str) -> String {
     format!("{kind} {name} exists and belongs to somebody else; rename this ModelProfile, or delete the {kind}")
 }
