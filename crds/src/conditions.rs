@@ -17,7 +17,7 @@ pub const LICENSE_ACCEPTED: &str = "LicenseAccepted";
 /// The artifacts of all profiles are in the cache.
 ///
 /// `True`: [`reason::PREPARED`]. `False`: [`reason::PREPARING`], [`reason::NEEDS_ACCELERATOR`] (a method that the CPU can not
-/// run waits for one), [`reason::PREPARE_FAILED`].
+/// run waits for one), [`reason::PREPARE_FAILED`], and what keeps the pod that prepares from working, as in [`AVAILABLE`].
 pub const PREPARED: &str = "Prepared";
 
 /// Every profile is within the quality limits.
@@ -37,8 +37,8 @@ pub const METRICS_AVAILABLE: &str = "MetricsAvailable";
 ///
 /// `True`: [`reason::WORKER_READY`], a worker has answered. `False`: [`reason::NO_WORKER_READY`],
 /// [`reason::WAITING_FOR_ACCELERATOR`] (a pod can not be scheduled for want of one), [`reason::UNSCHEDULABLE`],
-/// [`reason::IMAGE_PULL_FAILED`], [`reason::CRASH_LOOP`], [`reason::OUT_OF_MEMORY`], [`reason::POD_FAILED`] (what keeps the
-/// first pod from working), [`reason::BEYOND_LIMITS`] (no profile may serve within the quality limits; the message names the
+/// [`reason::IMAGE_PULL_FAILED`], [`reason::CRASH_LOOP`], [`reason::OUT_OF_MEMORY`], [`reason::POD_FAILED`],
+/// [`reason::NODE_LOST`] (what keeps the first pod from working), [`reason::BEYOND_LIMITS`] (no profile may serve within the quality limits; the message names the
 /// figures).
 pub const AVAILABLE: &str = "Available";
 
@@ -52,7 +52,8 @@ pub const PROGRESSING: &str = "Progressing";
 ///
 /// `True`: [`reason::APPLY_FAILED`] (the API server does not take an object, or a name is taken), [`reason::SWITCH_REFUSED`],
 /// [`reason::PREPARE_FAILED`], [`reason::REPLICAS_MISSING`] and what keeps a pod from working as in [`AVAILABLE`],
-/// [`reason::BEYOND_LIMITS`] and [`reason::NOT_MEASURED`] (the quality gate keeps a profile out of the ladder). `False`:
+/// [`reason::BEYOND_LIMITS`] and [`reason::NOT_MEASURED`] (the quality gate keeps a profile out of the ladder),
+/// [`reason::INVALID`] (the spec is not accepted; what ran before keeps running). `False`:
 /// [`reason::AS_EXPECTED`].
 pub const DEGRADED: &str = "Degraded";
 
@@ -110,6 +111,8 @@ pub mod reason {
     pub const OUT_OF_MEMORY: &str = "OutOfMemory";
     /// The node gave a pod up, or can not make its container.
     pub const POD_FAILED: &str = "PodFailed";
+    /// The node of a pod does not report.
+    pub const NODE_LOST: &str = "NodeLost";
     /// A switch of profile is under way.
     pub const SWITCHING: &str = "Switching";
     /// Workers are being added or removed.

@@ -8,7 +8,6 @@ use jiff::SignedDuration;
 use kube::api::{Api, DynamicObject};
 use kube::core::ApiResource;
 use kube::runtime::controller::{Action as Requeue, Config, Controller};
-use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
@@ -24,7 +23,8 @@ use super::metrics::Metrics;
 use super::observe::Indexes;
 use super::pass::pass;
 use super::plan::facts::Options;
-use super::plan::names::{MANAGER, NAME};
+use super::plan::names::NAME;
+use super::recorder::Recorder;
 use super::tokens::Signer;
 use super::workers::Workers;
 
@@ -32,6 +32,8 @@ use super::workers::Workers;
 const PASSES: u16 = 64;
 /// Time in which changes of one ModelProfile become one pass.
 const DEBOUNCE: Duration = Duration::from_millis(50);
+/// Time between two looks at what can be forgotten.
+const FORGET: Duration = Duration::from_secs(10);
 /// Changes that may wait to be told to the controller; more of them hold up the watches, not memory.
 const CHANGES: usize = 1024;
 
@@ -47,16 +49,21 @@ pub struct Settings {
     pub options: Options,
 }
 
-/// Watches and reconciles until the process is asked to end.
+/// Watches and reconciles until `end` resolves.
 ///
 /// # Errors
 /// The HTTP client of the workers cannot be built.
-pub async fn run(client: Client, settings: Settings, signer: Signer, metrics: Metrics) -> anyhow::Result<()> {
+pub async fn run(
+    client: Client,
+    settings: Settings,
+    signer: Signer,
+    metrics: Metrics,
+    end: impl Future<Output = ()> + Send + Sync + 'static,
+) -> anyhow::Result<()> {
     let (changed, changes) = mpsc::channel(CHANGES);
-    let reporter = Reporter { controller: MANAGER.to_owned(), instance: std::env::var("POD_NAME").ok() };
     let context = Arc::new(Context {
         writer: Writer::new(client.clone()),
-        recorder: Recorder::new(client.clone(), reporter),
+        recorder: Recorder::new(client.clone(), std::env::var("POD_NAME").ok()),
         indexes: Indexes::default(),
         workers: Workers::new()?,
         signer,
@@ -80,21 +87,37 @@ pub async fn run(client: Client, settings: Settings, signer: Signer, metrics: Me
     let changes = ReceiverStream::new(changes)
         .map(move |(namespace, name): Key| ObjectRef::new_with(&name, reference.clone()).within(&namespace));
     let stopping = context.clone();
-    let controller = Controller::new_with(profiles, watcher::Config::default(), resource)
+    let controller = Controller::new_with(profiles, watcher::Config::default(), resource.clone());
+    let store = controller.store();
+    let controller = controller
         .with_config(Config::default().concurrency(PASSES).debounce(DEBOUNCE))
         .reconcile_on(changes)
-        .shutdown_on_signal()
+        .graceful_shutdown_on(end)
         .run(reconcile, failed, context)
         .for_each(|outcome| async {
             if let Err(error) = outcome {
                 tracing::debug!("{error}");
             }
         });
+    // What has no finalizer is gone without a pass of its own.
+    let forgetting = async {
+        if store.wait_until_ready().await.is_err() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(FORGET).await;
+            stopping.keep(|(namespace, name)| {
+                store
+                    .get(&ObjectRef::new_with(name, resource.clone()).within(namespace))
+                    .and_then(|object| object.uid())
+            });
+        }
+    };
     tokio::select! {
         () = controller => {}
         () = watches => {}
+        () = forgetting => {}
     }
-    drop(stopping);
     Ok(())
 }
 

@@ -16,6 +16,12 @@ pub enum Error {
     /// An object of somebody else has a name that is needed.
     #[error("{0}")]
     Taken(String),
+    /// The namespace is on its way out, and all of this with it.
+    #[error("{object}: its namespace is being deleted")]
+    Leaving {
+        /// Kind and name.
+        object: String,
+    },
     /// Somebody else wrote meanwhile; the next pass sees it.
     #[error("{object} was changed meanwhile")]
     Conflict {
@@ -40,6 +46,7 @@ impl Error {
     pub fn of(object: &str, error: &kube::Error) -> Self {
         let object = object.to_owned();
         match error {
+            kube::Error::Api(status) if status.code == 403 && is_leaving(status) => Self::Leaving { object },
             kube::Error::Api(status) if status.code == 409 => Self::Conflict { object },
             kube::Error::Api(status) if matches!(status.code, 400 | 403 | 404 | 422) => {
                 Self::Invalid { object, message: status.message.clone() }
@@ -52,7 +59,7 @@ impl Error {
     pub const fn class(&self) -> &'static str {
         match self {
             Self::Invalid { .. } | Self::Taken(_) => "invalid",
-            Self::Conflict { .. } => "conflict",
+            Self::Conflict { .. } | Self::Leaving { .. } => "conflict",
             Self::Transient { .. } => "transient",
             Self::Bug(_) => "bug",
         }
@@ -69,11 +76,19 @@ impl Error {
         let (first, longest) = match self {
             Self::Conflict { .. } => (Duration::from_millis(100), Duration::from_secs(5)),
             // Nothing tells when somebody else's object goes.
-            Self::Transient { .. } | Self::Taken(_) => (Duration::from_secs(1), Duration::from_secs(30)),
+            Self::Transient { .. } | Self::Taken(_) | Self::Leaving { .. } => {
+                (Duration::from_secs(1), Duration::from_secs(30))
+            }
             Self::Invalid { .. } | Self::Bug(_) => (Duration::from_secs(10), Duration::from_secs(300)),
         };
         first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(longest)
     }
+}
+
+/// Cause that the API server names where nothing new may be made in a namespace.
+fn is_leaving(status: &kube::core::Status) -> bool {
+    let causes = status.details.as_ref().map(|details| details.causes.as_slice()).unwrap_or_default();
+    causes.iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@
 //! | `act` | a plan carried out, through [`apply`] and [`workers`] |
 //! | [`apply`] | writes to the cluster |
 //! | [`status`], [`conditions`] | what is said of it; pure |
-//! | [`news`] | which of it is told as an Event; pure |
+//! | [`news`], [`recorder`] | which of it is told as an Event (pure); publishing it |
 //! | [`memory`] | what is remembered between passes, and may be lost |
 //! | [`tokens`] | tokens for the workers' admin API |
 //! | [`metrics`] | the operator's own metrics and health |
@@ -43,6 +43,7 @@ mod pass;
 pub mod plan;
 pub mod pods;
 pub mod prepared;
+pub mod recorder;
 pub mod start;
 pub mod status;
 pub mod tokens;

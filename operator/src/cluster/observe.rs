@@ -123,6 +123,10 @@ pub async fn observe(context: &Context, valid: &Valid, memory: &mut Memory, rule
         }
         worker.answered = remembered.answered;
         worker.in_flight = in_flight(&heard, remembered.sample.as_ref());
+        if let Some(state) = &heard.state {
+            remembered.serves.clone_from(&state.active_profile);
+        }
+        worker.serves.clone_from(&remembered.serves);
         worker.state = heard.state.map(Box::new);
         if let Some(trouble) =
             pods.get(&worker.pod).and_then(|pod| trouble(pod, accelerator)).filter(|_| !worker.terminating)

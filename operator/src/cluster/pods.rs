@@ -26,6 +26,9 @@ pub fn trouble(pod: &Pod, accelerator: Option<&str>) -> Option<Trouble> {
     if let Some(trouble) = unscheduled(pod, accelerator) {
         return Some(trouble);
     }
+    if let Some(trouble) = lost(pod) {
+        return Some(trouble);
+    }
     if status.phase.as_deref() == Some("Failed") && status.reason.is_some() {
         let why = status.reason.as_deref().unwrap_or_default();
         let message = quoted(status.message.as_deref().unwrap_or("no message"));
@@ -64,18 +67,28 @@ fn unscheduled(pod: &Pod, accelerator: Option<&str>) -> Option<Trouble> {
     })
 }
 
+/// The kubelet never says this of a pod without readiness gates: the control plane does, of one whose node is silent.
+fn lost(pod: &Pod) -> Option<Trouble> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let is = |kind: &str, status: &str| conditions.iter().any(|found| found.type_ == kind && found.status == status);
+    let name = pod.metadata.name.as_deref().unwrap_or("?");
+    (is("Ready", "False") && is("ContainersReady", "True")).then(|| Trouble {
+        reason: reason::NODE_LOST,
+        message: format!(
+            "the node of {name} does not report, so requests are not sent there, though the worker may serve still; see `kubectl get nodes`: it comes back with its node, or on another one some minutes later"
+        ),
+    })
+}
+
 fn of_container(pod: &str, container: &ContainerStatus) -> Option<Trouble> {
     let state = container.state.as_ref()?;
     let ended = container.last_state.as_ref().and_then(|last| last.terminated.as_ref()).or(state.terminated.as_ref());
     let how = || {
         let Some(ended) = ended else { return String::new() };
-        let message = ended.message.as_deref().map(str::trim).filter(|text| !text.is_empty());
-        let message = message.map_or_else(|| format!("`kubectl logs {pod} --previous` shows its last words"), quoted);
-        format!(
-            "; the last run ended with exit code {} ({}): {message}",
-            ended.exit_code,
-            ended.reason.as_deref().unwrap_or("no reason")
-        )
+        let words = ended.message.as_deref().map(last_words).filter(|text| !text.is_empty());
+        let words = words.map(|text| format!(": {text}")).unwrap_or_default();
+        let why = ended.reason.as_deref().unwrap_or("no reason");
+        format!("; the last run ended with exit code {} ({why}){words}", ended.exit_code)
     };
     if ended.is_some_and(|ended| ended.reason.as_deref() == Some("OOMKilled")) && !container.ready {
         return Some(Trouble {
@@ -85,9 +98,11 @@ fn of_container(pod: &str, container: &ContainerStatus) -> Option<Trouble> {
             ),
         });
     }
-    let waiting = state.waiting.as_ref()?;
-    let why = waiting.reason.as_deref().unwrap_or_default();
-    let message = quoted(waiting.message.as_deref().unwrap_or("no message"));
+    let waiting = state.waiting.as_ref();
+    let why = waiting.and_then(|waiting| waiting.reason.as_deref()).unwrap_or_default();
+    let message = quoted(waiting.and_then(|waiting| waiting.message.as_deref()).unwrap_or("no message"));
+    // Between two waits it runs for a moment; it has not recovered before it is ready.
+    let crashes = container.restart_count > 0 && !container.ready && ended.is_some_and(|ended| ended.exit_code != 0);
     match why {
         "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "RegistryUnavailable" => {
             Some(Trouble {
@@ -98,15 +113,33 @@ fn of_container(pod: &str, container: &ContainerStatus) -> Option<Trouble> {
                 ),
             })
         }
-        "CrashLoopBackOff" => Some(Trouble {
-            reason: reason::CRASH_LOOP,
-            message: format!("{pod} ended {} times and waits before its next start{}", container.restart_count, how()),
-        }),
+        _ if crashes || why == "CrashLoopBackOff" => {
+            let often = match container.restart_count {
+                1 => "once".to_owned(),
+                times => format!("{times} times"),
+            };
+            Some(Trouble {
+                reason: reason::CRASH_LOOP,
+                message: format!(
+                    "{pod} ended {often} and is started again{}; correct what the manifest gives it (spec.engine.args, spec.engine.env, spec.placement), or see `kubectl logs {pod} --previous`",
+                    how()
+                ),
+            })
+        }
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => Some(Trouble {
             reason: reason::POD_FAILED,
             message: format!("the container of {pod} cannot be made ({why}): {message}"),
         }),
         _ => None,
+    }
+}
+
+/// The end of a log, in one line: an error is what a program says last.
+fn last_words(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().rev().nth(QUOTED) {
+        Some((start, _)) => format!("…{}", line[start..].trim_start()),
+        None => line,
     }
 }
 
@@ -146,6 +179,8 @@ mod tests {
 
     #[rstest]
     #[case(json!({"phase": "Running"}), None)]
+    #[case(json!({"conditions": [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]}), Some("NodeLost"))]
+    #[case(json!({"conditions": [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "False"}]}), None)]
     #[case(container(json!({"waiting": {"reason": "ContainerCreating"}}), json!({}), 0), None)]
     #[case(gpus(), Some("WaitingForAccelerator"))]
     #[case(json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
@@ -173,8 +208,28 @@ mod tests {
             .message;
         assert_eq!(
             message,
-            "llama-0 ended 4 times and waits before its next start; the last run ended with exit code 1 (Error): no space left"
+            "llama-0 ended 4 times and is started again; the last run ended with exit code 1 (Error): no space left; correct what \
+             the manifest gives it (spec.engine.args, spec.engine.env, spec.placement), or see `kubectl logs llama-0 --previous`"
         );
+    }
+
+    #[test]
+    fn a_crash_loop_does_not_come_and_go_with_every_start() {
+        let last = json!({"terminated": {"exitCode": 2, "reason": "Error"}});
+        let running = pod(container(json!({"running": {}}), last.clone(), 1));
+        let told = trouble(&running, None).unwrap();
+        assert!(told.reason == "CrashLoop" && told.message.contains("ended once"), "{told:?}");
+        let mut ready = pod(container(json!({"running": {}}), last, 1));
+        ready.status.as_mut().unwrap().container_statuses.as_mut().unwrap()[0].ready = true;
+        assert_eq!(trouble(&ready, None), None);
+    }
+
+    #[test]
+    fn of_a_long_log_the_end_is_kept_in_one_line() {
+        let words = last_words(&format!("{}\nerror:\n  no such flag\n", "x ".repeat(1000)));
+        assert!(words.starts_with('…') && words.ends_with("x error: no such flag"), "{words}");
+        assert!(words.chars().count() <= QUOTED + 2, "{words}");
+        assert_eq!(last_words(" a\nb "), "a b");
     }
 
     #[test]

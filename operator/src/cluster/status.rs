@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use modelprofile_api::conditions::{self, reason};
-use modelprofile_api::worker::{WorkerProfile, WorkerState};
+use modelprofile_api::worker::{SwitchOutcome, WorkerProfile, WorkerState};
 use modelprofile_api::{
-    Condition, ConditionStatus, GateOutcome, ModelProfileSpec, ModelProfileStatus, ProfileStatus, SWITCH_HISTORY_LIMIT,
-    SwitchRecord,
+    Condition, ConditionStatus, DecisionAction, GateOutcome, LastDecision, ModelProfileSpec, ModelProfileStatus,
+    ProfileStatus, SWITCH_HISTORY_LIMIT, SwitchRecord, SwitchingMode,
 };
-use modelprofile_policy::Decision;
+use modelprofile_policy::{Action, Decision, Reason};
 
 use super::conditions::rows;
 use super::judge;
@@ -56,6 +56,8 @@ pub struct Seen<'a> {
     pub selector: &'a str,
     /// The profile that requests reach, where the Service says it.
     pub routed: Option<&'a str>,
+    /// The profile that was active last, as this operator remembers it.
+    pub last_active: Option<&'a str>,
 }
 
 impl Seen<'_> {
@@ -107,7 +109,10 @@ pub fn pause(status: &ModelProfileStatus) -> Duration {
 /// The status after a pass.
 pub fn next(before: &ModelProfileStatus, seen: &Seen<'_>, now: Timestamp) -> ModelProfileStatus {
     let (decision, wanted) = seen.decision;
+    // Ready workers of which nobody has answered yet serve with what they did.
+    let silent = || seen.ready().next().is_some() && seen.ready().all(|worker| judge::profile(worker).is_none());
     let active = seen.active().map(str::to_owned);
+    let active = active.or_else(|| before.active_profile.clone().filter(|_| silent()));
     let mut status = ModelProfileStatus {
         observed_generation: seen.generation,
         active_profile: active,
@@ -116,7 +121,7 @@ pub fn next(before: &ModelProfileStatus, seen: &Seen<'_>, now: Timestamp) -> Mod
         ready_replicas: count(seen.ready()),
         selector: Some(seen.selector.to_owned()),
         profiles: seen.spec.profiles.iter().map(|profile| row(before, seen, &profile.name)).collect(),
-        last_decision: Some(last_decision(before, decision, now)),
+        last_decision: Some(begun(before, seen).unwrap_or_else(|| last_decision(before, decision, now))),
         switch_history: before.switch_history.clone(),
         conditions: Vec::new(),
     };
@@ -140,6 +145,7 @@ pub fn rejected(
         let kept = before.conditions.iter().find(|condition| condition.kind == kind);
         rows.push(match (kind, kept) {
             (conditions::ACCEPTED, _) => (kind, ConditionStatus::False, reason.to_owned(), message.to_owned()),
+            (conditions::DEGRADED, _) => (kind, ConditionStatus::True, reason.to_owned(), message.to_owned()),
             (_, Some(kept)) => (kind, kept.status, kept.reason.clone(), kept.message.clone()),
             (_, None) => (kind, ConditionStatus::Unknown, reason::PENDING.to_owned(), String::new()),
         });
@@ -167,6 +173,8 @@ pub fn settled(before: &ModelProfileStatus, mut next: ModelProfileStatus, waited
     {
         *now = then.clone();
     }
+    // A percentage, a count: told seldom. Another sentence is told at once.
+    let words = |text: &str| text.replace(|character: char| character.is_ascii_digit(), "");
     for condition in &mut next.conditions {
         let same = before.conditions.iter().find(|then| {
             then.kind == condition.kind
@@ -174,7 +182,7 @@ pub fn settled(before: &ModelProfileStatus, mut next: ModelProfileStatus, waited
                 && then.reason == condition.reason
                 && then.observed_generation == condition.observed_generation
         });
-        if let Some(then) = same.filter(|_| !waited) {
+        if let Some(then) = same.filter(|then| !waited && words(&then.message) == words(&condition.message)) {
             condition.message.clone_from(&then.message);
         }
     }
@@ -201,6 +209,16 @@ fn row(before: &ModelProfileStatus, seen: &Seen<'_>, name: &str) -> ProfileStatu
     }
 }
 
+/// The decision that began the switch that is under way. It stays the latest one until the switch ends: its reason is wanted then,
+/// of whichever operator there is.
+fn begun(before: &ModelProfileStatus, seen: &Seen<'_>) -> Option<LastDecision> {
+    let (decision, wanted) = seen.decision;
+    let same = before.desired_profile.as_deref() == Some(wanted) && seen.active() != Some(wanted);
+    let last = before.last_decision.as_ref().filter(|last| last.action == DecisionAction::Switch)?;
+    // For lack of workers too: those of a Recreate, and one that starts again.
+    (decision.action == Action::Hold && same).then(|| last.clone())
+}
+
 /// The switch that this pass saw the end of: all workers serve with another profile than the status said. What began it is in
 /// the status too, so an operator that starts anew records a switch that the one before it began.
 fn switched(
@@ -211,26 +229,42 @@ fn switched(
 ) -> Option<SwitchRecord> {
     let to = after.active_profile.clone()?;
     let last = || before.switch_history.first();
-    // While workers differ there is no active profile; the one before is then that of the latest switch.
-    let from = before.active_profile.clone().or_else(|| last().map(|switch| switch.to.clone()))?;
+    let reports = || {
+        let reports = seen.ready().filter_map(|worker| worker.state.as_ref()?.last_switch.as_ref());
+        reports.filter(|report| report.to == to && report.outcome == SwitchOutcome::Completed)
+    };
+    // While workers differ there is no active profile; the one before is then that of the latest switch, or what workers say.
+    let from = before.active_profile.clone().or_else(|| seen.last_active.map(str::to_owned));
+    let from = from.or_else(|| last().map(|switch| switch.to.clone()));
+    let from = from.or_else(|| reports().next().map(|report| report.from.clone()))?;
     if from == to {
         return None;
     }
-    let reports =
-        seen.ready().filter_map(|worker| worker.state.as_ref()?.last_switch.as_ref()).filter(|report| report.to == to);
-    let started = reports.filter_map(|report| report.start_time.parse::<Timestamp>().ok()).min();
-    let decided =
-        before.last_decision.as_ref().filter(|decision| decision.action == modelprofile_api::DecisionAction::Switch);
-    let wanted = before.desired_profile.as_deref() == Some(to.as_str());
-    let start = decided.filter(|_| wanted).and_then(|decision| decision.time.parse().ok()).or(started).unwrap_or(now);
+    let decided = before.last_decision.as_ref().filter(|decision| decision.action == DecisionAction::Switch);
+    let decided = decided.filter(|_| before.desired_profile.as_deref() == Some(to.as_str()));
+    let reported = reports().min_by_key(|report| report.start_time.clone());
+    let (start, millis) = match (decided.and_then(|decision| decision.time.parse::<Timestamp>().ok()), reported) {
+        (Some(start), _) => (start, i64::try_from(now.duration_since(start).as_millis()).unwrap_or(i64::MAX)),
+        // Nobody served when it came to be wanted: the switch itself is all that took time.
+        (None, Some(report)) => {
+            (report.start_time.parse().unwrap_or(now), i64::try_from(report.duration_millis).unwrap_or(i64::MAX))
+        }
+        (None, None) => (now, 0),
+    };
     Some(SwitchRecord {
         from,
+        reason: decided.map_or_else(|| requested(seen.spec, &to), |decision| decision.reason.as_str()).to_owned(),
         to,
-        reason: decided.filter(|_| wanted).map_or("Requested", |decision| decision.reason.as_str()).to_owned(),
         start_time: start.to_string(),
-        duration_millis: i64::try_from(now.duration_since(start).as_millis()).unwrap_or(i64::MAX).max(0),
+        duration_millis: millis.max(0),
         outcome: "Completed".to_owned(),
     })
+}
+
+/// Who wanted a profile that no decision switched to.
+fn requested(spec: &ModelProfileSpec, to: &str) -> &'static str {
+    let pinned = spec.switching.mode == SwitchingMode::Pinned && spec.switching.pinned_profile.as_deref() == Some(to);
+    if pinned { Reason::Pinned.as_str() } else { "Requested" }
 }
 
 /// Type, status, reason, message.
