@@ -1,6 +1,7 @@
 // Stands in for llama.cpp's llama-server, which this repository does not have: the flags that the operator gives it, health, metrics
 // and streamed completions behave as llama-server's do, and the text is the name of the model file over and over. As llama-server
 // does, it refuses what it does not know, answers 503 while it loads, and ends at once when told to, whatever it is answering.
+// While the model file says `broken`, its health is fine and no request is answered.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <pthread.h>
@@ -61,7 +62,19 @@ static void chunk(char *into, size_t size, const char *finish) {
            alias, file, file, finish);
 }
 
+static int broken(void) {
+  char word[8] = "";
+  FILE *opened = fopen(model, "r");
+  if (opened && !fgets(word, sizeof word, opened)) word[0] = 0;
+  if (opened) fclose(opened);
+  return strncmp(word, "broken", 6) == 0;
+}
+
 static void complete(int to, const char *body) {
+  if (broken()) {
+    answer(to, "500 Internal Server Error", "application/json", "{\"error\":{\"message\":\"failed to decode\",\"code\":500}}");
+    return;
+  }
   const char *most = strstr(body, "\"max_tokens\":");
   int tokens = most ? atoi(most + strlen("\"max_tokens\":")) : 16;
   const char *stream = strstr(body, "\"stream\":");

@@ -101,7 +101,9 @@ def worker_killed(world: World) -> str:
         model.serves("density")
         model.becomes("Degraded", "False", "AsExpected")
         away = time.monotonic() - killed
-    expect(len(load.outcome.failed) <= 20, f"answers break off, and a few requests come before the endpoints forget it: {load.outcome.failed}")
+    # Until the endpoints have forgotten it: 503 by one that starts again.
+    broken = [why for why in load.outcome.failed if not why.startswith("status 503")]
+    expect(len(broken) <= load.clients, f"each client loses the one answer that it was getting: {load.outcome.failed}")
     with Load(model.url(), tokens=8, pause=0.1) as after:
         after.wait_for_answers(5)
     nothing_failed(after)

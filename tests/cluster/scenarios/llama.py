@@ -11,10 +11,8 @@ FORMATS = {"quality": "Q8_0", "density": "Q4_K_M"}
 def llama(world: World, namespace: str, name: str = "llama", *, strategy: str, replicas: int = 1) -> Model:
     """Applies one, pinned to `quality`."""
     load_image(world, "test")
-    for kind in FORMATS.values():
-        file = world.volume / f"llama-{kind}.gguf"
-        file.write_text("what the stand-in loads\n")
-        os.chown(file, 65532, 65532)
+    for profile in FORMATS:
+        write(world, profile, "what the stand-in loads")
     kv = {"format": "FP16"}
     return world.model(namespace, name).apply(
         model={
@@ -28,6 +26,13 @@ def llama(world: World, namespace: str, name: str = "llama", *, strategy: str, r
         quality={"onFailure": "Warn"},
         placement={},
     )
+
+
+def write(world: World, profile: str, text: str) -> None:
+    """The model file of a profile. With `broken` a pod gets ready and answers no request, until it says something else."""
+    file = world.volume / f"llama-{FORMATS[profile]}.gguf"
+    file.write_text(f"{text}\n")
+    os.chown(file, 65532, 65532)
 
 
 def load_image(world: World, tag: str) -> None:
