@@ -1,8 +1,10 @@
 """What goes on when a part is lost: the operator, a worker, the node, the API server."""
 
 import os
+import re
 import signal
 import time
+import urllib.request
 from datetime import datetime, timezone
 
 from llama import llama, load_image
@@ -157,6 +159,17 @@ def node_lost(world: World) -> str:
     return f"well {whole:.1f} s after the kubelet was back; meanwhile: {told}"
 
 
+def leading(address: str) -> int:
+    """1 of an operator that takes itself for the leader."""
+    try:
+        with urllib.request.urlopen(f"http://{address}:8080/metrics", timeout=2) as answer:
+            found = re.search(r"^modelprofile_operator_leader (\d)", answer.read().decode(), re.MULTILINE)
+            return int(found[1]) if found else 0
+    except OSError:
+        # It ended, and starts again.
+        return 0
+
+
 # Longer than the operator's Lease (15 s): nobody knows any more who leads.
 OUTAGE = 20
 
@@ -166,7 +179,9 @@ def api_server_restarted(world: World) -> str:
     model = world.model(world.namespace("api")).apply(switching=PINNED)
     model.serves("quality")
     model.answers()
-    with Load(model.url(), tokens=8, pause=0.1) as load:
+    addresses = [pod["status"]["podIP"] for pod in world.operators()]
+    expect([leading(address) for address in sorted(addresses, key=leading)] == [0, 1], "one of two operators leads")
+    with Load(model.url(), tokens=8, pause=0.1) as load, Watch(lambda: sum(map(leading, addresses))) as leaders:
         load.wait_for_answers(3)
         stopped = time.monotonic()
         world.component("stop", "kube-apiserver")
@@ -185,6 +200,7 @@ def api_server_restarted(world: World) -> str:
         world.hold("it stays so", lambda: model.status().get("activeProfile") == "density", 10)
         load.wait_for_answers(5)
     nothing_failed(load)
+    expect(set(leaders.seen) <= {0, 1}, f"two operators never lead at once: {leaders.seen}")
     switched_once(model, "quality", "density")
     expect(model.condition("Degraded")["status"] == "False", f"all is well: {model.condition('Degraded')}")
     world.wait("an operator leads", world.leads, 40)
