@@ -1,5 +1,6 @@
 """What scenarios see and do: the cluster, the installed operator, models in namespaces of their own."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -8,7 +9,8 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 from api import Api, Failed
@@ -40,6 +42,11 @@ def run(*command: str, text: str | None = None, check: bool = True, env: dict | 
     return done.stdout
 
 
+def now() -> str:
+    """As the API server's audit log writes it."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 class World:
     def __init__(self, binaries: Path, volume: Path | None = None, node: bool = True) -> None:
         self.api = Api()
@@ -52,6 +59,8 @@ class World:
         """Namespaces of the scenario that runs."""
         self.installed: list[str] | None = None
         """Values of the release."""
+        self.moves = self.scratch / "moves.jsonl"
+        """From when to when rights moved; in a file, since the audit log is older than this process where a cluster is kept."""
         os.environ["PATH"] = f"{binaries}:{os.environ['PATH']}"
 
     def prepare(self) -> None:
@@ -101,6 +110,8 @@ class World:
 
     def namespace(self, name: str) -> str:
         """A new namespace with a claim `models`. It goes with the scenario."""
+        for resource, former in (("namespaces", name), ("persistentvolumes", f"models-{name}")):
+            self.wait(f"the end of a former {former}", lambda one=(resource, former): self.api.get(*one) is None, 60)
         self.made.append(name)
         self.api.create("namespaces", None, {"metadata": {"name": name}})
         self.api.create("persistentvolumes", None, {
@@ -121,18 +132,27 @@ class World:
         return name
 
     def clear(self) -> None:
-        """Removes the scenario's namespaces, and waits until their workers no longer take the processor from the next one."""
+        """Removes the scenario's namespaces, and waits until their workers no longer take the processor from the next one. The
+        namespaces themselves take ten seconds more to go, which nobody has to wait for."""
         for name in self.made:
+            # Who makes pods, then the pods, which need not finish what they have.
+            for resource in ("modelprofiles", "deployments", "jobs"):
+                for one in self.api.list(resource, name):
+                    self.api.delete(resource, one["metadata"]["name"], name)
+            self.wait(f"the end of the pods of {name}", lambda name=name: self.emptied(name), 60)
             self.api.delete("namespaces", name)
-        for name in self.made:
-            # They would finish what they have first, for as long as they may.
-            for pod in self.api.list("pods", name):
-                # A minute's linger that has begun is not cut short by a shorter one: only the object can be made to go.
-                lingers = "deletionTimestamp" in pod["metadata"]
-                self.api.delete("pods", pod["metadata"]["name"], name, grace=0 if lingers else 1)
-            self.wait(f"the end of the namespace {name}", lambda name=name: self.api.get("namespaces", name) is None, 60)
             self.api.delete("persistentvolumes", f"models-{name}")
         self.made.clear()
+
+    def emptied(self, namespace: str) -> bool:
+        """Whether there are no pods; those that there are need not finish what they have."""
+        pods = self.api.list("pods", namespace)
+        for pod in pods:
+            granted = pod["metadata"].get("deletionGracePeriodSeconds")
+            if granted != 1:
+                # A linger that has begun is not cut short by a shorter one: of such a pod only the object can be made to go.
+                self.api.delete("pods", pod["metadata"]["name"], namespace, grace=1 if granted is None else 0)
+        return not pods
 
     def helm(self, *arguments: str) -> str:
         home = str(self.scratch / "helm")
@@ -162,12 +182,14 @@ class World:
         if self.installed == wanted:
             return
         chart = str(self.charts() / "modelprofile-operator")
-        self.helm(
-            "upgrade", "--install", "modelprofile", chart, "--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout=60s",
-            *wanted,
-        )
+        # Without a node no pod will ever run; definition and roles are there all the same.
+        wait = ["--wait", "--timeout=60s"] if self.node else []
+        self.helm("upgrade", "--install", "modelprofile", chart, "--namespace", SYSTEM, "--create-namespace", *wait, *wanted)
         self.installed = wanted
-        self.wait("an operator leads", self.leads, 40)
+        # The API server answers "storage is (re)initializing" for a moment.
+        self.wait("the definition is served", lambda: self.api.list("modelprofiles", SYSTEM) is not None, 20)
+        if self.node:
+            self.wait("an operator leads", self.leads, 40)
 
     def leads(self) -> bool:
         """Whether the operator that holds the Lease lives."""
@@ -204,6 +226,21 @@ class World:
                 continue
         expect(len(found) == 1, f"{pod['metadata']['name']} has one process {program}: {found}")
         return found[0]
+
+    @contextlib.contextmanager
+    def rights_move(self) -> Iterator[None]:
+        """Meanwhile the roles of the chart change or go, so that an operator that is about to end may be refused something."""
+        begun = now()
+        leaving = {pod["metadata"]["uid"] for pod in self.operators()}
+        yield
+        self.wait("the former operators end", lambda: not leaving & {pod["metadata"]["uid"] for pod in self.operators()}, 60)
+        with open(self.moves, "a") as file:
+            file.write(json.dumps((begun, now())) + "\n")
+
+    def rights_moved(self, time: str) -> bool:
+        """Whether that was so at a time of the audit log."""
+        moves = map(json.loads, self.moves.read_text().splitlines()) if self.moves.exists() else ()
+        return any(begun <= time <= ended for begun, ended in moves)
 
 
 class Watch:
