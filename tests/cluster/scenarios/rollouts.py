@@ -69,7 +69,8 @@ def without_a_spare(world: World, namespace: str) -> str:
         engine={"type": "Native", "image": "localhost/modelprofile-worker:test"},
         placement={"memoryBudget": "400Mi", "acceleratorResource": "nvidia.com/gpu"},
     )
-    model.serves("quality", 2)
+    # Two that load at once, on as few cores as there are.
+    model.serves("quality", 2, seconds=180)
     model.answers()
 
     def look() -> tuple[list[str], int]:
