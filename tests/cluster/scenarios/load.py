@@ -1,5 +1,6 @@
 """Requests to a model without a pause, each counted: what was answered, what was refused, what broke off."""
 
+import errno
 import http.client
 import json
 import random
@@ -78,7 +79,8 @@ class Load:
             with self.lock:
                 self.outcome.refused += 1
                 self.refused_since = self.refused_since or time.monotonic()
-                if not isinstance(why, ConnectionRefusedError):
+                # The other one comes from a pod that is gone, until kube-proxy has heard of it.
+                if not isinstance(why, ConnectionRefusedError) and why.errno != errno.EHOSTUNREACH:
                     self.outcome.failed.append(f"connecting: {why!r}")
             time.sleep(0.05)
             return

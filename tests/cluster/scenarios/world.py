@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -96,11 +98,12 @@ class World:
             expect(look(), f"{what}: not any more")
             time.sleep(every)
 
-    def image(self, name: str, tag: str) -> None:
+    def image(self, name: str, tag: str, **values: object) -> None:
         """Builds and loads an image of tests/cluster/images."""
+        pairs = {"binaries": self.binaries, **values}.items()
         run(
             sys.executable, "tests/cluster/cluster.py", "image", f"tests/cluster/images/{name}.txt", "--tag", tag,
-            "--state", str(STATE), "--set", f"binaries={self.binaries}",
+            "--state", str(STATE), *(word for name, value in pairs for word in ("--set", f"{name}={value}")),
         )
 
     def lay_volume(self) -> None:
@@ -152,8 +155,10 @@ class World:
         """Whether there are no pods; those that there are need not finish what they have."""
         pods = self.api.list("pods", namespace)
         for pod in pods:
-            if pod["metadata"].get("deletionGracePeriodSeconds") != 1:
-                self.api.delete("pods", pod["metadata"]["name"], namespace, grace=1)
+            granted = pod["metadata"].get("deletionGracePeriodSeconds")
+            if granted != 1:
+                # A linger that has begun is not cut short by a shorter one: of such a pod only the object can be made to go.
+                self.api.delete("pods", pod["metadata"]["name"], namespace, grace=1 if granted is None else 0)
         return not pods
 
     def helm(self, *arguments: str) -> str:
@@ -211,6 +216,24 @@ class World:
     def events(self, namespace: str) -> list[dict]:
         return self.api.list("events", namespace)
 
+    def component(self, verb: str, name: str) -> None:
+        """Stops or starts a process of the cluster itself."""
+        run(sys.executable, "tests/cluster/cluster.py", verb, name, "--state", str(STATE))
+
+    def process(self, pod: dict, program: str) -> int:
+        """Of a pod's container, to be killed on the node, past the kubelet; `program` is its file's name."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                if Path(words[0].decode()).name == program and f"pod{pod['metadata']['uid']}" in (process / "cgroup").read_text():
+                    found.append(int(process.name))
+            except (FileNotFoundError, ProcessLookupError):
+                # It ended meanwhile.
+                continue
+        expect(len(found) == 1, f"{pod['metadata']['name']} has one process {program}: {found}")
+        return found[0]
+
     @contextlib.contextmanager
     def rights_move(self) -> Iterator[None]:
         """Meanwhile the roles of the chart change or go, so that an operator that is about to end may be refused something."""
@@ -225,6 +248,34 @@ class World:
         """Whether that was so at a time of the audit log."""
         moves = map(json.loads, self.moves.read_text().splitlines()) if self.moves.exists() else ()
         return any(begun <= time <= ended for begun, ended in moves)
+
+
+class Watch:
+    """`with Watch(look) as watch: ...` looks again and again meanwhile; `watch.seen` has what was seen, repetitions left out."""
+
+    def __init__(self, look: Callable[[], object], every: float = 0.2) -> None:
+        self.look, self.every = look, every
+        self.seen: list = []
+        self.end = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end.set()
+        self.thread.join(30)
+
+    def _run(self) -> None:
+        while not self.end.wait(self.every):
+            try:
+                now = self.look()
+            except (Failed, OSError):
+                # The API server or a pod is away; what comes then is what counts.
+                continue
+            if not self.seen or self.seen[-1] != now:
+                self.seen.append(now)
 
 
 class Model:
@@ -315,3 +366,13 @@ class Model:
             (pod["metadata"]["uid"], sum(container["restartCount"] for container in pod["status"].get("containerStatuses", [])))
             for pod in self.pods()
         }
+
+    def answers(self, seconds: float = 30) -> None:
+        """A request through the Service is answered: kube-proxy, which may lag by seconds, knows its address."""
+        body = json.dumps({"model": "smollm2", "prompt": "Hello", "max_tokens": 1}).encode()
+        request = urllib.request.Request(f"{self.url()}/v1/completions", body, {"Content-Type": "application/json"})
+
+        def answered() -> bool:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.status == 200
+        self.world.wait(f"{self.name} answers", answered, seconds)
