@@ -1,0 +1,3 @@
+"""Objects that nobody should have written."""
+
+SCENARIOS: list = []
