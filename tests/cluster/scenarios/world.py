@@ -125,6 +125,7 @@ class World:
             # They would finish what they have first, for as long as they may.
             for pod in self.api.list("pods", name):
                 self.api.delete("pods", pod["metadata"]["name"], name, grace=1)
+        for name in self.made:
             self.wait(f"the end of the namespace {name}", lambda name=name: self.api.get("namespaces", name) is None, 60)
             self.api.delete("persistentvolumes", f"models-{name}")
         self.made.clear()
