@@ -5,7 +5,7 @@ from pathlib import Path
 from world import Model, expect, run
 
 
-def told(model: Model, kind: str, status: str, reason: str, *words: str, seconds: float = 60, event: bool = True) -> str:
+def told(model: Model, kind: str, status: str, reason: str, *words: str, seconds: float = 120, event: bool = True) -> str:
     """The condition gets that status and reason, with a sentence that has all the words; an Event of the same reason has them too, and
     describe and the plugin show it. Returns the sentence. Another sentence with the reason of the one before makes no Event."""
     world = model.world
@@ -42,7 +42,7 @@ def column(model: Model, name: str) -> str:
     return lines[1][start:].split("  ")[0].strip()
 
 
-def all_well(model: Model, profile: str = "quality", replicas: int = 1, seconds: float = 90) -> None:
+def all_well(model: Model, profile: str = "quality", replicas: int = 1, seconds: float = 180) -> None:
     """No trouble is left in the status."""
     model.serves(profile, replicas, seconds)
     model.becomes("Degraded", "False", "AsExpected", seconds)
