@@ -1,5 +1,6 @@
 """What goes wrong is told where people look, and it ends when its cause does."""
 
+import json
 import os
 import re
 import shutil
@@ -144,7 +145,7 @@ def preparation_under_way(world: World) -> str:
             expect(not model.pods(), "no worker starts before all is prepared")
             return enough()
 
-        world.wait("a part of an artifact is written", lambda: look(lambda: on_disk(folder / "artifacts") > 70e6), 60)
+        world.wait("a part of an artifact is written", lambda: look(lambda: layers_done(folder) > 5), 120, every=0.1)
         first = model.pods("prepare")[0]
         for process in processes(first):
             os.kill(process, 9)
@@ -154,7 +155,7 @@ def preparation_under_way(world: World) -> str:
         )
         world.wait(
             "percentages that rise, and of another thing then",
-            lambda: look(lambda: seen and seen[-1][0] == "measuring" and len([one for one in seen if one[0] == "quantizing"]) >= 2), 120,
+            lambda: look(lambda: seen and seen[-1][0] == "measuring" and len([one for one in seen if one[0] == "quantizing"]) >= 2), 300,
         )
         # The new pod says 0 until it has found what is there.
         falls = [(one, after) for one, after in zip(seen, seen[1:]) if one[0] == after[0] and after[1] < one[1]]
@@ -166,14 +167,14 @@ def preparation_under_way(world: World) -> str:
         api_says = run("kubectl", "modelprofile", "status", model.name, "-n", namespace)
         expect("%" in api_says, f"the plugin shows how far it is:\n{api_says}")
     finally:
-        world.api.delete("modelprofiles", "smollm2", namespace)
         world.api.delete("persistentvolumes", f"fresh-{namespace}")
     return ", ".join(f"{activity} {percent} %" for activity, percent in seen)
 
 
-def on_disk(folder: Path) -> int:
-    """Bytes of its files, without what was never written of them."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+def layers_done(folder: Path) -> int:
+    """What the journal of a build says, which is replaced after each layer."""
+    journals = list((folder / "artifacts").rglob("build.json"))
+    return json.loads(journals[0].read_text())["groups"] if journals else 0
 
 
 def quality_beyond_its_limits(world: World) -> None:
