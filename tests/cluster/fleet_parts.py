@@ -1,0 +1,340 @@
+"""What a fleet of fakes is made of: its ModelProfiles, the kubelet of its pods, the operator beside it, and what is measured."""
+
+import contextlib
+import http.client
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(HERE / "scenarios"))
+
+from api import Api, Failed  # noqa: E402
+from layout import Layout  # noqa: E402
+
+FAKE_PORT = 8001
+SYSTEM, ACCOUNT = "modelprofile-system", "modelprofile-operator"
+METRICS, HEALTH = "127.0.0.1:18080", "127.0.0.1:18081"
+WRITES = {"create", "update", "patch", "delete", "deletecollection"}
+KUBELET_WRITERS = 6
+
+
+def profile(name: str, workers: int, placement: dict | None = None) -> dict:
+    """A ModelProfile that needs no volume, and so no Job that prepares."""
+    return {
+        "apiVersion": "modelprofile.dev/v1alpha1", "kind": "ModelProfile", "metadata": {"name": name},
+        "spec": {
+            "model": {
+                "uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct", "servedName": "fleet", "maxContextTokens": 2048,
+                "license": {"accepted": "apache-2.0"},
+            },
+            "profiles": [
+                {"name": "quality", "weights": {"format": "FP8"}, "kvCache": {"format": "FP8E4M3"}},
+                {"name": "density", "weights": {"format": "INT4"}, "kvCache": {"format": "FP8E4M3"}},
+            ],
+            "scaling": {"minReplicas": workers, "maxReplicas": workers},
+            "placement": {"memoryBudget": "400Mi", **(placement or {})},
+        },
+    }
+
+
+def addresses(state: Path) -> Callable[[int], str]:
+    """Addresses at which one process can answer for every pod: a range that the cluster's own network takes for its own. Where
+    the network is the machine's, the loopback range, which needs no privilege but which EndpointSlices do not take."""
+    layout = Layout.from_json((state / "layout.json").read_text())
+    if not layout.isolated:
+        return lambda number: f"127.90.{number >> 8}.{number & 255}"
+    subprocess.run(["ip", "route", "replace", "local", "10.90.0.0/16", "dev", "lo"], check=True)
+    return lambda number: f"10.90.{number >> 8}.{number & 255}"
+
+
+@contextlib.contextmanager
+def fakes(address: str) -> Iterator[None]:
+    """The process that answers for all workers."""
+    program = [sys.executable, str(HERE / "fake_workers.py"), "--address", address, "--port", str(FAKE_PORT)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            if process.stdout.readline() != "ready\n":
+                raise RuntimeError("the fake workers did not start; the line above says why")
+            yield
+        finally:
+            process.terminate()
+
+
+def fakes_told(address: str = "127.0.0.1") -> dict:
+    """What they were asked."""
+    with urllib.request.urlopen(f"http://{address}:{FAKE_PORT}/fake", timeout=30) as answer:
+        return json.load(answer)
+
+
+class Watch:
+    """Objects as they come and change, in a thread of its own, for as long as the process lives."""
+
+    def __init__(self, api: Api, path: str, take: Callable[[str, dict], None]) -> None:
+        self.api, self.path, self.take = api, path, take
+
+    def start(self) -> None:
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def _follow(self) -> None:
+        while True:
+            connection = http.client.HTTPSConnection(self.api.host, self.api.port, context=self.api.tls)
+            try:
+                connection.request("GET", self.path, headers={"Authorization": f"Bearer {self.api.token}"})
+                answer = connection.getresponse()
+                if answer.status != 200:
+                    raise OSError(answer.read().decode())
+                while line := answer.readline():
+                    event = json.loads(line)
+                    if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
+                        self.take(event["type"], event["object"])
+            except (OSError, http.client.HTTPException, ValueError):
+                time.sleep(1)
+            finally:
+                connection.close()
+
+
+class Kubelet:
+    """Says of each worker pod that it runs and is ready, as a kubelet would after it had started it.
+
+    With `scheduled`, only of pods that a scheduler found no node for: what it says of them then, it says once, and the pod's
+    condition is to be ours afterwards."""
+
+    def __init__(self, api: Api, address: Callable[[int], str], scheduled: bool = False) -> None:
+        self.api, self.address, self.scheduled = api, address, scheduled
+        self.known: set[str] = set()
+        self.patched = 0
+        self.failed: list[str] = []
+        self.waiting: queue.Queue[tuple[dict, str]] = queue.Queue()
+
+    def start(self, namespace: str | None = None) -> None:
+        path = f"{self.api.path('pods', namespace)}?watch=1&labelSelector=modelprofile.dev/name"
+        Watch(self.api, path, self.take).start()
+        for _ in range(KUBELET_WRITERS):
+            threading.Thread(target=self._write, daemon=True).start()
+
+    def take(self, kind: str, pod: dict) -> None:
+        metadata, status = pod["metadata"], pod.get("status", {})
+        if kind == "DELETED" or metadata["uid"] in self.known or "deletionTimestamp" in metadata:
+            return
+        told = any(row["type"] == "PodScheduled" for row in status.get("conditions", []))
+        if self.scheduled and not told:
+            return
+        address = self.address(len(self.known))
+        self.known.add(metadata["uid"])
+        self.waiting.put((pod, address))
+
+    def _write(self) -> None:
+        while True:
+            pod, address = self.waiting.get()
+            metadata = pod["metadata"]
+            try:
+                self.api.patch("pods", metadata["name"], metadata["namespace"], {"status": running(pod, address)}, "status")
+                self.patched += 1
+            except Failed as why:
+                # One that went meanwhile needs nothing.
+                if why.code != 404:
+                    self.failed.append(str(why))
+
+
+def running(pod: dict, address: str) -> dict:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {
+        "phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "startTime": now,
+        "conditions": [
+            {"type": kind, "status": "True", "lastTransitionTime": now}
+            for kind in ("PodScheduled", "Initialized", "ContainersReady", "Ready")
+        ],
+        "containerStatuses": [
+            {
+                "name": container["name"], "image": container["image"], "imageID": f"docker.io/library/fake@sha256:{'0' * 64}",
+                "containerID": f"containerd://{'0' * 64}", "ready": True, "started": True, "restartCount": 0,
+                "state": {"running": {"startedAt": now}},
+            } for container in pod["spec"]["containers"]
+        ],
+    }
+
+
+class Available:
+    """ModelProfiles whose status says that they are."""
+
+    def __init__(self, api: Api) -> None:
+        self.names: set[str] = set()
+        Watch(api, f"{api.path('modelprofiles')}?watch=1", self.take).start()
+
+    def take(self, kind: str, one: dict) -> None:
+        name = f"{one['metadata']['namespace']}/{one['metadata']['name']}"
+        if kind != "DELETED" and as_wanted(one):
+            self.names.add(name)
+        else:
+            self.names.discard(name)
+
+
+def as_wanted(one: dict) -> bool:
+    """Available, with all its workers and their metrics, and nothing wrong."""
+    status = one.get("status", {})
+    held = {row["type"]: row["status"] for row in status.get("conditions", [])}
+    right = {"Available": "True", "MetricsAvailable": "True", "Degraded": "False", "Progressing": "False"}
+    return right.items() <= held.items() and status.get("readyReplicas") == one["spec"]["scaling"]["minReplicas"]
+
+
+class Audit:
+    """The API server's log of requests."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def position(self) -> int:
+        return self.path.stat().st_size
+
+    def writes(self, position: int, user: str) -> list[str]:
+        """What a user has written since, but for the Lease that says who leads; several of a kind are one line."""
+        found: Counter[str] = Counter()
+        with open(self.path, "rb") as log:
+            log.seek(position)
+            for line in log:
+                # Most are others'.
+                if user.encode() not in line:
+                    continue
+                event = json.loads(line)
+                target = event.get("objectRef", {})
+                if event["user"]["username"] == user and event["verb"] in WRITES and target.get("resource") != "leases":
+                    kind = "/".join(target[part] for part in ("resource", "subresource") if target.get(part))
+                    found[f"{event['verb']} {kind} {target.get('namespace')}/{target.get('name')}"] += 1
+        return [f"{line} ({count} times)" if count > 1 else line for line, count in found.items()]
+
+
+class Usage:
+    """Memory and processor of a process."""
+
+    def __init__(self, pid: int) -> None:
+        self.folder = Path("/proc", str(pid))
+
+    def _kilobytes(self, field: str) -> float:
+        rows = dict(line.split(":", 1) for line in (self.folder / "status").read_text().splitlines())
+        return float(rows[field].split()[0])
+
+    def resident(self) -> float:
+        """MB."""
+        return self._kilobytes("VmRSS") * 1024 / 1e6
+
+    def peak(self) -> float:
+        return self._kilobytes("VmHWM") * 1024 / 1e6
+
+    def seconds(self) -> float:
+        fields = (self.folder / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def process_of(name: str, state: Path) -> int:
+    """The cluster's component of that name."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_text()
+                if Path(words.split("\0")[0]).name == name and str(state) in words:
+                    return int(folder.name)
+    raise RuntimeError(f"no {name} runs for {state}")
+
+
+@dataclass
+class Passes:
+    """The operator's histogram of the time of a pass."""
+
+    buckets: dict[float, float]
+    """Upper bound in seconds -> how many took no longer."""
+    failed: int
+
+    @property
+    def count(self) -> int:
+        return int(self.buckets[float("inf")])
+
+    def __sub__(self, before: "Passes") -> "Passes":
+        return Passes({bound: number - before.buckets[bound] for bound, number in self.buckets.items()}, self.failed - before.failed)
+
+    def millis(self, share: float) -> float:
+        """The time that so many took at most, by straight lines between the bounds."""
+        goal, lower, below = share * self.count, 0.0, 0.0
+        for bound, number in sorted(self.buckets.items()):
+            if number >= goal:
+                part = (goal - below) / (number - below) if number > below else 1
+                return round(1000 * (lower + (bound - lower) * part), 1) if bound != float("inf") else float("inf")
+            lower, below = bound, number
+        return float("inf")
+
+
+class Operator:
+    """An operator as a process, with the account and the rights that the installed one has."""
+
+    user = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
+
+    def __init__(self, api: Api, program: Path, state: Path) -> None:
+        self.api, self.program, self.state = api, program, state
+        self.process: subprocess.Popen | None = None
+        self.arguments: list[str] = []
+
+    def install(self) -> None:
+        """deploy/install.yaml without its pods."""
+        run = ["kubectl", "apply", "--server-side", "--filename", str(ROOT / "deploy/install.yaml")]
+        subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
+        self.api.delete("deployments", ACCOUNT, SYSTEM)
+        subprocess.run(
+            ["kubectl", "wait", "--for=condition=Established", "crd/modelprofiles.modelprofile.dev", "--timeout=30s"],
+            check=True, stdout=subprocess.DEVNULL,
+        )
+        asked = self.api.call("POST", self.api.path("serviceaccounts", SYSTEM, ACCOUNT, "token"), {"spec": {"expirationSeconds": 86400}})
+        config = json.loads(Path(os.environ["KUBECONFIG"]).read_text())
+        config["users"][0]["user"] = {"token": json.loads(asked)["status"]["token"]}
+        (self.state / "operator-kubeconfig").write_text(json.dumps(config))
+
+    def start(self, *arguments: str) -> None:
+        self.arguments = list(arguments) or self.arguments
+        command = [
+            str(self.program), "operator", "--leader-election", "--operator-namespace", SYSTEM, "--metrics-address", METRICS,
+            "--health-address", HEALTH, *self.arguments,
+        ]
+        with open(self.state / "log" / "operator.log", "ab") as log:
+            environment = {**os.environ, "KUBECONFIG": str(self.state / "operator-kubeconfig")}
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        self.usage = Usage(self.process.pid)
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
+            self.process = None
+
+    def text(self) -> list[str]:
+        """Its metrics."""
+        if self.process and self.process.poll() is not None:
+            raise RuntimeError(f"the operator ended with {self.process.returncode}; see {self.state}/log/operator.log")
+        with urllib.request.urlopen(f"http://{METRICS}/metrics", timeout=30) as answer:
+            return answer.read().decode().splitlines()
+
+    def leads(self) -> bool:
+        try:
+            return "modelprofile_operator_leader 1" in self.text()
+        except OSError:
+            return False
+
+    def passes(self) -> Passes:
+        buckets: dict[float, float] = {}
+        failed = 0
+        for line in self.text():
+            series, _, value = line.rpartition(" ")
+            if series.startswith("modelprofile_operator_reconcile_seconds_bucket"):
+                buckets[float(series.split('le="')[1].split('"')[0])] = float(value)
+            elif series.startswith("modelprofile_operator_reconciles_total") and '"ok"' not in series:
+                failed += int(value)
+        return Passes(buckets, failed)
