@@ -109,7 +109,8 @@ class Fleet:
         for line in written[:MOST_PRINTED]:
             say(f"  written: {line}")
         return {
-            "seconds": round(span), "resident_mb": round(max(resident), 1), "peak_mb": round(self.operator.usage.peak(), 1),
+            "seconds": round(span), "resident_mb": round(max(resident), 1),
+            "anonymous_mb": round(self.operator.usage.anonymous(), 1), "peak_mb": round(self.operator.usage.peak(), 1),
             "cpu_percent": round(100 * (self.operator.usage.seconds() - mine) / span, 1),
             "passes_per_second": round(passes.count / span, 1), "requests_per_second": round(asked / span, 1),
             "pass_ms": {f"p{percent}": passes.millis(percent / 100) for percent in (50, 90, 99)},
@@ -175,10 +176,9 @@ def main() -> int:
 
     state = Path(os.environ["MODELPROFILE_CLUSTER"])
     runs = []
-    with fakes("0.0.0.0"):
-        fleet = Fleet(arguments.operator, state)
+    fleet = Fleet(arguments.operator, state)
+    with fakes("0.0.0.0"), fleet.kubelet:
         fleet.operator.install()
-        fleet.kubelet.start()
         fleet.operator.start(f"--interval={arguments.interval}")
         try:
             for count in counts:

@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -79,17 +80,24 @@ def fakes_told(address: str = "127.0.0.1") -> dict:
 
 
 class Watch:
-    """Objects as they come and change, in a thread of its own, for as long as the process lives."""
+    """Objects as they come and change, in a thread of its own."""
 
     def __init__(self, api: Api, path: str, take: Callable[[str, dict], None]) -> None:
         self.api, self.path, self.take = api, path, take
+        self.ended = threading.Event()
+        self.connection: http.client.HTTPSConnection | None = None
+
+    def stop(self) -> None:
+        self.ended.set()
+        with contextlib.suppress(OSError, AttributeError):
+            self.connection.sock.shutdown(socket.SHUT_RDWR)
 
     def start(self) -> None:
         threading.Thread(target=self._follow, daemon=True).start()
 
     def _follow(self) -> None:
-        while True:
-            connection = http.client.HTTPSConnection(self.api.host, self.api.port, context=self.api.tls)
+        while not self.ended.is_set():
+            self.connection = connection = http.client.HTTPSConnection(self.api.host, self.api.port, context=self.api.tls)
             try:
                 connection.request("GET", self.path, headers={"Authorization": f"Bearer {self.api.token}"})
                 answer = connection.getresponse()
@@ -100,48 +108,88 @@ class Watch:
                     if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
                         self.take(event["type"], event["object"])
             except (OSError, http.client.HTTPException, ValueError):
-                time.sleep(1)
+                self.ended.wait(1)
             finally:
                 connection.close()
 
 
 class Kubelet:
-    """Says of each worker pod that it runs and is ready, as a kubelet would after it had started it.
+    """A node without a machine: says of each worker pod on it that it runs and is ready, as a kubelet does after it has started
+    one, and lets those go that are deleted.
 
-    With `scheduled`, only of pods that a scheduler found no node for: what it says of them then, it says once, and the pod's
-    condition is to be ours afterwards."""
+    Where there is no scheduler it takes every worker pod; where there is one, the pods that tolerate it."""
 
-    def __init__(self, api: Api, address: Callable[[int], str], scheduled: bool = False) -> None:
-        self.api, self.address, self.scheduled = api, address, scheduled
+    name = "fleet"
+    placement = {  # noqa: RUF012
+        "nodeSelector": {"modelprofile.dev/fleet": "true"}, "tolerations": [{"key": "modelprofile.dev/fleet", "operator": "Exists"}],
+    }
+
+    def __init__(self, api: Api, address: Callable[[int], str], scheduler: bool = False) -> None:
+        self.api, self.address, self.scheduler = api, address, scheduler
         self.known: set[str] = set()
         self.patched = 0
         self.failed: list[str] = []
-        self.waiting: queue.Queue[tuple[dict, str]] = queue.Queue()
+        self.watch = Watch(api, f"{api.path('pods')}?watch=1&labelSelector=modelprofile.dev/name", self.take)
+        self.waiting: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self.ended = threading.Event()
 
-    def start(self, namespace: str | None = None) -> None:
-        path = f"{self.api.path('pods', namespace)}?watch=1&labelSelector=modelprofile.dev/name"
-        Watch(self.api, path, self.take).start()
+    def __enter__(self) -> "Kubelet":
+        room = {"cpu": "100000", "memory": "1000Ti", "pods": "100000"}
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.api.create("nodes", None, {
+            "metadata": {"name": self.name, "labels": {"modelprofile.dev/fleet": "true"}},
+            "spec": {"taints": [{"key": "modelprofile.dev/fleet", "effect": "NoSchedule"}]},
+        })
+        self.api.patch("nodes", self.name, None, {"status": {
+            "capacity": room, "allocatable": room,
+            "conditions": [{"type": "Ready", "status": "True", "reason": "Fake", "lastHeartbeatTime": now, "lastTransitionTime": now}],
+        }}, "status")
+        self.api.create("leases", "kube-node-lease", {"metadata": {"name": self.name}, "spec": {"holderIdentity": self.name}})
+        threading.Thread(target=self._live, daemon=True).start()
         for _ in range(KUBELET_WRITERS):
-            threading.Thread(target=self._write, daemon=True).start()
+            threading.Thread(target=self._work, daemon=True).start()
+        self.watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.watch.stop()
+        self.ended.set()
+        for _ in range(KUBELET_WRITERS):
+            self.waiting.put(None)
+        self.api.delete("nodes", self.name)
+        self.api.delete("leases", self.name, "kube-node-lease")
+
+    def _live(self) -> None:
+        """Else it counts as lost, and its pods as not ready."""
+        while not self.ended.wait(4):
+            now = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
+            with contextlib.suppress(Failed):
+                self.api.patch("leases", self.name, "kube-node-lease", {"spec": {"renewTime": now, "leaseDurationSeconds": 40}})
 
     def take(self, kind: str, pod: dict) -> None:
-        metadata, status = pod["metadata"], pod.get("status", {})
-        if kind == "DELETED" or metadata["uid"] in self.known or "deletionTimestamp" in metadata:
+        metadata, node = pod["metadata"], pod["spec"].get("nodeName")
+        if kind == "DELETED":
             return
-        told = any(row["type"] == "PodScheduled" for row in status.get("conditions", []))
-        if self.scheduled and not told:
-            return
-        address = self.address(len(self.known))
-        self.known.add(metadata["uid"])
-        self.waiting.put((pod, address))
+        if "deletionTimestamp" in metadata:
+            if node == self.name:
+                self.waiting.put(lambda: self.api.delete("pods", metadata["name"], metadata["namespace"], grace=0))
+        elif metadata["uid"] not in self.known and node == (self.name if self.scheduler else None):
+            address = self.address(len(self.known))
+            self.known.add(metadata["uid"])
+            self.waiting.put(lambda: self._start(pod, address))
 
-    def _write(self) -> None:
-        while True:
-            pod, address = self.waiting.get()
-            metadata = pod["metadata"]
+    def _start(self, pod: dict, address: str) -> None:
+        namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
+        if not self.scheduler:
+            target = {"apiVersion": "v1", "kind": "Node", "name": self.name}
+            self.api.call("POST", self.api.path("pods", namespace, name, "binding"), {"metadata": {"name": name}, "target": target})
+        self.api.patch("pods", name, namespace, {"status": running(pod, address)}, "status")
+        self.patched += 1
+
+    def _work(self) -> None:
+        while (order := self.waiting.get()) is not None:
             try:
-                self.api.patch("pods", metadata["name"], metadata["namespace"], {"status": running(pod, address)}, "status")
-                self.patched += 1
+                order()
             except Failed as why:
                 # One that went meanwhile needs nothing.
                 if why.code != 404:
@@ -228,6 +276,10 @@ class Usage:
     def resident(self) -> float:
         """MB."""
         return self._kilobytes("VmRSS") * 1024 / 1e6
+
+    def anonymous(self) -> float:
+        """What of it is no file that is mapped, such as the program itself."""
+        return self._kilobytes("RssAnon") * 1024 / 1e6
 
     def peak(self) -> float:
         return self._kilobytes("VmHWM") * 1024 / 1e6

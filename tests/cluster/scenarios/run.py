@@ -20,7 +20,7 @@ from world import STATE, SYSTEM, Unmet, World, run
 
 # Each has SCENARIOS: functions that take the world; the first line of the docstring is the title. Those that need no node have
 # the attribute `api_level`.
-MODULES = ["lifecycle", "serving"]
+MODULES = ["lifecycle", "serving", "steady"]
 
 
 def scenarios() -> list:
