@@ -17,7 +17,7 @@ pub const LICENSE_ACCEPTED: &str = "LicenseAccepted";
 /// The artifacts of all profiles are in the cache.
 ///
 /// `True`: [`reason::PREPARED`]. `False`: [`reason::PREPARING`], [`reason::NEEDS_ACCELERATOR`] (a method that the CPU can not
-/// run waits for one), [`reason::PREPARE_FAILED`].
+/// run waits for one), [`reason::PREPARE_FAILED`], and what keeps the pod that prepares from working, as in [`AVAILABLE`].
 pub const PREPARED: &str = "Prepared";
 
 /// Every profile is within the quality limits.
@@ -52,7 +52,8 @@ pub const PROGRESSING: &str = "Progressing";
 ///
 /// `True`: [`reason::APPLY_FAILED`] (the API server does not take an object, or a name is taken), [`reason::SWITCH_REFUSED`],
 /// [`reason::PREPARE_FAILED`], [`reason::REPLICAS_MISSING`] and what keeps a pod from working as in [`AVAILABLE`],
-/// [`reason::BEYOND_LIMITS`] and [`reason::NOT_MEASURED`] (the quality gate keeps a profile out of the ladder). `False`:
+/// [`reason::BEYOND_LIMITS`] and [`reason::NOT_MEASURED`] (the quality gate keeps a profile out of the ladder),
+/// [`reason::INVALID`] (the spec is not accepted; what ran before keeps running). `False`:
 /// [`reason::AS_EXPECTED`].
 pub const DEGRADED: &str = "Degraded";
 

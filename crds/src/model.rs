@@ -7,24 +7,24 @@ use serde::{Deserialize, Serialize};
 /// One checkpoint at one revision, and how clients see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "kube", schemars(extend("x-kubernetes-validations" = [
+    {"rule": "!has(self.revision) || self.uri.startsWith('hf://')", "message": "revision is for hf:// only"},
+])))]
 #[serde(rename_all = "camelCase")]
 pub struct ModelSpec {
     /// Where the checkpoint is: `hf://OWNER/NAME`, `pvc://CLAIM/PATH`, `file:///PATH` or `https://HOST/PATH`; a directory or
     /// a `.gguf` file. One GGUF file of a hub's repository is `https://huggingface.co/OWNER/NAME/resolve/REVISION/FILE.gguf`. A relative `file://./PATH` starts at the current directory of the process that reads the manifest, so
     /// it suits local use only. Required; can not be changed afterwards: make another ModelProfile for another model.
     #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 1024)))]
-    #[cfg_attr(feature = "kube", schemars(extend("x-kubernetes-validations" = [
-        {"rule": "self == oldSelf", "message": "model.uri is immutable: create another ModelProfile for another model"},
-        {"rule": "self.matches('^(hf|pvc|file|https)://.+')", "message": "model.uri starts with hf://, pvc://, file:// or https://"},
-    ])))]
+    #[cfg_attr(feature = "kube", schemars(extend("x-kubernetes-validations" = crate::schema::immutable_uri())))]
     pub uri: String,
     /// Commit, tag or branch of a Hugging Face repository. Left out: what `main` is when the model is first prepared.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 128)))]
+    #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = crate::schema::without_spaces())))]
     pub revision: Option<String>,
     /// Name that clients put into `model` of a request. Left out: the name of the ModelProfile.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 253)))]
+    #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 253), extend("x-kubernetes-validations" = crate::schema::without_spaces())))]
     pub served_name: Option<String>,
     /// Longest prompt plus answer, in tokens; longer requests are refused in every profile. Left out: the model's own
     /// limit, or the KV-cache tokens of the profile that has the fewest, whichever is less.
@@ -49,7 +49,9 @@ pub struct License {
     /// Identifier that the checkpoint itself declares (`apache-2.0`, `llama3.3`), in upper or lower case; several with
     /// commas for a model made of others; `unknown` for a checkpoint that declares none, or that was made of one whose licence
     /// could not be learned. It must match, else nothing is downloaded or quantized. Required.
-    #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 128)))]
+    #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = [
+        {"rule": r"self.matches('[^\\s\\v\\x{85}\\p{Z}]')", "message": "write the identifier that the checkpoint declares, such as apache-2.0"},
+    ])))]
     pub accepted: String,
 }
 

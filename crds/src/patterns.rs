@@ -19,8 +19,10 @@ pub(crate) const NAME: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 pub(crate) const TIME: &str = "^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$";
 /// Absolute paths without `..`.
 pub(crate) const ABSOLUTE_PATH: &str = "^/";
+/// Amounts.
+pub(crate) const QUANTITY: &str = "^[+]?([0-9]+([.][0-9]*)?|[.][0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$";
 
-const PATTERNS: [Pattern; 3] = [
+const PATTERNS: [Pattern; 4] = [
     Pattern {
         regex: NAME,
         matches: is_name,
@@ -31,6 +33,8 @@ const PATTERNS: [Pattern; 3] = [
         matches: |s| time_of_day(s).is_some(),
         expected: "a time of day from \"00:00\" to \"24:00\"",
     },
+    // Beyond the expression it refuses what no 64 bits hold.
+    Pattern { regex: QUANTITY, matches: |s| crate::parse_quantity(s).is_ok(), expected: "an amount such as 76Gi" },
     Pattern { regex: ABSOLUTE_PATH, matches: |s| s.starts_with('/'), expected: "an absolute path" },
 ];
 

@@ -19,6 +19,9 @@ pub struct Placement {
     /// Memory for weights, KV cache and workspace together, per accelerator, or of the whole process on a CPU. Left out:
     /// what the worker finds to be available when it starts.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "kube", schemars(extend("x-kubernetes-validations" = [
+        {"rule": "isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))", "message": "write more than 0, such as 76Gi"},
+    ])))]
     pub memory_budget: Option<Quantity>,
     /// Labels that a node must have. Left out: any node.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -44,6 +47,10 @@ pub struct Placement {
 /// A taint that workers accept, as in a PodSpec.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "kube", schemars(extend("x-kubernetes-validations" = [
+    {"rule": "self.operator != 'Exists' || !has(self.value) || self.value == ''", "message": "a value has no meaning with operator Exists"},
+    {"rule": "self.operator == 'Exists' || (has(self.key) && self.key != '')", "message": "key is required, unless the operator is Exists"},
+])))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Toleration {
     /// Key of the taint. Left out: every key, with operator Exists.
@@ -120,7 +127,9 @@ pub struct Cache {
     pub persistent_volume_claim: Option<String>,
     /// Directory of the node; survives pods, not the node. Left out: not on the node.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 1024), regex(pattern = crate::patterns::ABSOLUTE_PATH)))]
+    #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 1024), regex(pattern = crate::patterns::ABSOLUTE_PATH), extend("x-kubernetes-validations" = [
+        {"rule": "!self.matches('(^|/)[.][.](/|$)')", "message": "write an absolute path without `..`"},
+    ])))]
     pub host_path: Option<String>,
     /// Directory that lives as long as the pod. Left out, and no other kind set: this one, without a size limit.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -28,6 +28,12 @@ const fn one() -> u32 {
 /// Precision of the weights.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "kube", schemars(extend("x-kubernetes-validations" = [
+    {"rule": "self.method == 'RoundToNearest' || self.format in {'AWQ': ['INT4'], 'GPTQ': ['INT4', 'INT8'], 'SmoothQuant': ['INT8'], 'LLMInt8': ['INT8']}[self.method]",
+     "message": "AWQ produces INT4, GPTQ INT4 or INT8, SmoothQuant and LLMInt8 INT8: change the format, or leave the method out"},
+    {"rule": "self.format == 'INT4' || (!has(self.groupSize) && !has(self.zeroPoint))",
+     "message": "groupSize and zeroPoint are for INT4 only"},
+])))]
 #[serde(rename_all = "camelCase")]
 pub struct Weights {
     /// Storage format: BF16, FP16, FP8 (E4M3; a checkpoint that comes in FP8 keeps its own scales), INT8, INT4, or a GGUF type.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// The text is kept as it was written, so that an object that is read and written again does not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "kube", schemars(transform = crate::schema::int_or_string))]
+#[cfg_attr(feature = "kube", schemars(transform = crate::schema::quantity))]
 pub struct Quantity(pub String);
 
 /// A number that may have a fraction, quoted then: `"0.1"`, `2`.

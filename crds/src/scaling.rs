@@ -20,10 +20,10 @@ pub struct Scaling {
     /// Most workers. Left out: 1.
     #[cfg_attr(feature = "kube", schemars(range(min = 1, max = 1000)))]
     pub max_replicas: u32,
-    /// Workers asked for through the scale subresource, with mode External; held between the two limits. Left out:
-    /// `minReplicas`.
+    /// Workers asked for through the scale subresource, with mode External; held between the two limits. Left out: 1, so
+    /// `minReplicas`. The API server writes the 1, since an autoscaler cannot read a scale that has no number.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "kube", schemars(range(max = 1000)))]
+    #[cfg_attr(feature = "kube", schemars(range(max = 1000), extend("default" = 1)))]
     pub replicas: Option<u32>,
     /// Removal of workers. Left out: the defaults of its fields.
     pub scale_down: ScaleDown,
@@ -80,6 +80,9 @@ pub struct Quality {
     /// Highest mean Kullback-Leibler divergence from the original's next-token distribution, in nats; a fraction goes in
     /// quotes. Left out: "0.1".
     #[serde(rename = "maxMeanKLDivergence")]
+    #[cfg_attr(feature = "kube", schemars(extend("x-kubernetes-validations" = [
+        {"rule": "string(self).matches('^[0-9]+([.][0-9]+)?$')", "message": "write a number of nats such as \"0.1\""},
+    ])))]
     pub max_mean_kl_divergence: Decimal,
     /// What happens to a profile beyond a limit. Left out: Block.
     pub on_failure: OnFailure,
@@ -117,7 +120,7 @@ pub enum OnFailure {
 #[serde(rename_all = "camelCase")]
 pub struct Dataset {
     /// Where the plain text is; the same forms as `model.uri`. Required.
-    #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 1024)))]
+    #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 1024), extend("x-kubernetes-validations" = crate::schema::uri())))]
     pub uri: String,
     /// Tokens of one scored window. Left out: 512.
     #[serde(default = "context")]

@@ -51,6 +51,18 @@ use crate::{Cache, ModelSpec, Placement, Profile, Quality, Scaling, SecretRef, S
             json_path = ".status.lastDecision.pressurePercent",
             description = "Load over target, in percent"
         ),
+        printcolumn(
+            name = "Available",
+            type_ = "string",
+            json_path = ".status.conditions[?(@.type==\"Available\")].reason",
+            description = "Whether a worker answers: WorkerReady, or why none does"
+        ),
+        printcolumn(
+            name = "Degraded",
+            type_ = "string",
+            json_path = ".status.conditions[?(@.type==\"Degraded\")].reason",
+            description = "What is not as it should be: AsExpected if nothing is"
+        ),
         printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
     )
 )]
@@ -156,10 +168,15 @@ impl EngineType {
 /// An environment variable of the worker container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "kube", schemars(extend("x-kubernetes-validations" = [
+    {"rule": "!has(self.value) || !has(self.secretKeyRef)", "message": "write value or secretKeyRef, not both"},
+])))]
 #[serde(rename_all = "camelCase")]
 pub struct EnvVar {
     /// Name of the variable. Required.
-    #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 253)))]
+    #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 253), extend("x-kubernetes-validations" = [
+        {"rule": r"!self.matches('[=\\p{Cc}]')", "message": "a name does not contain `=`"},
+    ])))]
     pub name: String,
     /// Its value. Left out: the empty text, or what `secretKeyRef` names.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -78,7 +78,8 @@ fn object(schema: &Value, fields: Map<String, Value>, path: &str, found: &mut Fi
     for (name, value) in fields {
         let field_path = join(path, &name);
         match (known.and_then(|k| k.get(&name)), schema.get("additionalProperties")) {
-            // The API server puts a default in the place of a null, and refuses it where there is none.
+            // The API server puts a default in the place of a null, and drops it where there is none: most likely a value
+            // was forgotten, and the server would not say so.
             (Some(field), _) if value.is_null() => {
                 if field.get("default").is_none() {
                     found.add(&field_path, "has no value; write one, or remove the field".to_owned());

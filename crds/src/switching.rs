@@ -114,8 +114,10 @@ pub struct Targets {
     #[cfg_attr(feature = "kube", schemars(range(min = 1, max = 100)))]
     pub kv_cache_utilization_percent: u32,
     /// Age of the oldest waiting request; a fraction goes in quotes (`"0.5"`). Left out: 2.
+    #[cfg_attr(feature = "kube", schemars(extend("x-kubernetes-validations" = crate::schema::seconds())))]
     pub queue_time_seconds: Decimal,
     /// 95th percentile of the time to the first token; a fraction goes in quotes. Left out: 4.
+    #[cfg_attr(feature = "kube", schemars(extend("x-kubernetes-validations" = crate::schema::seconds())))]
     pub time_to_first_token_seconds: Decimal,
 }
 
@@ -186,6 +188,10 @@ fn utc() -> String {
 /// One span of civil time that comes back every week.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "kube", schemars(extend("x-kubernetes-validations" = [
+    {"rule": "self.start != '24:00'", "message": "the day ends at 24:00; to start then, write \"00:00\" and the next day"},
+    {"rule": "self.start != self.end", "message": "the window is empty; for a whole day write start \"00:00\" and end \"24:00\""},
+])))]
 #[serde(rename_all = "camelCase")]
 pub struct Window {
     /// Name that decisions mention, unique in the schedule. Required.

@@ -215,4 +215,7 @@ pub enum PrepareReport {
 impl PrepareReport {
     /// What Kubernetes keeps of a termination message.
     pub const MOST_BYTES: usize = 4096;
+    /// Exit status of a preparation that fails in the same way however often it is tried (`EX_CONFIG` of sysexits.h); 1 of
+    /// others.
+    pub const SETTLED: i32 = 78;
 }

@@ -75,7 +75,7 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
     if app.engine_ended() {
         return (StatusCode::SERVICE_UNAVAILABLE, ENGINE_ENDED).into_response();
     }
-    if app.draining() {
+    if app.leaving() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining").into_response();
     }
     if app.ready().is_some() {
@@ -98,7 +98,7 @@ async fn state(State(app): State<Arc<App>>) -> Json<WorkerState> {
 }
 
 fn describe(app: &App, snapshot: &Snapshot) -> WorkerState {
-    let (phase, message) = match (app.engine_ended(), app.draining() || snapshot.draining) {
+    let (phase, message) = match (app.engine_ended(), app.leaving() || snapshot.draining) {
         (true, _) => (WorkerPhase::Failed, ENGINE_ENDED.to_owned()),
         (false, true) => (WorkerPhase::Draining, String::new()),
         (false, false) => (WorkerPhase::Ready, String::new()),

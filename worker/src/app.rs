@@ -99,6 +99,7 @@ pub struct App {
     pub metrics: Metrics,
     ready: OnceLock<Ready>,
     draining: AtomicBool,
+    leaving: AtomicBool,
     engine_ended: AtomicBool,
     preparation: Mutex<WorkerState>,
 }
@@ -120,6 +121,7 @@ impl App {
             metrics: Metrics::new(served_name),
             ready: OnceLock::new(),
             draining: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             engine_ended: AtomicBool::new(false),
             preparation: Mutex::new(WorkerState {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -142,9 +144,19 @@ impl App {
         let _ = self.ready.set(ready);
     }
 
-    /// True once the worker is shutting down.
+    /// True once new requests are refused.
     pub fn draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// True once the worker drains, or was told to end.
+    pub fn leaving(&self) -> bool {
+        self.draining() || self.leaving.load(Ordering::Acquire)
+    }
+
+    /// Says that the worker was told to end: probes fail from then on. Requests that reach it still are answered.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
     }
 
     /// True once the engine is no more: probes fail from then on, so that the worker is restarted.
@@ -207,9 +219,12 @@ pub struct ServeLimits {
     pub drain: Duration,
 }
 
-/// Serves until `shutdown` resolves, then drains. New requests are refused with 503 while the ones in flight go on;
-/// when the last has ended and its answer is sent, both ports close. What is left at the drain limit is cut.
-/// True when nothing had to be.
+/// Serves until `shutdown` resolves, then drains: the API's port closes, so that whoever comes is refused by the kernel and may
+/// go elsewhere with nothing begun, while those who are in are served; when the last answer is sent, the admin port closes too.
+/// What is left at the drain limit is cut. True when nothing had to be.
+///
+/// An answer 503 would be worse: the last pod of a Service goes on getting connections while it terminates, and who gets an
+/// answer does not look for another pod.
 pub async fn serve(
     app: Arc<App>,
     api: TcpListener,
@@ -217,25 +232,27 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
     limits: ServeLimits,
 ) -> bool {
-    let (close, closed) = watch::channel(false);
+    let (close_api, api_closed) = watch::channel(false);
+    let (close_admin, admin_closed) = watch::channel(false);
     let stop = |mut closed: watch::Receiver<bool>| async move {
         // An error says that the sender is gone, which ends the servers as well.
         let _ = closed.wait_for(|closed| *closed).await;
     };
-    let servers = async {
-        tokio::join!(
-            server::serve(api, http::router(app.clone()), limits.api, stop(closed.clone())),
-            server::serve(admin, admin::router(app.clone()), limits.admin, stop(closed.clone())),
-        )
-    };
     let (ended, deadline) = oneshot::channel();
-    let life = async {
+    let told = async {
         shutdown.await;
-        tracing::info!("draining: new requests are refused, the ones in flight go on");
+        tracing::info!("draining: no new connections, the requests in flight go on");
         let _ = ended.send(tokio::time::Instant::now() + limits.drain);
-        app.drain().await;
-        let _ = close.send(true);
+        app.leave();
+        let _ = close_api.send(true);
     };
+    // Probes and metrics answer until the last request has been.
+    let api = async {
+        tokio::join!(server::serve(api, http::router(app.clone()), limits.api, stop(api_closed)), told);
+        app.drain().await;
+        let _ = close_admin.send(true);
+    };
+    let admin = server::serve(admin, admin::router(app.clone()), limits.admin, stop(admin_closed));
     let limit = async {
         match deadline.await {
             Ok(deadline) => tokio::time::sleep_until(deadline).await,
@@ -243,7 +260,7 @@ pub async fn serve(
         }
     };
     tokio::select! {
-        _ = async { tokio::join!(servers, life) } => true,
+        _ = async { tokio::join!(api, admin) } => true,
         () = limit => {
             tracing::warn!(seconds = limits.drain.as_secs(), "requests were still running at the drain limit");
             false

@@ -10,7 +10,7 @@ fn main() -> std::process::ExitCode {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", modelprofile_worker::outcome::sentence(&error));
-            std::process::ExitCode::FAILURE
+            std::process::ExitCode::from(modelprofile_worker::outcome::exit_status(&error))
         }
     }
 }

@@ -21,6 +21,24 @@ const CUT: &str = "…";
 #[error("{0}")]
 pub struct Invalid(pub String);
 
+/// Context of an error that comes again however often it is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("")]
+pub struct Settled;
+
+/// Whether a preparation that ended with this error would end so again: it is the manifest or the licence, and no file that may
+/// yet come.
+pub fn is_settled(error: &anyhow::Error, reason: PrepareReason) -> bool {
+    let lasting =
+        matches!(reason, PrepareReason::Invalid | PrepareReason::LicenceDiffers | PrepareReason::NeedsAccelerator);
+    lasting && !error.chain().any(|cause| cause.is::<io::Error>())
+}
+
+/// Status that the process exits with.
+pub fn exit_status(error: &anyhow::Error) -> u8 {
+    if error.is::<Settled>() { PrepareReport::SETTLED as u8 } else { 1 }
+}
+
 /// An error and its causes in one line. Some errors repeat their cause in their own sentence; it is said once.
 pub fn sentence(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.as_str() {

@@ -9,6 +9,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::Router;
+use futures_util::FutureExt;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -24,6 +25,9 @@ use tokio::{
 /// How long accepting rests after an error: most of them say that the process has no file descriptors left, which only
 /// the end of a connection mends.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Time in which the first request of a connection that has just been let in arrives.
+const FIRST_REQUEST: Duration = Duration::from_millis(250);
 
 /// Bounds on connections.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +51,16 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
     let places = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
+    let begin = |stream: TcpStream, place| {
+        let connection = graceful.watch(connection(stream, router.clone(), limits.header_time));
+        async move {
+            // The error of a connection is its client's: it went away, or was cut for its slowness.
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended");
+            }
+            drop(place);
+        }
+    };
     tokio::pin!(stop);
     loop {
         let place = async { (places.clone().acquire_owned().await, listener.accept().await) };
@@ -57,23 +71,24 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
             Some(_) = connections.join_next() => continue,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let connection = graceful.watch(connection(stream, router.clone(), limits.header_time));
-                connections.spawn(async move {
-                    // The error of a connection is its client's: it went away, or was cut for its slowness.
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%error, "a connection ended");
-                    }
-                    drop(place);
-                });
-            }
+            Ok((stream, _)) => drop(connections.spawn(begin(stream, place.ok()))),
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
+    // Whom the kernel has let in already is served, as far as there are places: to close the port would reset them.
+    while let Ok(place) = places.clone().try_acquire_owned()
+        && let Some(Ok((stream, _))) = listener.accept().now_or_never()
+    {
+        connections.spawn(begin(stream, Some(place)));
+    }
     drop(listener);
+    // A connection without a request counts as idle, and is closed at once.
+    if !connections.is_empty() {
+        tokio::time::sleep(FIRST_REQUEST).await;
+    }
     graceful.shutdown().await;
 }
 

@@ -232,7 +232,7 @@ async fn an_engine_that_is_stuck_shows_by_the_time_since_it_got_on() {
 }
 
 #[tokio::test]
-async fn at_the_end_streams_finish_new_requests_are_refused_and_then_the_servers_close() {
+async fn at_the_end_streams_finish_new_connections_are_refused_and_then_the_servers_close() {
     let mut server = Server::start().await;
     server.engine.busy.store(true, Ordering::Release);
     let hand = server.engine.hand();
@@ -241,8 +241,12 @@ async fn at_the_end_streams_finish_new_requests_are_refused_and_then_the_servers
     let events = hand.await.unwrap();
     let running = running.await.unwrap().unwrap();
     server.stop();
-    eventually("the drain", async || server.app.draining()).await;
-    assert_eq!(server.post("/v1/completions", json!({"prompt": "a"})).await.0, 503);
+    eventually("the port's end", async || {
+        let refused = server.request(Method::POST, "/v1/completions").json(&json!({"prompt": "a"})).send().await;
+        refused.is_err_and(|error| error.is_connect())
+    })
+    .await;
+    assert!(server.app.leaving() && !server.app.draining(), "who is in is served");
     assert_eq!(answer(server.admin(Method::GET, "/readyz")).await.0, 503);
     assert_eq!(answer(server.admin(Method::GET, "/livez")).await.0, 200);
     assert_eq!(state(&server).await["phase"], "Draining");

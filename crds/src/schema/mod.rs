@@ -19,8 +19,74 @@ pub fn crd() -> Result<Value, serde_json::Error> {
         // Written by the API server only.
         crd.remove("status");
     }
+    if let Some(schema) = crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema").and_then(Value::as_object_mut) {
+        schema.insert("x-kubernetes-validations".to_owned(), json!([name_rule()]));
+    }
     tidy(&mut crd);
     Ok(crd)
+}
+
+/// The operator makes a Service of that name, so it is a label of RFC 1035, shorter than most object names. Of an object's
+/// metadata a rule may see the name alone, and only one at the root, which the types have no place for.
+fn name_rule() -> Value {
+    json!({
+        "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 63",
+        "message": "metadata.name is at most 63 lower-case letters, digits and '-', starting with a letter",
+    })
+}
+
+/// What [`ModelUri::parse`](crate::ModelUri::parse) asks for.
+fn uri_rules() -> Vec<Value> {
+    vec![
+        json!({
+            "rule": r"self.matches('^(hf://[A-Za-z0-9._-]{1,96}/[A-Za-z0-9._-]{1,96}|pvc://[a-z0-9]([-a-z0-9]*[a-z0-9])?/[^\\x00]+|file://[.]?/[^\\x00]*|https://[^/\\x00]+/[^\\x00]+)$')",
+            "message": "write hf://OWNER/NAME, pvc://CLAIM/PATH, file:///PATH or https://HOST/PATH",
+        }),
+        json!({
+            "rule": r"self.startsWith('https://') || !self.matches('(^|[/\\\\])[.][.]([/\\\\]|$)')",
+            "message": "a URI contains no `..`; write the path that it leads to",
+        }),
+        json!({
+            "rule": "!self.matches('^hf://([.]/|[^/]*/[.]$)')",
+            "message": "`.` is neither OWNER nor NAME of a Hugging Face repository",
+        }),
+    ]
+}
+
+/// The rules of a URI.
+pub(crate) fn uri() -> Value {
+    json!(uri_rules())
+}
+
+/// The rules of a URI that stays.
+pub(crate) fn immutable_uri() -> Value {
+    let mut rules = vec![
+        json!({"rule": "self == oldSelf", "message": "model.uri is immutable: create another ModelProfile for another model"}),
+    ];
+    rules.extend(uri_rules());
+    json!(rules)
+}
+
+/// A rule of texts that become part of a command line or of an address.
+pub(crate) fn without_spaces() -> Value {
+    json!([{"rule": r"!self.matches('[\\s\\v\\p{Z}\\p{Cc}]')", "message": "it contains no spaces"}])
+}
+
+/// A rule of times that are a decimal in quotes or a whole number.
+pub(crate) fn seconds() -> Value {
+    json!([{
+        "rule": "string(self).matches('^[0-9]+([.][0-9]+)?$') && string(self).matches('[1-9]')",
+        "message": "write a number of seconds above 0, such as 2 or \"0.5\"",
+    }])
+}
+
+/// An amount: a whole number, or a text as Kubernetes writes amounts.
+pub(crate) fn quantity(schema: &mut Schema) {
+    int_or_string(schema);
+    let object = schema.ensure_object();
+    // The pattern is for texts, the minimum for numbers.
+    object.insert("pattern".to_owned(), json!(crate::patterns::QUANTITY));
+    object.insert("minimum".to_owned(), json!(0));
 }
 
 /// [`crd`] as YAML, with a head that says where it comes from.

@@ -40,7 +40,10 @@ pub fn needs_cluster(manifest: &Manifest) -> Vec<FieldError> {
     let spec = &manifest.spec;
     let mut refused = Vec::new();
     let mut refuse = |path: &str, what: &str, instead: &str| {
-        refused.push(FieldError::new(path, format!("`modelprofile local` has no {what}; {instead}, or run it on a cluster")));
+        refused.push(FieldError::new(
+            path,
+            format!("`modelprofile local` has no {what}; {instead}, or run it on a cluster"),
+        ));
     };
     if spec.engine.kind != EngineType::Native {
         refuse("spec.engine.type", &format!("engine {}", spec.engine.kind.as_str()), "write Native");

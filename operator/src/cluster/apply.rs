@@ -9,8 +9,9 @@ use modelprofile_api::{API_VERSION, KIND, ModelProfile, ModelProfileStatus};
 use serde_json::json;
 
 use super::error::Error;
-use super::plan::names::MANAGER;
+use super::plan::names::{MANAGER, Owner};
 use super::plan::object::{Kind, Object};
+use super::plan::prepare::taken;
 
 /// Writes to the cluster.
 #[derive(Clone)]
@@ -27,15 +28,23 @@ impl Writer {
     /// Server-side apply: what we decide about is ours, whoever changed it; the rest stays.
     ///
     /// # Errors
-    /// See [`Error`].
-    pub async fn apply(&self, namespace: &str, object: &Object) -> Result<(), Error> {
+    /// See [`Error`]; [`Error::Taken`] for an object that is not the owner's, which stays as it is. The watches show only
+    /// objects with our labels, so it is asked for here, where it would else be taken over.
+    pub async fn apply(&self, owner: &Owner, object: &Object) -> Result<(), Error> {
         let resource = resource(object.kind());
         let mut value = object.to_value();
         value["apiVersion"] = json!(resource.api_version);
         value["kind"] = json!(resource.kind);
-        let api = self.api(namespace, &resource);
-        let applied = api.patch(object.name(), &PatchParams::apply(MANAGER).force(), &Patch::Apply(&value)).await;
-        applied.map(drop).map_err(|error| Error::of(&format!("{} {}", object.kind(), object.name()), &error))
+        let api = self.api(&owner.namespace, &resource);
+        let of = |error: kube::Error| Error::of(&format!("{} {}", object.kind(), object.name()), &error);
+        let there = api.get_metadata_opt(object.name()).await.map_err(of)?;
+        if there.is_some_and(|there| !owner.owns(&there.metadata)) {
+            return Err(Error::Taken(taken(object.kind(), object.name())));
+        }
+        api.patch(object.name(), &PatchParams::apply(MANAGER).force(), &Patch::Apply(&value))
+            .await
+            .map(drop)
+            .map_err(of)
     }
 
     /// Sets the replicas of a Deployment and leaves its template as it is.
@@ -103,8 +112,10 @@ fn unless_gone(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
 /// The part of a ModelProfile that a pass reads, from an object that may break its schema: one that somebody wrote past it, or
 /// that an older version stored.
 pub fn read_status(object: &Arc<DynamicObject>) -> ModelProfileStatus {
-    let status = object.data.get("status").cloned().unwrap_or_default();
-    serde_json::from_value(status).unwrap_or_else(|error| {
+    let Some(status) = object.data.get("status").filter(|status| !status.is_null()) else {
+        return ModelProfileStatus::default();
+    };
+    serde_json::from_value(status.clone()).unwrap_or_else(|error| {
         tracing::warn!("{}: the status cannot be read and is made anew: {error}", object.name_any());
         ModelProfileStatus::default()
     })

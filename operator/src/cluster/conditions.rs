@@ -48,6 +48,10 @@ fn licence(seen: &Seen<'_>, prepared: ConditionStatus) -> Word {
         Preparation::Failed(Failure { reason: Some(PrepareReason::LicenceDiffers), message }) => {
             (False, reason::DIFFERS, message.clone())
         }
+        // What is in the works was accepted before.
+        Preparation::Running(Some(state)) if state.profiles.iter().any(|profile| profile.prepared_percent > 0.0) => {
+            (True, reason::MATCHES, "the worker accepted the checkpoint's declaration".to_owned())
+        }
         _ if prepared == True => (True, reason::MATCHES, "the worker accepted the checkpoint's declaration".to_owned()),
         _ => (Unknown, reason::PENDING, "the checkpoint's declaration was not read yet".to_owned()),
     }
@@ -72,7 +76,7 @@ fn prepared(seen: &Seen<'_>) -> Word {
         Preparation::Done(_) => (True, reason::PREPARED, String::new()),
         Preparation::ByWorkers => by_workers(),
         Preparation::Pending => (False, reason::PREPARING, "the prepare Job is about to start".to_owned()),
-        Preparation::Stuck(trouble) => (False, reason::PREPARING, trouble.message.clone()),
+        Preparation::Stuck(trouble) => (False, trouble.reason, trouble.message.clone()),
         Preparation::Running(state) => (
             False,
             reason::PREPARING,
@@ -121,6 +125,9 @@ fn available(seen: &Seen<'_>, prepared: &Word) -> Word {
     if let Some(trouble) = seen.troubles.first() {
         return (False, trouble.reason, trouble.message.clone());
     }
+    if let Preparation::Stuck(trouble) = seen.preparation {
+        return (False, trouble.reason, trouble.message.clone());
+    }
     let message = match prepared.1 {
         reason::PREPARED => "no worker is ready yet".to_owned(),
         _ => prepared.2.clone(),
@@ -130,6 +137,7 @@ fn available(seen: &Seen<'_>, prepared: &Word) -> Word {
 
 fn progressing(seen: &Seen<'_>, prepared: &Word) -> Word {
     let stages = [
+        (Stage::PrepareFailed, reason::PREPARING),
         (Stage::Switching, reason::SWITCHING),
         (Stage::Starting, reason::ROLLING_OUT),
         (Stage::Draining, reason::ROLLING_OUT),
@@ -172,8 +180,14 @@ fn degraded(seen: &Seen<'_>, prepared: &Word, quality: &Word) -> Word {
     if matches!(prepared.1, reason::PREPARE_FAILED | reason::NEEDS_ACCELERATOR) {
         return (True, reason::PREPARE_FAILED, prepared.2.clone());
     }
+    if let Preparation::Stuck(trouble) = seen.preparation {
+        return (True, trouble.reason, trouble.message.clone());
+    }
     if let Some(trouble) = seen.troubles.first() {
         return (True, trouble.reason, trouble.message.clone());
+    }
+    if let Some(blocked) = seen.states().find(|state| state.phase == WorkerPhase::Blocked) {
+        return (True, reason::BEYOND_LIMITS, blocked.message.clone());
     }
     let ready = count(seen.ready());
     if prepared.0 == True && ready < seen.replicas {

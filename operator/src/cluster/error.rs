@@ -13,6 +13,15 @@ pub enum Error {
         /// What it said.
         message: String,
     },
+    /// An object of somebody else has a name that is needed.
+    #[error("{0}")]
+    Taken(String),
+    /// The namespace is on its way out, and all of this with it.
+    #[error("{object}: its namespace is being deleted")]
+    Leaving {
+        /// Kind and name.
+        object: String,
+    },
     /// Somebody else wrote meanwhile; the next pass sees it.
     #[error("{object} was changed meanwhile")]
     Conflict {
@@ -37,6 +46,7 @@ impl Error {
     pub fn of(object: &str, error: &kube::Error) -> Self {
         let object = object.to_owned();
         match error {
+            kube::Error::Api(status) if status.code == 403 && is_leaving(status) => Self::Leaving { object },
             kube::Error::Api(status) if status.code == 409 => Self::Conflict { object },
             kube::Error::Api(status) if matches!(status.code, 400 | 403 | 404 | 422) => {
                 Self::Invalid { object, message: status.message.clone() }
@@ -48,11 +58,16 @@ impl Error {
     /// One word for metrics, from a closed set.
     pub const fn class(&self) -> &'static str {
         match self {
-            Self::Invalid { .. } => "invalid",
-            Self::Conflict { .. } => "conflict",
+            Self::Invalid { .. } | Self::Taken(_) => "invalid",
+            Self::Conflict { .. } | Self::Leaving { .. } => "conflict",
             Self::Transient { .. } => "transient",
             Self::Bug(_) => "bug",
         }
+    }
+
+    /// Whether it stays until a person does something, so that the status has to tell of it.
+    pub const fn needs_a_person(&self) -> bool {
+        matches!(self, Self::Invalid { .. } | Self::Taken(_))
     }
 
     /// When to try again after `failures` in a row. A refusal is mostly repeated until somebody changes something, which is
@@ -60,11 +75,20 @@ impl Error {
     pub fn pause(&self, failures: u32) -> Duration {
         let (first, longest) = match self {
             Self::Conflict { .. } => (Duration::from_millis(100), Duration::from_secs(5)),
-            Self::Transient { .. } => (Duration::from_secs(1), Duration::from_secs(30)),
+            // Nothing tells when somebody else's object goes.
+            Self::Transient { .. } | Self::Taken(_) | Self::Leaving { .. } => {
+                (Duration::from_secs(1), Duration::from_secs(30))
+            }
             Self::Invalid { .. } | Self::Bug(_) => (Duration::from_secs(10), Duration::from_secs(300)),
         };
         first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(longest)
     }
+}
+
+/// Cause that the API server names where nothing new may be made in a namespace.
+fn is_leaving(status: &kube::core::Status) -> bool {
+    let causes = status.details.as_ref().map(|details| details.causes.as_slice()).unwrap_or_default();
+    causes.iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 #[cfg(test)]

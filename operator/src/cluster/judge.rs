@@ -25,6 +25,8 @@ pub struct Seen<'a> {
     pub routed: Option<&'a str>,
     /// The profile that was wanted last, if it is another one.
     pub wanted: Option<&'a str>,
+    /// The profile that all of them served with when that was seen last.
+    pub known: Option<&'a str>,
     /// What the prepare Job told of each profile.
     pub prepared: &'a [WorkerProfile],
     /// Workers that were asked for last.
@@ -39,11 +41,13 @@ pub fn observation(rules: &Rules, seen: Seen<'_>) -> Observation {
     let alive: Vec<&Worker> = seen.workers.iter().filter(|worker| !worker.terminating).collect();
     let ready = || alive.iter().filter(|worker| worker.ready);
     let active = seen.routed.and_then(index).or_else(|| most(ready().filter_map(|worker| index(profile(worker)?))));
+    // An operator that starts anew while no worker answers knows it from the status.
+    let active = active.or_else(|| seen.known.and_then(index));
     let active = active.filter(|_| ready().next().is_some());
     let differs = |worker: &&&Worker| profile(worker).and_then(index) != active;
     let target = ready()
         .find_map(|worker| index(worker.state.as_ref()?.target_profile.as_deref()?))
-        .or_else(|| seen.wanted.and_then(index).filter(|wanted| active.is_some_and(|active| active != *wanted)))
+        .or_else(|| seen.wanted.and_then(index).filter(|wanted| active != Some(*wanted)))
         // Workers that follow late are a switch that has not ended.
         .or_else(|| ready().find(differs).and(active));
     Observation {
@@ -63,7 +67,7 @@ pub fn observation(rules: &Rules, seen: Seen<'_>) -> Observation {
 /// The profile that a worker serves with.
 pub fn profile(worker: &Worker) -> Option<&str> {
     let said = worker.state.as_ref().and_then(|state| state.active_profile.as_deref());
-    said.or_else(|| worker.set.profile())
+    said.or(worker.serves.as_deref()).or_else(|| worker.set.profile())
 }
 
 /// A worker that is ready for Kubernetes but silent in this pass is one whose sample gets old, which the policy sees.
@@ -126,7 +130,17 @@ mod tests {
     }
 
     fn seen<'a>(workers: &'a [Worker], samples: &'a HashMap<String, Sample>, stuck: &'a [String]) -> Seen<'a> {
-        Seen { workers, samples, stuck, routed: None, wanted: None, prepared: &[], replicas: 2, accelerated: false }
+        Seen {
+            workers,
+            samples,
+            stuck,
+            routed: None,
+            wanted: None,
+            known: None,
+            prepared: &[],
+            replicas: 2,
+            accelerated: false,
+        }
     }
 
     #[test]
@@ -157,6 +171,26 @@ mod tests {
         let workers = [going];
         let found = observation(&rules(), Seen { routed: Some("quality"), ..seen(&workers, &samples, &[]) });
         assert_eq!((found.active, found.workers), (None, vec![]));
+    }
+
+    #[test]
+    fn a_look_without_an_answer_changes_nothing_about_what_serves() {
+        let silent = Worker { ready: true, serves: Some("density".to_owned()), ..Worker::new("a", Set::InPlace) };
+        let (workers, samples) = ([silent], HashMap::new());
+        assert_eq!(observation(&rules(), seen(&workers, &samples, &[])).active, Some(1));
+        let never = [Worker { ready: true, ..Worker::new("a", Set::InPlace) }];
+        let found = observation(&rules(), Seen { known: Some("density"), ..seen(&never, &samples, &[]) });
+        assert_eq!(found.active, Some(1), "an operator that starts anew");
+        assert_eq!(observation(&rules(), seen(&never, &samples, &[])).active, None);
+    }
+
+    #[test]
+    fn while_nobody_serves_what_was_wanted_last_is_still_on_its_way() {
+        let (workers, samples) = ([Worker::new("a", Set::InPlace)], HashMap::new());
+        let found = observation(&rules(), Seen { wanted: Some("density"), ..seen(&workers, &samples, &[]) });
+        assert_eq!((found.active, found.target), (None, Some(1)));
+        let found = observation(&rules(), Seen { wanted: Some("gone"), ..seen(&workers, &samples, &[]) });
+        assert_eq!(found.target, None);
     }
 
     #[test]

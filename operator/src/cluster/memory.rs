@@ -44,6 +44,8 @@ pub struct Remembered {
     pub retries: Retries,
     /// It has answered a real request.
     pub answered: bool,
+    /// The profile that it served with when it answered last.
+    pub serves: Option<String>,
     /// The profile that it was asked for, until its answer was seen.
     asked: Option<String>,
     /// Where its answer arrives.

@@ -2,30 +2,35 @@
 //!
 //! ```text
 //!  API server ──watch──> index ─┐
-//!                               ├──> observe ──> judge, decide ──> plan ──> apply ──> status ──> news
+//!                               ├──> observe ──> judge, decide ──> plan ──> act, apply ──> status ──> news
 //!  worker pods ──HTTP──> workers┘
 //! ```
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`controller`] | the loop, and one pass from the first arrow to the last |
+//! | [`controller`] | the loop: what is watched, when a pass comes |
+//! | `pass` | one pass, from the first arrow to the last |
+//! | [`context`] | what every pass needs, and what it leaves |
 //! | [`index`] | what the API server told, by ModelProfile |
 //! | [`workers`] | asking worker pods: state, metrics, switches, a first request |
 //! | [`observe`] | one look at all that belongs to a ModelProfile |
 //! | [`pods`], [`prepared`] | what keeps a pod from working; how far the prepare Job is; pure |
 //! | [`judge`] | what the policy is asked; pure |
 //! | [`plan`] | from what is asked for and what exists to what has to be done; pure |
+//! | `act` | a plan carried out, through [`apply`] and [`workers`] |
 //! | [`apply`] | writes to the cluster |
 //! | [`status`], [`conditions`] | what is said of it; pure |
-//! | [`news`] | which of it is told as an Event; pure |
+//! | [`news`], [`recorder`] | which of it is told as an Event (pure); publishing it |
 //! | [`memory`] | what is remembered between passes, and may be lost |
 //! | [`tokens`] | tokens for the workers' admin API |
 //! | [`metrics`] | the operator's own metrics and health |
 //! | [`error`] | errors by what is to be done about them |
 //! | [`start`] | from the flags to the loop: key, Lease, ports |
 
+mod act;
 pub mod apply;
 pub mod conditions;
+pub mod context;
 pub mod controller;
 pub mod error;
 pub mod index;
@@ -34,9 +39,11 @@ pub mod memory;
 pub mod metrics;
 pub mod news;
 pub mod observe;
+mod pass;
 pub mod plan;
 pub mod pods;
 pub mod prepared;
+pub mod recorder;
 pub mod start;
 pub mod status;
 pub mod tokens;

@@ -2,7 +2,8 @@
 //! starts anew tells nothing twice.
 
 use modelprofile_api::conditions::{self, reason};
-use modelprofile_api::{Condition, ConditionStatus, DecisionAction, ModelProfileStatus, SwitchRecord};
+use modelprofile_api::{Condition, ConditionStatus, DecisionAction, LastDecision, ModelProfileStatus, SwitchRecord};
+use modelprofile_policy::Reason;
 
 /// Longest note of an Event, in bytes.
 const NOTE: usize = 1024;
@@ -34,9 +35,10 @@ pub fn news(before: &ModelProfileStatus, after: &ModelProfileStatus) -> Vec<News
     all
 }
 
-/// A decision that changes something; the same one in the next pass is no news.
+/// A decision that changes something, or would if it were not only recommended; the same one in the next pass is no news.
 fn decided(before: &ModelProfileStatus, after: &ModelProfileStatus) -> Option<News> {
-    let decision = after.last_decision.as_ref().filter(|decision| decision.action != DecisionAction::Hold)?;
+    let told = |decision: &&LastDecision| decision.action != DecisionAction::Hold || recommends(decision);
+    let decision = after.last_decision.as_ref().filter(told)?;
     if before.last_decision.as_ref().is_some_and(|then| (then.action, &then.time) == (decision.action, &decision.time))
     {
         return None;
@@ -44,9 +46,15 @@ fn decided(before: &ModelProfileStatus, after: &ModelProfileStatus) -> Option<Ne
     let action = match decision.action {
         DecisionAction::Switch => "Switch",
         DecisionAction::Scale => "Scale",
-        DecisionAction::Hold => "Hold",
+        DecisionAction::Hold => "Recommend",
     };
     Some(News { warning: false, reason: decision.reason.clone(), action, note: cut(&decision.message) })
+}
+
+/// A Hold with a reason to switch: mode Recommend.
+fn recommends(decision: &LastDecision) -> bool {
+    let reasons = [Reason::PressureHigh, Reason::PressureLow, Reason::Scheduled];
+    decision.action == DecisionAction::Hold && reasons.iter().any(|reason| reason.as_str() == decision.reason)
 }
 
 fn switched(switch: &SwitchRecord) -> News {
@@ -72,13 +80,25 @@ fn condition(now: &Condition) -> Option<News> {
         // Part of every start and of every change of replicas.
         (conditions::AVAILABLE, False, reason::NO_WORKER_READY)
         | (conditions::DEGRADED, True, reason::REPLICAS_MISSING) => None,
+        // Their own conditions tell of these.
+        (
+            conditions::DEGRADED,
+            True,
+            reason::INVALID
+            | reason::PREPARE_FAILED
+            | reason::NEEDS_ACCELERATOR
+            | reason::BEYOND_LIMITS
+            | reason::NOT_MEASURED,
+        ) => None,
         (conditions::AVAILABLE, False, _) | (conditions::DEGRADED, True, _) => told(true, "Serve"),
         _ => None,
     }
 }
 
 fn note(condition: &Condition) -> String {
-    if condition.message.is_empty() {
+    if condition.kind == conditions::PREPARED && condition.status == ConditionStatus::True {
+        "all profiles are prepared".to_owned()
+    } else if condition.message.is_empty() {
         format!("{}: {}", condition.kind, condition.reason)
     } else {
         cut(&condition.message)

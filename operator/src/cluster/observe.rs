@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::join_all;
-use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
@@ -15,6 +14,7 @@ use kube::ResourceExt;
 use modelprofile_api::EngineType;
 use modelprofile_policy::{Rules, Sample};
 
+use super::context::Context;
 use super::index::{Index, Key};
 use super::memory::Memory;
 use super::plan::engine;
@@ -24,7 +24,7 @@ use super::plan::prepare;
 use super::plan::valid::Valid;
 use super::pods::{Trouble, trouble};
 use super::prepared::{self, Preparation};
-use super::workers::{Address, Heard, Workers};
+use super::workers::{Address, Heard};
 
 /// What the API server told, by ModelProfile.
 #[derive(Default)]
@@ -67,14 +67,8 @@ pub struct Observed {
 }
 
 /// Looks. Workers get as long as [`Workers::hear`] takes, all at once.
-pub async fn observe(
-    indexes: &Indexes,
-    workers: &Workers,
-    valid: &Valid,
-    memory: &mut Memory,
-    rules: &Rules,
-    token: &str,
-) -> Observed {
+pub async fn observe(context: &Context, valid: &Valid, memory: &mut Memory, rules: &Rules, token: &str) -> Observed {
+    let (indexes, workers) = (&context.indexes, &context.workers);
     let owner = valid.owner();
     let key: Key = (owner.namespace.clone(), owner.name.clone());
     let existing = existing(indexes, &key, valid);
@@ -104,7 +98,7 @@ pub async fn observe(
     let (heard, progress) =
         tokio::join!(join_all(serving.iter().map(|(_, address, _)| hear(address.clone()))), hear(prepare_address));
 
-    let now = Timestamp::now();
+    let now = context.now();
     let mut observed = Observed {
         preparation: if prepare::needed(valid) {
             prepared::of_job(job, &its, progress.state)
@@ -129,6 +123,10 @@ pub async fn observe(
         }
         worker.answered = remembered.answered;
         worker.in_flight = in_flight(&heard, remembered.sample.as_ref());
+        if let Some(state) = &heard.state {
+            remembered.serves.clone_from(&state.active_profile);
+        }
+        worker.serves.clone_from(&remembered.serves);
         worker.state = heard.state.map(Box::new);
         if let Some(trouble) =
             pods.get(&worker.pod).and_then(|pod| trouble(pod, accelerator)).filter(|_| !worker.terminating)

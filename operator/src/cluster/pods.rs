@@ -69,13 +69,10 @@ fn of_container(pod: &str, container: &ContainerStatus) -> Option<Trouble> {
     let ended = container.last_state.as_ref().and_then(|last| last.terminated.as_ref()).or(state.terminated.as_ref());
     let how = || {
         let Some(ended) = ended else { return String::new() };
-        let message = ended.message.as_deref().map(str::trim).filter(|text| !text.is_empty());
-        let message = message.map_or_else(|| format!("`kubectl logs {pod} --previous` shows its last words"), quoted);
-        format!(
-            "; the last run ended with exit code {} ({}): {message}",
-            ended.exit_code,
-            ended.reason.as_deref().unwrap_or("no reason")
-        )
+        let words = ended.message.as_deref().map(last_words).filter(|text| !text.is_empty());
+        let words = words.map(|text| format!(": {text}")).unwrap_or_default();
+        let why = ended.reason.as_deref().unwrap_or("no reason");
+        format!("; the last run ended with exit code {} ({why}){words}", ended.exit_code)
     };
     if ended.is_some_and(|ended| ended.reason.as_deref() == Some("OOMKilled")) && !container.ready {
         return Some(Trouble {
@@ -85,9 +82,11 @@ fn of_container(pod: &str, container: &ContainerStatus) -> Option<Trouble> {
             ),
         });
     }
-    let waiting = state.waiting.as_ref()?;
-    let why = waiting.reason.as_deref().unwrap_or_default();
-    let message = quoted(waiting.message.as_deref().unwrap_or("no message"));
+    let waiting = state.waiting.as_ref();
+    let why = waiting.and_then(|waiting| waiting.reason.as_deref()).unwrap_or_default();
+    let message = quoted(waiting.and_then(|waiting| waiting.message.as_deref()).unwrap_or("no message"));
+    // Between two waits it runs for a moment; it has not recovered before it is ready.
+    let crashes = container.restart_count > 0 && !container.ready && ended.is_some_and(|ended| ended.exit_code != 0);
     match why {
         "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "RegistryUnavailable" => {
             Some(Trouble {
@@ -98,15 +97,33 @@ fn of_container(pod: &str, container: &ContainerStatus) -> Option<Trouble> {
                 ),
             })
         }
-        "CrashLoopBackOff" => Some(Trouble {
-            reason: reason::CRASH_LOOP,
-            message: format!("{pod} ended {} times and waits before its next start{}", container.restart_count, how()),
-        }),
+        _ if crashes || why == "CrashLoopBackOff" => {
+            let often = match container.restart_count {
+                1 => "once".to_owned(),
+                times => format!("{times} times"),
+            };
+            Some(Trouble {
+                reason: reason::CRASH_LOOP,
+                message: format!(
+                    "{pod} ended {often} and is started again{}; correct what the manifest gives it (spec.engine.args, spec.engine.env, spec.placement), or see `kubectl logs {pod} --previous`",
+                    how()
+                ),
+            })
+        }
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => Some(Trouble {
             reason: reason::POD_FAILED,
             message: format!("the container of {pod} cannot be made ({why}): {message}"),
         }),
         _ => None,
+    }
+}
+
+/// The end of a log, in one line: an error is what a program says last.
+fn last_words(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().rev().nth(QUOTED) {
+        Some((start, _)) => format!("…{}", line[start..].trim_start()),
+        None => line,
     }
 }
 
@@ -173,8 +190,28 @@ mod tests {
             .message;
         assert_eq!(
             message,
-            "llama-0 ended 4 times and waits before its next start; the last run ended with exit code 1 (Error): no space left"
+            "llama-0 ended 4 times and is started again; the last run ended with exit code 1 (Error): no space left; correct what \
+             the manifest gives it (spec.engine.args, spec.engine.env, spec.placement), or see `kubectl logs llama-0 --previous`"
         );
+    }
+
+    #[test]
+    fn a_crash_loop_does_not_come_and_go_with_every_start() {
+        let last = json!({"terminated": {"exitCode": 2, "reason": "Error"}});
+        let running = pod(container(json!({"running": {}}), last.clone(), 1));
+        let told = trouble(&running, None).unwrap();
+        assert!(told.reason == "CrashLoop" && told.message.contains("ended once"), "{told:?}");
+        let mut ready = pod(container(json!({"running": {}}), last, 1));
+        ready.status.as_mut().unwrap().container_statuses.as_mut().unwrap()[0].ready = true;
+        assert_eq!(trouble(&ready, None), None);
+    }
+
+    #[test]
+    fn of_a_long_log_the_end_is_kept_in_one_line() {
+        let words = last_words(&format!("{}\nerror:\n  no such flag\n", "x ".repeat(1000)));
+        assert!(words.starts_with('…') && words.ends_with("x error: no such flag"), "{words}");
+        assert!(words.chars().count() <= QUOTED + 2, "{words}");
+        assert_eq!(last_words(" a\nb "), "a b");
     }
 
     #[test]

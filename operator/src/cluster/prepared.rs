@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
+use modelprofile_api::conditions::reason;
 use modelprofile_api::worker::{PrepareReason, PrepareReport, WorkerProfile, WorkerState};
 
 use super::pods::{Trouble, trouble};
@@ -44,6 +45,11 @@ pub fn of_job(job: Option<&Job>, pods: &[&Pod], state: Option<WorkerState>) -> P
         });
     }
     if let Some(failed) = holds("Failed") {
+        // A process that was killed has no last words; what is left of its log is about something else.
+        let killed = |pod: &&Pod| trouble(pod, None).filter(|trouble| trouble.reason == reason::OUT_OF_MEMORY);
+        if let Some(trouble) = pods.iter().find_map(killed) {
+            return Preparation::Stuck(trouble);
+        }
         let told = failed.message.as_deref().unwrap_or("no reason was given");
         let (reason, message) = match newest(pods).map(last_words) {
             Some(Ok(PrepareReport::Failed { reason, message })) => (Some(reason), message),
@@ -56,7 +62,14 @@ pub fn of_job(job: Option<&Job>, pods: &[&Pod], state: Option<WorkerState>) -> P
     match pods.iter().find_map(|pod| trouble(pod, None)) {
         Some(trouble) if state.is_none() => Preparation::Stuck(trouble),
         _ if pods.is_empty() => Preparation::Pending,
-        _ => Preparation::Running(state.map(Box::new)),
+        _ => match (&state, newest(pods).map(last_words)) {
+            // The next attempt waits, or has said nothing yet.
+            (None, Some(Ok(PrepareReport::Failed { message, .. }))) => Preparation::Stuck(Trouble {
+                reason: reason::PREPARE_FAILED,
+                message: format!("an attempt failed, and another one follows: {message}"),
+            }),
+            _ => Preparation::Running(state.map(Box::new)),
+        },
     }
 }
 
@@ -121,6 +134,28 @@ mod tests {
         };
         assert_eq!(message(&[&pod]), "thread panicked");
         assert_eq!(message(&[]), "the prepare Job failed: it has reached its backoff limit");
+    }
+
+    #[test]
+    fn between_two_attempts_the_failure_is_told_until_the_next_one_speaks() {
+        let pod = ended(r#"{"reason": "DownloadFailed", "message": "no route"}"#, "2026-03-01T12:00:00Z");
+        let told = of_job(Some(&job(None)), &[&pod], None);
+        assert!(
+            matches!(&told, Preparation::Stuck(trouble) if trouble.reason == "PrepareFailed" && trouble.message.ends_with(": no route")),
+            "{told:?}"
+        );
+        let spoken = of_job(Some(&job(None)), &[&pod], Some(WorkerState::default()));
+        assert!(matches!(spoken, Preparation::Running(Some(_))), "{spoken:?}");
+    }
+
+    #[test]
+    fn a_process_that_was_killed_for_its_memory_has_no_last_words() {
+        let mut pod = ended("INFO licence: apache-2.0", "2026-03-01T12:00:00Z");
+        let container = &mut pod.status.as_mut().unwrap().container_statuses.as_mut().unwrap()[0];
+        let terminated = container.state.as_mut().unwrap().terminated.as_mut().unwrap();
+        terminated.reason = Some("OOMKilled".to_owned());
+        let told = of_job(Some(&job(Some("Failed"))), &[&pod], None);
+        assert!(matches!(&told, Preparation::Stuck(trouble) if trouble.reason == "OutOfMemory"), "{told:?}");
     }
 
     #[test]

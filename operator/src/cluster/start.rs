@@ -6,11 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use jiff::SignedDuration;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube_lease_manager::LeaseManagerBuilder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use super::controller::{self, Settings};
 use super::metrics::{Metrics, serve_health, serve_metrics};
@@ -42,6 +45,8 @@ pub struct Flags {
     pub health: SocketAddr,
     /// Act only while holding the Lease.
     pub leader_election: bool,
+    /// How far the clock that decisions go by is ahead of the machine's.
+    pub ahead: SignedDuration,
     /// What objects are made of; the public key is added.
     pub options: Options,
 }
@@ -54,6 +59,9 @@ pub struct Flags {
 pub async fn start(flags: Flags) -> anyhow::Result<()> {
     let client =
         Client::try_default().await.context("no cluster: set KUBECONFIG, or run as a pod with a ServiceAccount")?;
+    // The first process of a container hears no signal that it has no handler for. One that waits for the Lease would wait on,
+    // and lead when the one that leads has ended by the same signal.
+    let stop = stop()?;
     let metrics = Metrics::new()?;
     let ready = Arc::new(AtomicBool::new(false));
     let ports = async {
@@ -62,19 +70,49 @@ pub async fn start(flags: Flags) -> anyhow::Result<()> {
     };
     tokio::select! {
         outcome = ports => outcome,
-        outcome = lead(client, &flags, metrics.clone(), &ready) => outcome,
+        outcome = lead(client, &flags, metrics.clone(), &ready, stop) => outcome,
     }
 }
 
-async fn lead(client: Client, flags: &Flags, metrics: Metrics, ready: &AtomicBool) -> anyhow::Result<()> {
-    let signer = signer(&client, &flags.operator_namespace).await?;
+/// Turns true when the process is asked to end.
+fn stop() -> std::io::Result<watch::Receiver<bool>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (sender, stop) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        let _ = sender.send(true);
+    });
+    Ok(stop)
+}
+
+/// Resolves when the process is asked to end.
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    // The sender is gone only when the runtime is.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn lead(
+    client: Client,
+    flags: &Flags,
+    metrics: Metrics,
+    ready: &AtomicBool,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let signer = tokio::select! {
+        signer = signer(&client, &flags.operator_namespace) => signer?,
+        () = stopped(stop.clone()) => return Ok(()),
+    };
     ready.store(true, Ordering::Relaxed);
     let mut options = flags.options.clone();
     options.admin_keys = vec![signer.public_key()];
-    let settings = Settings { namespace: flags.namespace.clone(), interval: flags.interval, options };
+    let settings =
+        Settings { namespace: flags.namespace.clone(), interval: flags.interval, ahead: flags.ahead, options };
     if !flags.leader_election {
         metrics.lead(true);
-        return Box::pin(controller::run(client, settings, signer, metrics)).await;
+        return Box::pin(controller::run(client, settings, signer, metrics, stopped(stop))).await;
     }
     let identity = std::env::var("POD_NAME").unwrap_or_else(|_| format!("process-{}", std::process::id()));
     let manager = LeaseManagerBuilder::new(client.clone(), LEASE)
@@ -87,11 +125,21 @@ async fn lead(client: Client, flags: &Flags, metrics: Metrics, ready: &AtomicBoo
         .context("the Lease cannot be made; compare the operator's Role with its chart")?;
     let (mut held, task) = manager.watch().await;
     tracing::info!("waiting for the Lease {}/{LEASE}", flags.operator_namespace);
-    held.wait_for(|held| *held).await.context("the Lease cannot be watched")?;
+    let leads = tokio::select! {
+        // Both may be so: then it ends.
+        biased;
+        () = stopped(stop.clone()) => false,
+        led = held.wait_for(|held| *held) => led.map(|held| *held).context("the Lease cannot be watched")?,
+    };
+    if !leads {
+        drop(held);
+        let _ = task.await;
+        return Ok(());
+    }
     tracing::info!("leading");
     metrics.lead(true);
     let outcome = tokio::select! {
-        outcome = Box::pin(controller::run(client, settings, signer, metrics)) => outcome,
+        outcome = Box::pin(controller::run(client, settings, signer, metrics, stopped(stop))) => outcome,
         _ = held.wait_for(|held| !*held) => bail!("the Lease was lost: another operator may act now"),
     };
     // Gives the Lease back, so that the next one need not wait for its end.

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use modelprofile_api::conditions::{self, reason};
-use modelprofile_api::worker::{WorkerProfile, WorkerState};
+use modelprofile_api::worker::{SwitchOutcome, WorkerProfile, WorkerState};
 use modelprofile_api::{
-    Condition, ConditionStatus, GateOutcome, ModelProfileSpec, ModelProfileStatus, ProfileStatus, SWITCH_HISTORY_LIMIT,
-    SwitchRecord,
+    Condition, ConditionStatus, DecisionAction, GateOutcome, LastDecision, ModelProfileSpec, ModelProfileStatus,
+    ProfileStatus, SWITCH_HISTORY_LIMIT, SwitchRecord,
 };
-use modelprofile_policy::Decision;
+use modelprofile_policy::{Action, Decision};
 
 use super::conditions::rows;
 use super::judge;
@@ -23,7 +23,9 @@ use super::prepared::Preparation;
 use crate::local::status::{last_decision, profile_row};
 
 /// Least time between two writes of a status that differ in numbers only.
-pub const COSMETIC: Duration = Duration::from_secs(30);
+const COSMETIC: Duration = Duration::from_secs(30);
+/// The same while a model is prepared: a person watches the percentage.
+const PREPARING: Duration = Duration::from_secs(5);
 /// Change of pressure that is worth a write, in percent points.
 const POINTS: u32 = 10;
 
@@ -96,10 +98,19 @@ impl Seen<'_> {
     }
 }
 
+/// Least time until a status that differs from the one before in numbers only is written.
+pub fn pause(status: &ModelProfileStatus) -> Duration {
+    let prepared = status.condition(conditions::PREPARED);
+    if prepared.is_some_and(|prepared| prepared.reason == reason::PREPARING) { PREPARING } else { COSMETIC }
+}
+
 /// The status after a pass.
 pub fn next(before: &ModelProfileStatus, seen: &Seen<'_>, now: Timestamp) -> ModelProfileStatus {
     let (decision, wanted) = seen.decision;
+    // Ready workers of which nobody has answered yet serve with what they did.
+    let silent = || seen.ready().next().is_some() && seen.ready().all(|worker| judge::profile(worker).is_none());
     let active = seen.active().map(str::to_owned);
+    let active = active.or_else(|| before.active_profile.clone().filter(|_| silent()));
     let mut status = ModelProfileStatus {
         observed_generation: seen.generation,
         active_profile: active,
@@ -108,7 +119,7 @@ pub fn next(before: &ModelProfileStatus, seen: &Seen<'_>, now: Timestamp) -> Mod
         ready_replicas: count(seen.ready()),
         selector: Some(seen.selector.to_owned()),
         profiles: seen.spec.profiles.iter().map(|profile| row(before, seen, &profile.name)).collect(),
-        last_decision: Some(last_decision(before, decision, now)),
+        last_decision: Some(begun(before, seen).unwrap_or_else(|| last_decision(before, decision, now))),
         switch_history: before.switch_history.clone(),
         conditions: Vec::new(),
     };
@@ -132,6 +143,7 @@ pub fn rejected(
         let kept = before.conditions.iter().find(|condition| condition.kind == kind);
         rows.push(match (kind, kept) {
             (conditions::ACCEPTED, _) => (kind, ConditionStatus::False, reason.to_owned(), message.to_owned()),
+            (conditions::DEGRADED, _) => (kind, ConditionStatus::True, reason.to_owned(), message.to_owned()),
             (_, Some(kept)) => (kind, kept.status, kept.reason.clone(), kept.message.clone()),
             (_, None) => (kind, ConditionStatus::Unknown, reason::PENDING.to_owned(), String::new()),
         });
@@ -144,7 +156,7 @@ pub fn rejected(
 }
 
 /// What is to be written: `next`, or what is there already where the two differ in numbers only and the latest such write was
-/// less than [`COSMETIC`] ago (`waited` is false), or the pressure has hardly moved.
+/// less than [`pause`] ago (`waited` is false), or the pressure has hardly moved.
 pub fn settled(before: &ModelProfileStatus, mut next: ModelProfileStatus, waited: bool) -> ModelProfileStatus {
     let pressure =
         |status: &ModelProfileStatus| status.last_decision.as_ref().and_then(|decision| decision.pressure_percent);
@@ -193,6 +205,16 @@ fn row(before: &ModelProfileStatus, seen: &Seen<'_>, name: &str) -> ProfileStatu
     }
 }
 
+/// The decision that began the switch that is under way. It stays the latest one until the switch ends: its reason is wanted then,
+/// of whichever operator there is.
+fn begun(before: &ModelProfileStatus, seen: &Seen<'_>) -> Option<LastDecision> {
+    let (decision, wanted) = seen.decision;
+    let same = before.desired_profile.as_deref() == Some(wanted) && seen.active() != Some(wanted);
+    let last = before.last_decision.as_ref().filter(|last| last.action == DecisionAction::Switch)?;
+    // For lack of workers too: those of a Recreate, and one that starts again.
+    (decision.action == Action::Hold && same).then(|| last.clone())
+}
+
 /// The switch that this pass saw the end of: all workers serve with another profile than the status said. What began it is in
 /// the status too, so an operator that starts anew records a switch that the one before it began.
 fn switched(
@@ -203,16 +225,18 @@ fn switched(
 ) -> Option<SwitchRecord> {
     let to = after.active_profile.clone()?;
     let last = || before.switch_history.first();
-    // While workers differ there is no active profile; the one before is then that of the latest switch.
-    let from = before.active_profile.clone().or_else(|| last().map(|switch| switch.to.clone()))?;
+    let reports = || {
+        let reports = seen.ready().filter_map(|worker| worker.state.as_ref()?.last_switch.as_ref());
+        reports.filter(|report| report.to == to && report.outcome == SwitchOutcome::Completed)
+    };
+    // While workers differ there is no active profile; the one before is then that of the latest switch, or what workers say.
+    let from = before.active_profile.clone().or_else(|| last().map(|switch| switch.to.clone()));
+    let from = from.or_else(|| reports().next().map(|report| report.from.clone()))?;
     if from == to {
         return None;
     }
-    let reports =
-        seen.ready().filter_map(|worker| worker.state.as_ref()?.last_switch.as_ref()).filter(|report| report.to == to);
-    let started = reports.filter_map(|report| report.start_time.parse::<Timestamp>().ok()).min();
-    let decided =
-        before.last_decision.as_ref().filter(|decision| decision.action == modelprofile_api::DecisionAction::Switch);
+    let started = reports().filter_map(|report| report.start_time.parse::<Timestamp>().ok()).min();
+    let decided = before.last_decision.as_ref().filter(|decision| decision.action == DecisionAction::Switch);
     let wanted = before.desired_profile.as_deref() == Some(to.as_str());
     let start = decided.filter(|_| wanted).and_then(|decision| decision.time.parse().ok()).or(started).unwrap_or(now);
     Some(SwitchRecord {
@@ -229,13 +253,15 @@ fn switched(
 pub(super) type Row = (&'static str, ConditionStatus, String, String);
 
 fn conditions(before: &[Condition], generation: Option<i64>, rows: Vec<Row>, now: Timestamp) -> Vec<Condition> {
+    // Times of Kubernetes have whole seconds.
+    let time = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
     let one = |(kind, status, reason, message): Row| {
         let same = before.iter().find(|condition| condition.kind == kind && condition.status == status);
         Condition {
             kind: kind.to_owned(),
             status,
             observed_generation: generation,
-            last_transition_time: same.map_or_else(|| now.to_string(), |same| same.last_transition_time.clone()),
+            last_transition_time: same.map_or_else(|| time.clone(), |same| same.last_transition_time.clone()),
             reason,
             message,
         }

@@ -137,7 +137,8 @@ fn a_model_that_serves_as_asked_says_so_in_every_condition() {
 #[case(failed(PrepareReason::LicenceDiffers), "Prepared", ConditionStatus::False, "PrepareFailed")]
 #[case(failed(PrepareReason::NeedsAccelerator), "Prepared", ConditionStatus::False, "NeedsAccelerator")]
 #[case(failed(PrepareReason::NoSpace), "Degraded", ConditionStatus::True, "PrepareFailed")]
-#[case(Preparation::Stuck(trouble("ImagePullFailed")), "Prepared", ConditionStatus::False, "Preparing")]
+#[case(Preparation::Stuck(trouble("ImagePullFailed")), "Prepared", ConditionStatus::False, "ImagePullFailed")]
+#[case(Preparation::Stuck(trouble("OutOfMemory")), "Degraded", ConditionStatus::True, "OutOfMemory")]
 #[case(Preparation::ByWorkers, "Prepared", ConditionStatus::Unknown, "Pending")]
 fn a_preparation_is_told_where_it_belongs(
     #[case] preparation: Preparation,
@@ -147,7 +148,8 @@ fn a_preparation_is_told_where_it_belongs(
 ) {
     let scene = Scene { preparation, ..Scene::new(Vec::new()) };
     assert_eq!(scene.row(kind), (status, reason.to_owned()));
-    assert_eq!(scene.row(kinds::AVAILABLE), (ConditionStatus::False, "NoWorkerReady".to_owned()));
+    let stuck = if let Preparation::Stuck(trouble) = &scene.preparation { trouble.reason } else { "NoWorkerReady" };
+    assert_eq!(scene.row(kinds::AVAILABLE), (ConditionStatus::False, stuck.to_owned()));
 }
 
 #[test]
@@ -168,9 +170,12 @@ fn a_switch_is_recorded_when_the_last_worker_is_through_with_what_began_it() {
     scene.wanted = "density";
     let asked = scene.next(&quiet, at(10));
     assert_eq!(asked.last_decision.as_ref().unwrap().action, DecisionAction::Switch);
+    // From now on the policy waits for what it decided.
+    scene.decision = decision(Action::Hold, Reason::WaitingForEffect, Some(1.2));
     scene.workers[0] = worker("a", "density");
     let half = scene.next(&asked, at(11));
     assert_eq!((half.active_profile.as_deref(), half.switch_history.len()), (None, 0), "they differ");
+    assert_eq!(half.last_decision, asked.last_decision, "what began it");
     assert_eq!(half.condition(kinds::PROGRESSING).unwrap().reason, "Switching");
     scene.workers[1] = worker("b", "density");
     // The status before has no active profile; an earlier switch says which it was.
@@ -179,6 +184,7 @@ fn a_switch_is_recorded_when_the_last_worker_is_through_with_what_began_it() {
     let done = scene.next(&half, at(12));
     let expected = SwitchRecord { duration_millis: 2000, start_time: at(10).to_string(), ..record("density") };
     assert_eq!(done.switch_history[0], expected);
+    assert_eq!(done.last_decision.as_ref().unwrap().reason, "WaitingForEffect");
     assert_eq!(scene.next(&done, at(13)).switch_history.len(), 2, "once");
 }
 

@@ -1,10 +1,13 @@
 //! `modelprofile operator`.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use jiff::{SignedDuration, Timestamp};
+use tracing_subscriber::EnvFilter;
 
 use crate::cluster::plan::facts::{Images, OperatorPod, Options};
 use crate::cluster::start::{Flags, start};
@@ -51,6 +54,9 @@ pub struct Args {
     /// Labels of namespaces whose pods may scrape the metrics of workers.
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
     metrics_from_labels: Vec<String>,
+    /// Decide as if it were this time when the operator starts: to see what a schedule does without waiting for it.
+    #[arg(long, value_name = "RFC3339", hide = true)]
+    clock: Option<Timestamp>,
 }
 
 /// Acts until a signal.
@@ -65,6 +71,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         metrics: args.metrics_address,
         health: args.health_address,
         leader_election: args.leader_election,
+        ahead: args.clock.map_or(SignedDuration::ZERO, |clock| clock.duration_since(Timestamp::now())),
         options: Options {
             images: Images {
                 worker: args.worker_image,
@@ -80,10 +87,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         operator_namespace: args.operator_namespace,
     };
     tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
+        .with_env_filter(filter(std::env::var("RUST_LOG").ok()))
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     super::runtime()?.block_on(start(flags)).map(|()| ExitCode::SUCCESS)
+}
+
+/// What is logged: what RUST_LOG says, without what the client library would add to every line, unless that is asked for.
+fn filter(wanted: Option<String>) -> EnvFilter {
+    let wanted = wanted.filter(|wanted| !wanted.trim().is_empty()).unwrap_or_else(|| "info".to_owned());
+    if wanted.contains("kube") { EnvFilter::new(wanted) } else { EnvFilter::new(format!("{wanted},kube=warn")) }
 }
 
 fn pairs(texts: &[String], flag: &str) -> anyhow::Result<std::collections::BTreeMap<String, String>> {

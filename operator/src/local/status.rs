@@ -189,8 +189,12 @@ fn conditions(before: &[Condition], seen: Seen<'_>, ready: bool, now: Timestamp)
 /// How far each profile is.
 pub(crate) fn preparing(state: Option<&WorkerState>) -> String {
     let parts = state.into_iter().flat_map(|state| &state.profiles);
-    let texts: Vec<String> = parts.map(|p| format!("{} {:.0} %", p.name, p.prepared_percent)).collect();
-    texts.join(", ")
+    let text = |p: &WorkerProfile| match p.activity.as_str() {
+        "" => format!("{} {:.0} %", p.name, p.prepared_percent),
+        // Percentages begin anew with each activity.
+        activity => format!("{}: {activity}, {:.0} %", p.name, p.prepared_percent),
+    };
+    parts.map(text).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

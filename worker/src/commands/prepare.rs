@@ -23,7 +23,7 @@ use super::{
 use crate::{
     admin,
     app::App,
-    outcome,
+    outcome::{self, Settled},
     server::{self, ConnectionLimits},
 };
 
@@ -61,10 +61,17 @@ impl Prepare {
             Err(error) if error.is::<Interrupted>() => None,
             Err(error) => Some(outcome::failed(error)),
         };
+        let settled = match (&ended, &report) {
+            (Err(error), Some(PrepareReport::Failed { reason, .. })) => outcome::is_settled(error, *reason),
+            _ => false,
+        };
         if let (Some(path), Some(report)) = (log, report) {
             leave(&path, report);
         }
-        ended.map(drop)
+        match ended {
+            Err(error) if settled => Err(error.context(Settled)),
+            ended => ended.map(drop),
+        }
     }
 
     fn prepare(self) -> anyhow::Result<Vec<WorkerProfile>> {

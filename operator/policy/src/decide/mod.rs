@@ -51,7 +51,7 @@ impl Pass<'_> {
             return decision;
         }
         let Some(active) = self.observation.active else {
-            let rung = self.resting();
+            let rung = self.starting();
             let message = format!("no worker serves yet; the model starts in {}", self.rules.name(rung));
             return self.of(Action::Hold, rung, self.observation.replicas, Reason::NotServing, message);
         };
@@ -198,6 +198,13 @@ impl Pass<'_> {
 
     fn resting(&self) -> usize {
         self.rules.pinned.filter(|pinned| self.usable(*pinned)).unwrap_or_else(|| self.preferred().0)
+    }
+
+    /// The rung to start in: a switch that was under way when the last worker went is not taken back, for a Recreate has none in
+    /// between, and what called for it has not passed with a worker that starts again.
+    fn starting(&self) -> usize {
+        let decided = self.observation.target.filter(|target| self.rules.pinned.is_none() && self.usable(*target));
+        decided.unwrap_or_else(|| self.resting())
     }
 
     fn usable(&self, rung: usize) -> bool {

@@ -112,6 +112,9 @@ pub struct Worker {
     pub in_flight: Option<u64>,
     /// What it said of itself in this pass. `None`: no answer, or an engine without an admin API.
     pub state: Option<Box<WorkerState>>,
+    /// The profile that it served with when it answered last: one look without an answer changes nothing about that. `None`: it
+    /// has not answered yet.
+    pub serves: Option<String>,
     /// Whether it may be asked to switch now: after a refusal or a lost answer there is a pause.
     pub may_ask: bool,
 }
@@ -127,6 +130,7 @@ impl Worker {
             terminating: false,
             in_flight: None,
             state: None,
+            serves: None,
             may_ask: true,
         }
     }

@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{
-    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
+    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
+    PodFailurePolicyRule,
 };
 use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use modelprofile_api::worker::PrepareReport;
 use modelprofile_api::{EngineType, ModelUri};
 use serde_json::json;
 
 use super::action::{Action, Plan, Stage};
-use super::diff::seal;
+use super::diff::{APPLIED, seal};
 use super::digest::short;
 use super::engine::{ADMIN, CONFIG, admin, is_fetched, is_kept, places};
 use super::facts::{Facts, Options};
@@ -105,14 +107,26 @@ pub fn job(valid: &Valid, options: &Options) -> Job {
             pod_replacement_policy: Some("Failed".to_owned()),
             // A node that is drained is no failure of the preparation, which goes on where it was.
             pod_failure_policy: Some(PodFailurePolicy {
-                rules: vec![PodFailurePolicyRule {
-                    action: "Ignore".to_owned(),
-                    on_exit_codes: None,
-                    on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
-                        type_: "DisruptionTarget".to_owned(),
-                        status: Some("True".to_owned()),
-                    }]),
-                }],
+                rules: vec![
+                    PodFailurePolicyRule {
+                        action: "Ignore".to_owned(),
+                        on_exit_codes: None,
+                        on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
+                            type_: "DisruptionTarget".to_owned(),
+                            status: Some("True".to_owned()),
+                        }]),
+                    },
+                    // What no second attempt would change is told at once.
+                    PodFailurePolicyRule {
+                        action: "FailJob".to_owned(),
+                        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
+                            container_name: Some(PREPARE.to_owned()),
+                            operator: "In".to_owned(),
+                            values: vec![PrepareReport::SETTLED],
+                        }),
+                        on_pod_conditions: None,
+                    },
+                ],
             }),
             template,
             ..JobSpec::default()
@@ -163,6 +177,9 @@ pub(super) fn plan(valid: &Valid, facts: &Facts, options: &Options, plan: &mut P
             Some(job) if job.metadata.deletion_timestamp.is_some() => {
                 plan.wait(Stage::Deleting, format!("Job {wanted} is being deleted, and is made again then"));
             }
+            Some(job) if outcome(job) != Outcome::Complete && differs(&self::job(valid, options), job) => {
+                plan.actions.push(delete(job, "the manifest asks for another pod to prepare with".to_owned()));
+            }
             Some(job) => match outcome(job) {
                 Outcome::Complete => {}
                 Outcome::Running => plan.wait(Stage::Preparing, format!("Job {wanted} prepares what the pods need")),
@@ -180,6 +197,13 @@ pub(super) fn plan(valid: &Valid, facts: &Facts, options: &Options, plan: &mut P
     }
 }
 
+/// Whether a Job that is not through was made of another manifest than the present one: for more memory, with another token.
+/// Only by what was asked for, since the Job controller adds fields of its own.
+fn differs(wanted: &Job, existing: &Job) -> bool {
+    let digest = |metadata: &ObjectMeta| metadata.annotations.as_ref().and_then(|all| all.get(APPLIED)).cloned();
+    digest(seal(Object::from(wanted.clone())).metadata()) != digest(&existing.metadata)
+}
+
 fn failed(job: &Job, at: Option<Timestamp>, facts: &Facts, plan: &mut Plan) {
     let name = job.metadata.name.as_deref().unwrap_or_default();
     let since = at.map_or(RETRY, |at| Duration::try_from(facts.now.duration_since(at)).unwrap_or_default());
@@ -190,7 +214,11 @@ fn failed(job: &Job, at: Option<Timestamp>, facts: &Facts, plan: &mut Plan) {
         }
         Some(left) => {
             plan.revisit(left);
-            let message = format!("Job {name} failed, and is made again {} s from now", left.as_secs());
+            // An instant rather than seconds that are left: the sentence would be another one in every pass.
+            let again = at.unwrap_or(facts.now).saturating_add(RETRY).unwrap_or(facts.now);
+            let message = format!(
+                "Job {name} failed; it is made again at {again:.0}, and at once after an edit of what it prepares"
+            );
             plan.wait(Stage::PrepareFailed, message);
         }
     }
@@ -202,6 +230,6 @@ fn delete(job: &Job, why: String) -> Action {
 }
 
 /// An object of somebody else has the name.
-pub(super) fn taken(kind: Kind, name: &str) -> String {
+pub fn taken(kind: Kind, name: &str) -> String {
     format!("{kind} {name} exists and belongs to somebody else; rename this ModelProfile, or delete the {kind}")
 }

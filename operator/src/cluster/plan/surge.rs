@@ -103,7 +103,7 @@ impl Pass<'_> {
         let since = if moved { Some(self.facts.now) } else { since };
 
         // A new set before anything points to it.
-        if room || target == self.wanted || self.sets.contains(&self.wanted) {
+        if room || self.sets.contains(&self.wanted) {
             self.ensure(plan);
         }
         if target != self.wanted && self.surge && self.sets.contains(&target) {
@@ -132,19 +132,25 @@ impl Pass<'_> {
         }
 
         for set in self.sets.iter().filter(|set| **set != self.wanted) {
-            if *set != target {
-                self.drain(set, &target, since, plan);
-            } else if !self.surge && (self.may_change || self.sets.contains(&self.wanted)) {
+            if !self.surge && target == self.wanted && self.wanted_may_come() {
+                // They finish what they have before they end, as any pod that is asked to go.
                 self.delete(set, format!("{} take their place", self.wanted), plan);
+            } else if *set != target {
+                self.drain(set, &target, since, plan);
             }
         }
-        if !room && target != self.wanted && (self.may_change || self.sets.contains(&self.wanted)) {
+        if !room && self.may_change && !self.sets.contains(&self.wanted) {
             let pods = self.others().count();
             plan.wait(
                 Stage::Leaving,
                 format!("{} start when {pods} pods of the set before them are gone", self.wanted),
             );
         }
+    }
+
+    /// The wanted set is there, or nothing keeps it from being made.
+    fn wanted_may_come(&self) -> bool {
+        self.may_change || self.sets.contains(&self.wanted)
     }
 
     /// Pods of other sets, going ones included: they hold what the wanted set needs.
@@ -161,6 +167,11 @@ impl Pass<'_> {
         };
         if *current != self.wanted && self.facts.proven(&self.wanted) >= self.replicas as usize {
             return (wanted(), "all of them have answered a request".to_owned());
+        }
+        // Pods that are told to go while a Service names them get requests to their very end: kube-proxy falls back to those
+        // that terminate where there are no others. So the Service leaves them first.
+        if !self.surge && self.wanted_may_come() {
+            return (wanted(), format!("{current} make room for them"));
         }
         if self.facts.ready(current) > 0 {
             return (current.clone(), String::new());

@@ -118,16 +118,16 @@ fn both_sets_follow_the_number_of_workers_during_a_surge() {
 fn recreate_waits_until_the_old_pods_are_gone() {
     let mut world = World::serving(&SURGE.replace("Surge", "Recreate"));
     world.want("density");
-    assert_eq!(world.pass(), ["delete Deployment llama-quality: the workers of density take their place"]);
-    assert_eq!(waits(&world.plan()), ["the workers of density start when 2 pods of the set before them are gone"]);
-    world.start_pods();
     assert_eq!(
         world.pass(),
         [
-            "apply Deployment llama-density: the workers of density do not exist yet",
-            "point Service llama to the workers of density: the workers of quality are gone"
+            "point Service llama to the workers of density: the workers of quality make room for them",
+            "delete Deployment llama-quality: the workers of density take their place"
         ]
     );
+    assert_eq!(waits(&world.plan()), ["the workers of density start when 2 pods of the set before them are gone"]);
+    world.start_pods();
+    assert_eq!(world.pass(), ["apply Deployment llama-density: the workers of density do not exist yet"]);
     assert_eq!((world.routed(), world.deployments()), (Some(set("density")), vec!["llama-density"]));
 }
 

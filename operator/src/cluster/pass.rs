@@ -1,0 +1,205 @@
+//! One pass over one ModelProfile.
+//!
+//! ```text
+//! observe ──> decide ──> plan ──> act ──> status ──> Events
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::SignedDuration;
+use kube::api::DynamicObject;
+use kube::runtime::controller::Action as Requeue;
+use kube::{Resource, ResourceExt};
+use modelprofile_api::conditions::reason;
+use modelprofile_api::{API_VERSION, KIND, Manifest, Metadata, ModelProfileSpec, ModelProfileStatus};
+use modelprofile_policy::{Observation, Rules, decide};
+
+use super::act::{apply, prove};
+use super::apply::read_status;
+use super::context::Context;
+use super::error::Error;
+use super::judge;
+use super::memory::Memory;
+use super::observe::{Observed, may_ask, observe};
+use super::plan::facts::{Desired, Facts, Options};
+use super::plan::names::Owner;
+use super::plan::valid::Valid;
+use super::plan::{self, surge};
+use super::pods::Trouble;
+use super::prepared::Preparation;
+use super::status::{self, Seen};
+
+/// Least time between two passes that nothing but time brings about.
+const SHORTEST: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// One pass.
+///
+/// # Errors
+/// Its class says when the next one comes; nothing that was done is lost.
+pub(super) async fn pass(object: &Arc<DynamicObject>, context: &Context) -> Result<Requeue, Error> {
+    let owner = Owner {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+        uid: object.uid().unwrap_or_default(),
+    };
+    if object.meta().deletion_timestamp.is_some() {
+        // Owner references take along what is ours; there is nothing else to undo.
+        context.forget(&owner);
+        return Ok(Requeue::await_change());
+    }
+    let seen = read_status(object);
+    let version = object.resource_version().unwrap_or_default();
+    let generation = object.meta().generation;
+    let valid = match manifest(object).and_then(|manifest| valid(&owner, manifest, &context.options)) {
+        Ok(valid) => valid,
+        Err(Rejected { reason, message }) => {
+            let memory = context.memory(&owner, || Memory::from_status(&seen));
+            let mut memory = memory.lock().await;
+            let before = memory.status(&version, seen);
+            let after = status::rejected(&before, generation, (reason, &message), context.now());
+            context.write(&version, &owner, &before, after, &mut memory).await?;
+            return Ok(Requeue::await_change());
+        }
+    };
+    let memory = context.memory(&owner, || Memory::from_status(&seen));
+    let mut memory = memory.lock().await;
+    let before = memory.status(&version, seen);
+    let interval = SignedDuration::try_from(context.interval).map_err(|error| Error::Bug(error.to_string()))?;
+    let rules = memory.rules(generation.unwrap_or_default(), valid.manifest(), interval).map_err(|error| {
+        Error::Bug(format!("{KIND} {} passed validation and cannot be decided on: {error}", owner.name))
+    })?;
+    let token = context.signer.token(&owner.audience(), jiff::Timestamp::now());
+    let mut observed = observe(context, &valid, &mut memory, &rules, &token).await;
+
+    let now = context.now();
+    let looked = observation(&rules, &observed, &before, &valid);
+    memory.history.record(&rules, &looked, now);
+    let decision = decide(&rules, &looked, &memory.history, now);
+    let wanted = rules.name(decision.rung).to_owned();
+    may_ask(&mut observed, &memory, &wanted);
+    let refused = answers(context, &mut memory, &observed);
+
+    let facts = Facts {
+        now,
+        desired: Desired { profile: wanted.clone(), replicas: decision.replicas },
+        existing: std::mem::take(&mut observed.existing),
+        workers: observed.workers.clone(),
+        weight_bytes: weights(&observed.preparation, &before),
+    };
+    let plan = plan::plan(&valid, &facts, &context.options);
+    let applied = apply(context, &owner, &plan, &observed, &mut memory, &token).await;
+    prove(context, &valid, &observed, &mut memory).await;
+
+    let failure = applied.as_ref().err().filter(|error| error.needs_a_person()).map(ToString::to_string);
+    let troubles: Vec<Trouble> = observed.troubles.values().cloned().collect();
+    let selector = owner.selector();
+    let seen = Seen {
+        spec: valid.spec(),
+        generation,
+        workers: &facts.workers,
+        troubles: &troubles,
+        preparation: &observed.preparation,
+        decision: (&decision, &wanted),
+        plan: &plan,
+        replicas: u32::try_from(surge::replicas(valid.spec(), decision.replicas)).unwrap_or_default(),
+        refused: refused.as_ref().map(|(pod, profile)| (pod.as_str(), profile.as_str())),
+        failed: failure.as_deref(),
+        selector: &selector,
+        routed: observed.routed.as_ref().and_then(|set| set.profile()),
+    };
+    let after = status::next(&before, &seen, now);
+    context.write(&version, &owner, &before, after, &mut memory).await?;
+    applied?;
+    let soonest =
+        [Some(context.interval), plan.revisit_after, Some(decision.revisit_after)].into_iter().flatten().min();
+    Ok(Requeue::requeue(soonest.unwrap_or(context.interval).max(SHORTEST)))
+}
+
+fn observation(rules: &Rules, observed: &Observed, before: &ModelProfileStatus, valid: &Valid) -> Observation {
+    let stuck: Vec<String> = observed.troubles.keys().cloned().collect();
+    let prepared = match &observed.preparation {
+        Preparation::Done(profiles) => profiles.as_slice(),
+        _ => &[],
+    };
+    let asked = observed.existing.deployments.values().filter_map(|deployment| deployment.spec.replicas).max();
+    judge::observation(
+        rules,
+        judge::Seen {
+            workers: &observed.workers,
+            samples: &observed.samples,
+            stuck: &stuck,
+            routed: observed.routed.as_ref().and_then(|set| set.profile()),
+            wanted: before.desired_profile.as_deref(),
+            known: before.active_profile.as_deref(),
+            prepared,
+            replicas: asked
+                .and_then(|asked| u32::try_from(asked).ok())
+                .filter(|asked| *asked > 0)
+                .unwrap_or(rules.min_replicas),
+            accelerated: valid.spec().placement.accelerator_resource.is_some(),
+        },
+    )
+}
+
+/// Packed weights of the profiles, of the Job that made them or as the status remembers them.
+fn weights(preparation: &Preparation, before: &ModelProfileStatus) -> BTreeMap<String, u64> {
+    let mut weights: BTreeMap<String, u64> = before
+        .profiles
+        .iter()
+        .filter_map(|profile| Some((profile.name.clone(), u64::try_from(profile.weight_bytes?).ok()?)))
+        .collect();
+    if let Preparation::Done(profiles) = preparation {
+        let told = profiles.iter().filter(|profile| profile.weight_bytes > 0);
+        weights.extend(told.map(|profile| (profile.name.clone(), profile.weight_bytes)));
+    }
+    weights
+}
+
+/// Takes the answers to switches in; the worker that refused, if one did and nothing has come about since.
+fn answers(context: &Context, memory: &mut Memory, observed: &Observed) -> Option<(String, String)> {
+    let mut refused = None;
+    for (pod, uid) in &observed.uids {
+        let Some(worker) = memory.workers.get_mut(uid) else { continue };
+        if let Some((_, answer)) = worker.answer(Instant::now()) {
+            let outcome = match &answer {
+                Ok(report) => report.outcome.as_str(),
+                Err(_) => "NoReport",
+            };
+            context.metrics.switched(outcome);
+        }
+        if let Some(profile) = worker.retries.refused() {
+            refused = Some((pod.clone(), profile.to_owned()));
+        }
+    }
+    refused
+}
+
+/// Why an object cannot be carried out.
+struct Rejected {
+    reason: &'static str,
+    message: String,
+}
+
+/// The manifest of an object. One that was written past the schema is told what is wrong with it.
+fn manifest(object: &DynamicObject) -> Result<Manifest, Rejected> {
+    let spec = object.data.get("spec").cloned().unwrap_or_default();
+    let spec: ModelProfileSpec = serde_json::from_value(spec).map_err(|error| Rejected {
+        reason: reason::INVALID,
+        message: format!("spec cannot be read: {error}; `modelprofile validate` says what to write"),
+    })?;
+    Ok(Manifest {
+        api_version: API_VERSION.to_owned(),
+        kind: KIND.to_owned(),
+        metadata: Metadata { name: object.name_any(), namespace: object.namespace() },
+        spec,
+    })
+}
+
+fn valid(owner: &Owner, manifest: Manifest, options: &Options) -> Result<Valid, Rejected> {
+    Valid::new(owner.clone(), manifest, options).map_err(|errors| Rejected {
+        reason: reason::INVALID,
+        message: errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+    })
+}
