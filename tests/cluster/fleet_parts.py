@@ -144,7 +144,7 @@ class Kubelet:
             "capacity": room, "allocatable": room,
             "conditions": [{"type": "Ready", "status": "True", "reason": "Fake", "lastHeartbeatTime": now, "lastTransitionTime": now}],
         }}, "status")
-        self.api.create("leases", "kube-node-lease", {"metadata": {"name": self.name}, "spec": {"holderIdentity": self.name}})
+        self.api.create("leases", "kube-node-lease", {"metadata": {"name": self.name}, "spec": self._renewed()})
         threading.Thread(target=self._live, daemon=True).start()
         for _ in range(KUBELET_WRITERS):
             threading.Thread(target=self._work, daemon=True).start()
@@ -162,9 +162,12 @@ class Kubelet:
     def _live(self) -> None:
         """Else it counts as lost, and its pods as not ready."""
         while not self.ended.wait(4):
-            now = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
             with contextlib.suppress(Failed):
-                self.api.patch("leases", self.name, "kube-node-lease", {"spec": {"renewTime": now, "leaseDurationSeconds": 40}})
+                self.api.patch("leases", self.name, "kube-node-lease", {"spec": self._renewed()})
+
+    def _renewed(self) -> dict:
+        now = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
+        return {"holderIdentity": self.name, "leaseDurationSeconds": 40, "renewTime": now}
 
     def take(self, kind: str, pod: dict) -> None:
         metadata, node = pod["metadata"], pod["spec"].get("nodeName")

@@ -3,6 +3,7 @@
 The workers are fakes (see fleet_parts.py): pods on a node that is none, whose status is written here as a kubelet would write it,
 all with the address of one process that answers as a worker does. The operator does not know; it asks each of them in each pass."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -47,33 +48,40 @@ def steady(world: World) -> str:
 
 
 def undisturbed(world: World, namespace: str) -> str:
-    def look() -> dict[str, tuple[str, bool]]:
-        """Name -> version, and whether all is well and its load is known: that is the last thing to be told."""
-        return {
-            one["metadata"]["name"]: (
-                one["metadata"]["resourceVersion"],
-                as_wanted(one) and one["status"]["lastDecision"].get("pressurePercent") is not None,
-            ) for one in world.api.list("modelprofiles", namespace)
-        }
+    def look() -> dict[str, dict]:
+        return {one["metadata"]["name"]: one for one in world.api.list("modelprofiles", namespace)}
 
     def well() -> bool:
-        found = look()
-        return len(found) == MODELS and all(right for _, right in found.values())
+        # Their load is the last thing that is told.
+        return all(
+            as_wanted(one) and one["status"]["lastDecision"].get("pressurePercent") is not None for one in look().values()
+        )
 
-    world.wait("all are Available", well, 90, every=1)
+    world.wait("all are Available", well, 180, every=1)
     before, log = look(), Audit(STATE / "audit.log")
+    expect(len(before) == MODELS, f"there are {MODELS}: {list(before)}")
     position, asked = log.position(), fakes_told()["counts"]
     time.sleep(SECONDS)
     after, told = look(), fakes_told()["counts"]
+    for name, then in before.items():
+        changes = differences(then["status"], after[name]["status"])
+        expect(not changes, f"nothing happened, and the status of {name} became another one: {changes}")
     written = log.writes(position, Operator.user)
     expect(not written, f"in {SECONDS} s of nothing the operator wrote: {written}")
-    expect(after == before, f"a status changed: {[(name, before.get(name), now) for name, now in after.items() if now != before.get(name)]}")
     # Passes are a second apart, but the machine may be slow.
     least = MODELS * WORKERS * SECONDS // 3
     for kind in ("state", "metrics"):
         expect(told[kind] - asked[kind] >= least, f"workers were asked for {kind} {told[kind] - asked[kind]} times; at least {least}")
     expect(told["refused"] == 0 and told["switches"] == 0, f"every look had a token, and nobody was asked to switch: {told}")
     return f"{told['state'] - asked['state']} looks at {MODELS * WORKERS} workers"
+
+
+def differences(before: object, after: object, path: str = "status") -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [line for key in {**before, **after} for line in differences(before.get(key), after.get(key), f"{path}.{key}")]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        return [line for place, pair in enumerate(zip(before, after)) for line in differences(*pair, f"{path}[{place}]")]
+    return [] if before == after else [f"{path}: {json.dumps(before)} became {json.dumps(after)}"]
 
 
 steady.api_level = True
