@@ -22,7 +22,7 @@ demo: tools model ## Serve a real model and change its precision under load
 	"$$(. tests/scripts/lib.sh; binaries)/demo" $(PEAK)
 
 .PHONY: test
-test: tools fmt-check clippy doc test-rust test-openai test-interchange test-demo ## Run everything the project tests
+test: tools fmt-check clippy doc test-rust test-openai test-interchange test-charts test-cluster-harness test-cluster test-demo ## Run everything the project tests
 	$(call step,all tests passed)
 
 .PHONY: tools
@@ -76,7 +76,7 @@ test-demo: model
 	demo() { "$$(. tests/scripts/lib.sh; binaries)/demo" $(PEAK); }; demo || { [ $$? = 2 ] && demo; }
 
 .PHONY: test-charts
-test-charts: ## Check the charts, deploy/install.yaml, examples and images; needs helm
+test-charts: ## Check the charts, deploy/install.yaml, examples and images
 	$(call step,charts)
 	tests/scripts/test-charts.sh
 
@@ -92,6 +92,11 @@ cluster-down: ## Stop what `make cluster` started
 test-cluster-harness:
 	$(call step,a cluster for tests starts and leaves nothing behind)
 	tests/scripts/test-cluster-harness.sh
+
+.PHONY: test-cluster
+test-cluster: model ## Run the scenarios on a real one-node cluster; names of some in SCENARIOS="..."
+	$(call step,scenarios on a real cluster)
+	tests/scripts/test-cluster.sh $(SCENARIOS)
 
 .PHONY: bench-peers
 bench-peers: ## Measure the worker beside llama.cpp and vLLM; options in BENCH, e.g. BENCH="--quick --without vllm"

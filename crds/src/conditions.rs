@@ -37,8 +37,8 @@ pub const METRICS_AVAILABLE: &str = "MetricsAvailable";
 ///
 /// `True`: [`reason::WORKER_READY`], a worker has answered. `False`: [`reason::NO_WORKER_READY`],
 /// [`reason::WAITING_FOR_ACCELERATOR`] (a pod can not be scheduled for want of one), [`reason::UNSCHEDULABLE`],
-/// [`reason::IMAGE_PULL_FAILED`], [`reason::CRASH_LOOP`], [`reason::OUT_OF_MEMORY`], [`reason::POD_FAILED`] (what keeps the
-/// first pod from working), [`reason::BEYOND_LIMITS`] (no profile may serve within the quality limits; the message names the
+/// [`reason::IMAGE_PULL_FAILED`], [`reason::CRASH_LOOP`], [`reason::OUT_OF_MEMORY`], [`reason::POD_FAILED`],
+/// [`reason::NODE_LOST`] (what keeps the first pod from working), [`reason::BEYOND_LIMITS`] (no profile may serve within the quality limits; the message names the
 /// figures).
 pub const AVAILABLE: &str = "Available";
 
@@ -111,6 +111,8 @@ pub mod reason {
     pub const OUT_OF_MEMORY: &str = "OutOfMemory";
     /// The node gave a pod up, or can not make its container.
     pub const POD_FAILED: &str = "PodFailed";
+    /// The node of a pod does not report.
+    pub const NODE_LOST: &str = "NodeLost";
     /// A switch of profile is under way.
     pub const SWITCHING: &str = "Switching";
     /// Workers are being added or removed.

@@ -41,11 +41,11 @@ venv() {
   printf '%s\n' "$dir/bin/python"
 }
 
-# need_helm: sets helm to a Helm that reads nobody's configuration and keeps its own below the folder given.
+# need_helm: sets helm to a Helm that reads nobody's configuration and keeps its own below the folder given: HELM, else the one
+# of the cluster's tools, whose output the snapshots are of.
 need_helm() {
-  helm="${HELM:-$(command -v helm || true)}"
-  [ -n "$helm" ] && [ -x "$helm" ] ||
-    die "helm is missing; install it with: go install helm.sh/helm/v3/cmd/helm@v3.22.0, or name one that you have: HELM=/path/to/helm"
+  helm="${HELM:-$(tests/scripts/cluster-tools.sh helm)/helm}"
+  [ -x "$helm" ] || die "$helm is no program; name one that is: HELM=/path/to/helm"
   export HELM_CACHE_HOME="$1/cache" HELM_CONFIG_HOME="$1/config" HELM_DATA_HOME="$1/data"
   # A Helm that go install built has no idea of a current Kubernetes, and the charts ask for one.
   kube_version=1.36.3

@@ -2,7 +2,7 @@
 # The charts and what goes with them: generated copies, deploy/install.yaml, helm lint, a snapshot of what each file of
 # tests/charts/values renders to, what the schema of the values refuses, and the rules of tests/charts/check.py.
 # With --update the generated files, deploy/install.yaml and the snapshots are written anew; look at the difference before you
-# commit it. HELM names another helm than the one on the PATH.
+# commit it. HELM names another helm than the one of the cluster tools.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/scripts/lib.sh

@@ -31,7 +31,7 @@ pub struct Settled;
 pub fn is_settled(error: &anyhow::Error, reason: PrepareReason) -> bool {
     let lasting =
         matches!(reason, PrepareReason::Invalid | PrepareReason::LicenceDiffers | PrepareReason::NeedsAccelerator);
-    lasting && !error.chain().any(|cause| cause.is::<io::Error>())
+    lasting && !error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some())
 }
 
 /// Status that the process exits with.

@@ -86,7 +86,7 @@ fn the_definition_offers_what_kubectl_shows() {
     let version = &crd["spec"]["versions"][0];
     let columns: Vec<_> =
         version["additionalPrinterColumns"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
-    assert_eq!(columns, ["Active", "Desired", "Ready", "Pressure", "Age"]);
+    assert_eq!(columns, ["Active", "Desired", "Ready", "Pressure", "Available", "Degraded", "Age"]);
     assert_eq!(
         version["subresources"],
         serde_json::json!({

@@ -1,6 +1,7 @@
 //! What every pass needs, and what it leaves: memories, the status, Events.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,9 @@ use super::recorder::Recorder;
 use super::status;
 use super::tokens::Signer;
 use super::workers::Workers;
+
+/// UID and memory of a ModelProfile.
+type Kept = (String, Arc<AsyncMutex<Memory>>);
 
 /// What every pass needs.
 pub struct Context {
@@ -45,8 +49,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Tells the controller of a ModelProfile that needs a pass.
     pub changed: mpsc::Sender<Key>,
-    /// By UID.
-    pub(super) memories: Mutex<HashMap<String, Arc<AsyncMutex<Memory>>>>,
+    /// With the UID of the ModelProfile that each is of.
+    pub(super) memories: Mutex<HashMap<Key, Kept>>,
     /// Passes that failed in a row.
     pub(super) failures: Mutex<HashMap<Key, u32>>,
 }
@@ -60,13 +64,35 @@ impl Context {
     /// What is remembered of a ModelProfile; `new` makes it at its first pass.
     pub fn memory(&self, owner: &Owner, new: impl FnOnce() -> Memory) -> Arc<AsyncMutex<Memory>> {
         let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
-        memories.entry(owner.uid.clone()).or_insert_with(|| Arc::new(AsyncMutex::new(new()))).clone()
+        let key = (owner.namespace.clone(), owner.name.clone());
+        let make = || (owner.uid.clone(), Arc::new(AsyncMutex::new(new())));
+        match memories.entry(key) {
+            Entry::Occupied(known) if known.get().0 == owner.uid => known.get().1.clone(),
+            // One of the same name was there before.
+            Entry::Occupied(mut other) => {
+                let made = make();
+                other.insert(made.clone());
+                made.1
+            }
+            Entry::Vacant(free) => free.insert(make()).1.clone(),
+        }
     }
 
-    /// It is gone, or going.
-    pub fn forget(&self, owner: &Owner) {
-        self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(&owner.uid);
-        self.metrics.forget(&owner.namespace, &owner.name);
+    /// Forgets what is not there any more; `uid` has the UID of a ModelProfile that is.
+    pub fn keep(&self, uid: impl Fn(&Key) -> Option<String>) {
+        let mut gone = Vec::new();
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, memory| {
+            let there = uid(key);
+            if there.is_none() {
+                gone.push(key.clone());
+            }
+            // One of the same name that was made since has another UID, and nothing to remember.
+            there.as_deref() == Some(memory.0.as_str())
+        });
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| uid(key).is_some());
+        for (namespace, name) in gone {
+            self.metrics.forget(&namespace, &name);
+        }
     }
 
     /// Writes the status where it says something new, and tells what happened.

@@ -32,6 +32,8 @@ use super::workers::Workers;
 const PASSES: u16 = 64;
 /// Time in which changes of one ModelProfile become one pass.
 const DEBOUNCE: Duration = Duration::from_millis(50);
+/// Time between two looks at what can be forgotten.
+const FORGET: Duration = Duration::from_secs(10);
 /// Changes that may wait to be told to the controller; more of them hold up the watches, not memory.
 const CHANGES: usize = 1024;
 
@@ -85,7 +87,9 @@ pub async fn run(
     let changes = ReceiverStream::new(changes)
         .map(move |(namespace, name): Key| ObjectRef::new_with(&name, reference.clone()).within(&namespace));
     let stopping = context.clone();
-    let controller = Controller::new_with(profiles, watcher::Config::default(), resource)
+    let controller = Controller::new_with(profiles, watcher::Config::default(), resource.clone());
+    let store = controller.store();
+    let controller = controller
         .with_config(Config::default().concurrency(PASSES).debounce(DEBOUNCE))
         .reconcile_on(changes)
         .graceful_shutdown_on(end)
@@ -95,11 +99,25 @@ pub async fn run(
                 tracing::debug!("{error}");
             }
         });
+    // What has no finalizer is gone without a pass of its own.
+    let forgetting = async {
+        if store.wait_until_ready().await.is_err() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(FORGET).await;
+            stopping.keep(|(namespace, name)| {
+                store
+                    .get(&ObjectRef::new_with(name, resource.clone()).within(namespace))
+                    .and_then(|object| object.uid())
+            });
+        }
+    };
     tokio::select! {
         () = controller => {}
         () = watches => {}
+        () = forgetting => {}
     }
-    drop(stopping);
     Ok(())
 }
 

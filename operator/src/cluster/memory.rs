@@ -27,6 +27,8 @@ pub struct Memory {
     pub history: History,
     /// Its workers, by the UID of their pods.
     pub workers: HashMap<String, Remembered>,
+    /// The profile that was active last.
+    pub last_active: Option<String>,
     /// When the status was written last.
     pub wrote: Option<Instant>,
     /// What was written last, and the version of the object that it was made from: until the watch brings a later version, what

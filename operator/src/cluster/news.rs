@@ -79,12 +79,12 @@ fn condition(now: &Condition) -> Option<News> {
         (conditions::AVAILABLE, True, _) => told(false, "Serve"),
         // Part of every start and of every change of replicas.
         (conditions::AVAILABLE, False, reason::NO_WORKER_READY)
-        | (conditions::DEGRADED, True, reason::REPLICAS_MISSING) => None,
-        // Their own conditions tell of these.
-        (
+        // Their own conditions tell of all but the first.
+        | (
             conditions::DEGRADED,
             True,
-            reason::INVALID
+            reason::REPLICAS_MISSING
+            | reason::INVALID
             | reason::PREPARE_FAILED
             | reason::NEEDS_ACCELERATOR
             | reason::BEYOND_LIMITS

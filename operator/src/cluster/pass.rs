@@ -46,7 +46,6 @@ pub(super) async fn pass(object: &Arc<DynamicObject>, context: &Context) -> Resu
     };
     if object.meta().deletion_timestamp.is_some() {
         // Owner references take along what is ours; there is nothing else to undo.
-        context.forget(&owner);
         return Ok(Requeue::await_change());
     }
     let seen = read_status(object);
@@ -108,8 +107,12 @@ pub(super) async fn pass(object: &Arc<DynamicObject>, context: &Context) -> Resu
         failed: failure.as_deref(),
         selector: &selector,
         routed: observed.routed.as_ref().and_then(|set| set.profile()),
+        last_active: memory.last_active.as_deref(),
     };
     let after = status::next(&before, &seen, now);
+    if after.active_profile.is_some() {
+        memory.last_active.clone_from(&after.active_profile);
+    }
     context.write(&version, &owner, &before, after, &mut memory).await?;
     applied?;
     let soonest =

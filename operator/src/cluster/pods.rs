@@ -26,6 +26,9 @@ pub fn trouble(pod: &Pod, accelerator: Option<&str>) -> Option<Trouble> {
     if let Some(trouble) = unscheduled(pod, accelerator) {
         return Some(trouble);
     }
+    if let Some(trouble) = lost(pod) {
+        return Some(trouble);
+    }
     if status.phase.as_deref() == Some("Failed") && status.reason.is_some() {
         let why = status.reason.as_deref().unwrap_or_default();
         let message = quoted(status.message.as_deref().unwrap_or("no message"));
@@ -61,6 +64,19 @@ fn unscheduled(pod: &Pod, accelerator: Option<&str>) -> Option<Trouble> {
             reason: reason::UNSCHEDULABLE,
             message: format!("no node takes {name}: {}; compare spec.placement with the nodes", quoted(message)),
         },
+    })
+}
+
+/// The kubelet never says this of a pod without readiness gates: the control plane does, of one whose node is silent.
+fn lost(pod: &Pod) -> Option<Trouble> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let is = |kind: &str, status: &str| conditions.iter().any(|found| found.type_ == kind && found.status == status);
+    let name = pod.metadata.name.as_deref().unwrap_or("?");
+    (is("Ready", "False") && is("ContainersReady", "True")).then(|| Trouble {
+        reason: reason::NODE_LOST,
+        message: format!(
+            "the node of {name} does not report, so requests are not sent there, though the worker may serve still; see `kubectl get nodes`: it comes back with its node, or on another one some minutes later"
+        ),
     })
 }
 
@@ -163,6 +179,8 @@ mod tests {
 
     #[rstest]
     #[case(json!({"phase": "Running"}), None)]
+    #[case(json!({"conditions": [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]}), Some("NodeLost"))]
+    #[case(json!({"conditions": [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "False"}]}), None)]
     #[case(container(json!({"waiting": {"reason": "ContainerCreating"}}), json!({}), 0), None)]
     #[case(gpus(), Some("WaitingForAccelerator"))]
     #[case(json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",

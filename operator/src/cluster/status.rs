@@ -10,9 +10,9 @@ use modelprofile_api::conditions::{self, reason};
 use modelprofile_api::worker::{SwitchOutcome, WorkerProfile, WorkerState};
 use modelprofile_api::{
     Condition, ConditionStatus, DecisionAction, GateOutcome, LastDecision, ModelProfileSpec, ModelProfileStatus,
-    ProfileStatus, SWITCH_HISTORY_LIMIT, SwitchRecord,
+    ProfileStatus, SWITCH_HISTORY_LIMIT, SwitchRecord, SwitchingMode,
 };
-use modelprofile_policy::{Action, Decision};
+use modelprofile_policy::{Action, Decision, Reason};
 
 use super::conditions::rows;
 use super::judge;
@@ -56,6 +56,8 @@ pub struct Seen<'a> {
     pub selector: &'a str,
     /// The profile that requests reach, where the Service says it.
     pub routed: Option<&'a str>,
+    /// The profile that was active last, as this operator remembers it.
+    pub last_active: Option<&'a str>,
 }
 
 impl Seen<'_> {
@@ -171,6 +173,8 @@ pub fn settled(before: &ModelProfileStatus, mut next: ModelProfileStatus, waited
     {
         *now = then.clone();
     }
+    // A percentage, a count: told seldom. Another sentence is told at once.
+    let words = |text: &str| text.replace(|character: char| character.is_ascii_digit(), "");
     for condition in &mut next.conditions {
         let same = before.conditions.iter().find(|then| {
             then.kind == condition.kind
@@ -178,7 +182,7 @@ pub fn settled(before: &ModelProfileStatus, mut next: ModelProfileStatus, waited
                 && then.reason == condition.reason
                 && then.observed_generation == condition.observed_generation
         });
-        if let Some(then) = same.filter(|_| !waited) {
+        if let Some(then) = same.filter(|then| !waited && words(&then.message) == words(&condition.message)) {
             condition.message.clone_from(&then.message);
         }
     }
@@ -230,23 +234,37 @@ fn switched(
         reports.filter(|report| report.to == to && report.outcome == SwitchOutcome::Completed)
     };
     // While workers differ there is no active profile; the one before is then that of the latest switch, or what workers say.
-    let from = before.active_profile.clone().or_else(|| last().map(|switch| switch.to.clone()));
+    let from = before.active_profile.clone().or_else(|| seen.last_active.map(str::to_owned));
+    let from = from.or_else(|| last().map(|switch| switch.to.clone()));
     let from = from.or_else(|| reports().next().map(|report| report.from.clone()))?;
     if from == to {
         return None;
     }
-    let started = reports().filter_map(|report| report.start_time.parse::<Timestamp>().ok()).min();
     let decided = before.last_decision.as_ref().filter(|decision| decision.action == DecisionAction::Switch);
-    let wanted = before.desired_profile.as_deref() == Some(to.as_str());
-    let start = decided.filter(|_| wanted).and_then(|decision| decision.time.parse().ok()).or(started).unwrap_or(now);
+    let decided = decided.filter(|_| before.desired_profile.as_deref() == Some(to.as_str()));
+    let reported = reports().min_by_key(|report| report.start_time.clone());
+    let (start, millis) = match (decided.and_then(|decision| decision.time.parse::<Timestamp>().ok()), reported) {
+        (Some(start), _) => (start, i64::try_from(now.duration_since(start).as_millis()).unwrap_or(i64::MAX)),
+        // Nobody served when it came to be wanted: the switch itself is all that took time.
+        (None, Some(report)) => {
+            (report.start_time.parse().unwrap_or(now), i64::try_from(report.duration_millis).unwrap_or(i64::MAX))
+        }
+        (None, None) => (now, 0),
+    };
     Some(SwitchRecord {
         from,
+        reason: decided.map_or_else(|| requested(seen.spec, &to), |decision| decision.reason.as_str()).to_owned(),
         to,
-        reason: decided.filter(|_| wanted).map_or("Requested", |decision| decision.reason.as_str()).to_owned(),
         start_time: start.to_string(),
-        duration_millis: i64::try_from(now.duration_since(start).as_millis()).unwrap_or(i64::MAX).max(0),
+        duration_millis: millis.max(0),
         outcome: "Completed".to_owned(),
     })
+}
+
+/// Who wanted a profile that no decision switched to.
+fn requested(spec: &ModelProfileSpec, to: &str) -> &'static str {
+    let pinned = spec.switching.mode == SwitchingMode::Pinned && spec.switching.pinned_profile.as_deref() == Some(to);
+    if pinned { Reason::Pinned.as_str() } else { "Requested" }
 }
 
 /// Type, status, reason, message.

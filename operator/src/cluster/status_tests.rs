@@ -64,6 +64,7 @@ impl Scene {
             failed: None,
             selector: "a=b",
             routed: None,
+            last_active: None,
         };
         next(before, &seen, now)
     }

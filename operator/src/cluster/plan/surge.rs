@@ -162,7 +162,7 @@ impl Pass<'_> {
     fn target(&self, points_to: Option<&Set>, room: bool) -> (Set, String) {
         let wanted = || self.wanted.clone();
         let Some(current) = points_to else {
-            let set = self.most_ready().unwrap_or_else(wanted);
+            let set = self.most_ready().filter(|_| self.surge || !self.wanted_may_come()).unwrap_or_else(wanted);
             return (set, "clients need an address".to_owned());
         };
         if *current != self.wanted && self.facts.proven(&self.wanted) >= self.replicas as usize {

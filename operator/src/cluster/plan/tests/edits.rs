@@ -160,6 +160,25 @@ fn another_model_is_refused_and_nothing_of_the_edit_is_followed() {
 }
 
 #[test]
+fn a_job_that_is_not_through_follows_an_edit_of_its_pod_and_one_that_is_stays() {
+    let mut world = World::new(CACHE);
+    world.pass();
+    let job = owner().job(&prepare::key(&world.valid));
+    let more = format!("{CACHE}\nplacement: {{resources: {{limits: {{memory: 4Gi}}}}}}");
+    world.edit(&more);
+    assert!(
+        world.pass().contains(&format!("delete Job {job}: the manifest asks for another pod to prepare with")),
+        "{:?}",
+        world.deployments()
+    );
+    world.finish_jobs("Complete");
+    world.pass();
+    world.finish_jobs("Complete");
+    world.edit(CACHE);
+    assert!(!world.pass().iter().any(|said| said.contains("delete Job")), "what is prepared is prepared");
+}
+
+#[test]
 fn a_job_that_failed_is_made_again_after_a_while() {
     let mut world = World::new(CACHE);
     world.pass();
@@ -172,7 +191,9 @@ fn a_job_that_failed_is_made_again_after_a_while() {
     assert_eq!(
         waits(&plan),
         [
-            format!("Job {job} failed, and is made again 1 s from now"),
+            format!(
+                "Job {job} failed; it is made again at 2027-01-15T08:10:00Z, and at once after an edit of what it prepares"
+            ),
             "the workers start when what they need is prepared".into()
         ]
     );
