@@ -12,7 +12,8 @@ from world import STATE, World, expect
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fleet_parts import Audit, Kubelet, Operator, addresses, as_wanted, fakes, fakes_told, profile  # noqa: E402
+from fleet_operator import Audit, Operator  # noqa: E402
+from fleet_parts import Kubelet, addresses, as_wanted, fakes, fakes_told, profile  # noqa: E402
 from layout import NODE_ADDRESS  # noqa: E402
 
 MODELS, WORKERS, SECONDS = 20, 2, 60
