@@ -119,7 +119,8 @@ pub enum OnFailure {
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Dataset {
-    /// Where the plain text is; the same forms as `model.uri`. Required.
+    /// Where the plain text is: `file:///PATH` or `pvc://CLAIM/PATH`. The other forms of `model.uri` are not supported yet.
+    /// Required.
     #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 1024), extend("x-kubernetes-validations" = crate::schema::uri())))]
     pub uri: String,
     /// Tokens of one scored window. Left out: 512.

@@ -38,7 +38,7 @@ def say(text: str) -> None:
     print(f"{time.monotonic() - begun:7.1f} s  {text}", flush=True)
 
 
-def until(what: str, look, seconds: float, every: float = 0.5) -> float:
+def until(what: str, look, seconds: float, operator: Operator, every: float = 0.5) -> float:
     """Waits until `look` returns true, and tells how far it is now and then; how long it took."""
     start = told = time.monotonic()
     while True:
@@ -46,6 +46,7 @@ def until(what: str, look, seconds: float, every: float = 0.5) -> float:
         if done:
             return time.monotonic() - start
         now = time.monotonic()
+        operator.lives()
         if now - start > seconds:
             sys.exit(f"error: {what}: not within {seconds:.0f} s: {so_far}")
         if now - told > 10:
@@ -103,11 +104,11 @@ class Fleet:
         """Waits until all are."""
         count = len(self.names)
         limit = 300 + count * 0.6
-        ready = until("pods got ready", lambda: (self.kubelet.patched >= self.pods, f"{self.kubelet.patched} of {self.pods}"), limit)
+        ready = until("pods got ready", lambda: (self.kubelet.patched >= self.pods, f"{self.kubelet.patched} of {self.pods}"), limit, self.operator)
         say(f"{self.kubelet.patched} pods have a status, {ready:.1f} s after the last ModelProfile was made")
 
         look = lambda: (len(self.available.names) >= count, f"{len(self.available.names)} of {count}")  # noqa: E731
-        after = until("ModelProfiles are Available", look, limit)
+        after = until("ModelProfiles are Available", look, limit, self.operator)
         if self.kubelet.failed:
             say(f"  {len(self.kubelet.failed)} statuses of pods were not taken: {self.kubelet.failed[0]}")
         return {"pods_ready_after_last_made": round(ready, 1), "available_after_pods": round(after, 1)}
@@ -146,13 +147,13 @@ class Fleet:
         self.operator.stop()
         start = time.time()
         self.operator.start()
-        until("a new operator leads", lambda: (self.operator.leads(), "it does not"), 60, every=0.1)
+        until("a new operator leads", lambda: (self.operator.leads(), "it does not"), 60, self.operator, every=0.1)
 
         def heard() -> tuple[bool, str]:
             count = sum(at > start for at in fakes_told()["heard_at"].values())
             return count >= self.pods, f"{count} of {self.pods}"
 
-        until("workers are asked for the first time", heard, 300)
+        until("workers are asked for the first time", heard, 300, self.operator)
         return {
             "all_asked_after_seconds": round(time.time() - start, 1), "peak_mb": round(self.operator.usage.peak(), 1),
             "writes": len(self.audit.writes(position, self.operator.user)),
@@ -175,7 +176,7 @@ class Fleet:
             asked = [at for address, at in told["switched_at"].items() if at >= first and told["active"][address] == wanted]
             return len(asked) >= workers, f"{len(asked)} of {workers}"
 
-        until(f"workers are asked for {wanted}", look, 600, every=0.2)
+        until(f"workers are asked for {wanted}", look, 600, self.operator, every=0.2)
         asked = max(fakes_told()["switched_at"].values())
         return {"workers": workers, "pins_written_in": round(max(last) - first, 2), "last_worker_asked_after": round(asked - max(last), 2)}
 

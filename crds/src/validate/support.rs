@@ -1,7 +1,7 @@
 //! What is valid but not built yet, or not for `modelprofile local`: refused by name, never ignored silently. Whoever builds a
 //! thing removes its line here.
 
-use crate::{EngineType, FieldError, Manifest, Strategy, WeightFormat};
+use crate::{EngineType, FieldError, Manifest, ModelUri, Strategy, WeightFormat};
 
 /// Fields that ask this project's worker for what it does not have. What other engines can do is not known here: the operator
 /// refuses what they cannot.
@@ -31,6 +31,15 @@ pub fn unsupported(manifest: &Manifest) -> Vec<FieldError> {
         if profile.tensor_parallel > 1 {
             refuse(format!("{at}.tensorParallel"), "more than one accelerator per worker", "write 1 or leave it out");
         }
+    }
+    if let Some(Ok(ModelUri::HuggingFace { .. } | ModelUri::Https(_))) =
+        spec.quality.dataset.as_ref().map(|dataset| ModelUri::parse(&dataset.uri))
+    {
+        refuse(
+            "spec.quality.dataset.uri".into(),
+            "a text that has to be fetched",
+            "write pvc://CLAIM/PATH or file:///PATH",
+        );
     }
     refused
 }

@@ -1,10 +1,8 @@
 //! Carrying out a plan: the only file beside `status` writes that changes the cluster.
 
-use std::sync::Arc;
-
+use kube::Client;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::core::{ApiResource, GroupVersionKind};
-use kube::{Client, ResourceExt};
 use modelprofile_api::{API_VERSION, KIND, ModelProfile, ModelProfileStatus};
 use serde_json::json;
 
@@ -107,16 +105,4 @@ fn unless_gone(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         other => other,
     }
-}
-
-/// The part of a ModelProfile that a pass reads, from an object that may break its schema: one that somebody wrote past it, or
-/// that an older version stored.
-pub fn read_status(object: &Arc<DynamicObject>) -> ModelProfileStatus {
-    let Some(status) = object.data.get("status").filter(|status| !status.is_null()) else {
-        return ModelProfileStatus::default();
-    };
-    serde_json::from_value(status.clone()).unwrap_or_else(|error| {
-        tracing::warn!("{}: the status cannot be read and is made anew: {error}", object.name_any());
-        ModelProfileStatus::default()
-    })
 }

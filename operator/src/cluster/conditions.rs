@@ -2,9 +2,9 @@
 //! `modelprofile_api::conditions`.
 
 use modelprofile_api::ConditionStatus::{self, False, True, Unknown};
-use modelprofile_api::OnFailure;
 use modelprofile_api::conditions::{self, reason};
 use modelprofile_api::worker::{PrepareReason, WorkerPhase, WorkerProfile};
+use modelprofile_api::{OnFailure, SwitchingMode, Verdict};
 use modelprofile_policy::Reason;
 use modelprofile_policy::gate::{Gated, condition as gate_condition};
 
@@ -37,10 +37,28 @@ type Word = (ConditionStatus, &'static str, String);
 
 /// An edit that is refused leaves the rest of the spec in force.
 fn accepted(seen: &Seen<'_>) -> Word {
-    match seen.waits(Stage::Refused) {
-        Some(refused) => (False, reason::INVALID, refused.message.clone()),
+    if let Some(refused) = seen.waits(Stage::Refused) {
+        return (False, reason::INVALID, refused.message.clone());
+    }
+    match blocked_pin(seen) {
+        Some(message) => (False, reason::INVALID, message),
         None => (True, reason::VALID, String::new()),
     }
+}
+
+/// A pin to a profile that is beyond the limits is not followed; the rest of the spec is.
+fn blocked_pin(seen: &Seen<'_>) -> Option<String> {
+    let (switching, limits) = (&seen.spec.switching, &seen.spec.quality);
+    let pin = switching.pinned_profile.as_deref().filter(|_| switching.mode == SwitchingMode::Pinned)?;
+    let verdict = limits.verdict(seen.profile(pin)?.quality.as_ref());
+    let blocked = matches!(verdict, Verdict::Beyond(_)) && !limits.admits(&verdict);
+    blocked.then(|| {
+        format!(
+            "spec.switching.pinnedProfile: {}, so its pin is not followed; pin another profile, or {}",
+            verdict.sentence(pin),
+            verdict.remedy()
+        )
+    })
 }
 
 fn licence(seen: &Seen<'_>, prepared: ConditionStatus) -> Word {

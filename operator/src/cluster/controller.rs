@@ -5,13 +5,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use jiff::SignedDuration;
-use kube::api::{Api, DynamicObject};
-use kube::core::ApiResource;
+use kube::api::Api;
 use kube::runtime::controller::{Action as Requeue, Config, Controller};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
-use modelprofile_api::ModelProfile;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -25,6 +23,7 @@ use super::pass::pass;
 use super::plan::facts::Options;
 use super::plan::names::NAME;
 use super::recorder::Recorder;
+use super::stored::Stored;
 use super::tokens::Signer;
 use super::workers::Workers;
 
@@ -34,6 +33,8 @@ const PASSES: u16 = 64;
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// Time between two looks at what can be forgotten.
 const FORGET: Duration = Duration::from_secs(10);
+/// Objects that a list brings at a time: what they are read from is of another size than what is kept of them.
+const PAGE: u32 = 50;
 /// Changes that may wait to be told to the controller; more of them hold up the watches, not memory.
 const CHANGES: usize = 1024;
 
@@ -77,17 +78,13 @@ pub async fn run(
     });
     let namespace = settings.namespace.as_deref();
     let watches = watch_all(client.clone(), namespace, context.clone(), changed);
-    let resource = ApiResource::erase::<ModelProfile>(&());
-    // Not the typed object: one that breaks the schema must not keep the others from being read.
-    let profiles: Api<DynamicObject> = match namespace {
-        Some(namespace) => Api::namespaced_with(client, namespace, &resource),
-        None => Api::all_with(client, &resource),
+    let profiles: Api<Stored> = match namespace {
+        Some(namespace) => Api::namespaced(client, namespace),
+        None => Api::all(client),
     };
-    let reference = resource.clone();
-    let changes = ReceiverStream::new(changes)
-        .map(move |(namespace, name): Key| ObjectRef::new_with(&name, reference.clone()).within(&namespace));
+    let changes = ReceiverStream::new(changes).map(|(namespace, name): Key| ObjectRef::new(&name).within(&namespace));
     let stopping = context.clone();
-    let controller = Controller::new_with(profiles, watcher::Config::default(), resource.clone());
+    let controller = Controller::new(profiles, watcher::Config::default().page_size(PAGE));
     let store = controller.store();
     let controller = controller
         .with_config(Config::default().concurrency(PASSES).debounce(DEBOUNCE))
@@ -107,9 +104,7 @@ pub async fn run(
         loop {
             tokio::time::sleep(FORGET).await;
             stopping.keep(|(namespace, name)| {
-                store
-                    .get(&ObjectRef::new_with(name, resource.clone()).within(namespace))
-                    .and_then(|object| object.uid())
+                store.get(&ObjectRef::new(name).within(namespace)).and_then(|object| object.uid())
             });
         }
     };
@@ -129,7 +124,7 @@ async fn watch_all(client: Client, namespace: Option<&str>, context: Arc<Context
                 Some(namespace) => Api::namespaced(client.clone(), namespace),
                 None => Api::all(client.clone()),
             };
-            let config = watcher::Config::default().labels(NAME);
+            let config = watcher::Config::default().labels(NAME).page_size(PAGE);
             context.indexes.$index.follow(watcher(api, config).default_backoff(), $trim, changed.clone())
         }};
     }
@@ -162,7 +157,7 @@ async fn known(indexes: &Indexes) {
 
 /// What comes after a pass that failed.
 #[allow(clippy::needless_pass_by_value, reason = "the controller's signature")]
-fn failed(object: Arc<DynamicObject>, error: &Error, context: Arc<Context>) -> Requeue {
+fn failed(object: Arc<Stored>, error: &Error, context: Arc<Context>) -> Requeue {
     let key = (object.namespace().unwrap_or_default(), object.name_any());
     let mut failures = context.failures.lock().unwrap_or_else(PoisonError::into_inner);
     let count = failures.entry(key).or_default();
@@ -173,7 +168,7 @@ fn failed(object: Arc<DynamicObject>, error: &Error, context: Arc<Context>) -> R
 }
 
 /// One pass, with its time and outcome counted.
-async fn reconcile(object: Arc<DynamicObject>, context: Arc<Context>) -> Result<Requeue, Error> {
+async fn reconcile(object: Arc<Stored>, context: Arc<Context>) -> Result<Requeue, Error> {
     known(&context.indexes).await;
     let start = Instant::now();
     let outcome = pass(&object, &context).await;

@@ -88,11 +88,10 @@ impl Memory {
     }
 
     /// The status that is in force: `seen` of the object of this version, or the one that was written since.
-    pub fn status(&self, version: &str, seen: ModelProfileStatus) -> ModelProfileStatus {
-        match &self.written {
-            Some((made_from, written)) if made_from == version => written.clone(),
-            _ => seen,
-        }
+    pub fn status(&mut self, version: &str, seen: ModelProfileStatus) -> ModelProfileStatus {
+        // A later version has it, or something newer: nobody needs it any more.
+        self.written.take_if(|(made_from, _)| *made_from != *version);
+        self.written.as_ref().map_or(seen, |(_, written)| written.clone())
     }
 
     /// A status was written over the object of this version.
@@ -109,7 +108,7 @@ impl Memory {
 impl Remembered {
     /// Takes a look at its metrics.
     pub fn scraped(&mut self, text: &str, now: Timestamp, rules: &Rules) {
-        self.sample = Some(self.scraper.sample(now, Metrics::parse(text), rules));
+        self.sample = Some(self.scraper.sample(now, &Metrics::parse(text), rules));
     }
 
     /// Whether it may be asked for `profile` now.

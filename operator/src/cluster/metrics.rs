@@ -11,24 +11,31 @@
 //! | `modelprofile_operator_active_profile`, `…_desired_profile` | namespace, name, profile; 1 |
 //! | `modelprofile_operator_condition` | namespace, name, type, status; 1 for the one that holds |
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::{Router, routing::get};
-use modelprofile_api::{ConditionStatus, ModelProfileStatus};
-use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-};
+use futures_util::stream;
+use modelprofile_api::{ConditionStatus, ModelProfileStatus, conditions};
+use prometheus::{Encoder, Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+
+use super::index::Key;
 
 /// Upper bounds of the time of a pass, in seconds: a steady one takes milliseconds, one with a silent worker two seconds.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
-const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
+const STATUSES: [(&str, ConditionStatus); 3] =
+    [("True", ConditionStatus::True), ("False", ConditionStatus::False), ("Unknown", ConditionStatus::Unknown)];
+/// ModelProfiles that are written out at a time: between two such pieces of a large answer passes get on.
+const PIECE: usize = 100;
 
 /// The operator's metrics; clones share their values.
 #[derive(Clone)]
@@ -38,11 +45,79 @@ pub struct Metrics {
     seconds: Histogram,
     switches: IntCounterVec,
     leader: IntGauge,
-    pressure: GaugeVec,
-    ready: IntGaugeVec,
-    active: IntGaugeVec,
-    desired: IntGaugeVec,
-    conditions: IntGaugeVec,
+    /// Not in the registry, which keeps names, help and labels with each of the thirty series that a ModelProfile has.
+    models: Arc<Mutex<BTreeMap<Key, Model>>>,
+}
+
+/// What is told of a ModelProfile.
+#[derive(Clone, Debug, Default)]
+struct Model {
+    pressure_percent: Option<u32>,
+    ready: u32,
+    active: Option<Box<str>>,
+    desired: Option<Box<str>>,
+    /// In the order of [`conditions::ALL`].
+    conditions: [Option<ConditionStatus>; conditions::ALL.len()],
+}
+
+/// A metric of ModelProfiles: writes its samples of one.
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    samples: fn(&mut String, &str, &Key, &Model),
+}
+
+const FAMILIES: [Family; 5] = [
+    Family {
+        name: "modelprofile_operator_active_profile",
+        help: "The profile that serves",
+        samples: |text, metric, key, model| profile(text, metric, key, model.active.as_deref()),
+    },
+    Family {
+        name: "modelprofile_operator_condition",
+        help: "Conditions of the status",
+        samples: |text, metric, (namespace, name), model| {
+            for (kind, holds) in conditions::ALL.iter().zip(&model.conditions) {
+                let Some(holds) = holds else { continue };
+                for (word, status) in &STATUSES {
+                    let value = u8::from(status == holds);
+                    let _ = writeln!(
+                        text,
+                        r#"{metric}{{name="{name}",namespace="{namespace}",status="{word}",type="{kind}"}} {value}"#
+                    );
+                }
+            }
+        },
+    },
+    Family {
+        name: "modelprofile_operator_desired_profile",
+        help: "The profile that should serve",
+        samples: |text, metric, key, model| profile(text, metric, key, model.desired.as_deref()),
+    },
+    Family {
+        name: "modelprofile_operator_pressure_ratio",
+        help: "Load over target; 1 is at target",
+        samples: |text, metric, (namespace, name), model| {
+            if let Some(percent) = model.pressure_percent {
+                let ratio = f64::from(percent) / 100.0;
+                let _ = writeln!(text, r#"{metric}{{name="{name}",namespace="{namespace}"}} {ratio}"#);
+            }
+        },
+    },
+    Family {
+        name: "modelprofile_operator_ready_workers",
+        help: "Workers that serve",
+        samples: |text, metric, (namespace, name), model| {
+            let _ = writeln!(text, r#"{metric}{{name="{name}",namespace="{namespace}"}} {}"#, model.ready);
+        },
+    },
+];
+
+/// Names of namespaces, objects and profiles have no character that a label's value would have to escape.
+fn profile(text: &mut String, metric: &str, (namespace, name): &Key, profile: Option<&str>) {
+    if let Some(profile) = profile {
+        let _ = writeln!(text, r#"{metric}{{name="{name}",namespace="{namespace}",profile="{profile}"}} 1"#);
+    }
 }
 
 impl Metrics {
@@ -53,10 +128,6 @@ impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let name = |name: &str| format!("modelprofile_operator_{name}");
-        let model = ["namespace", "name"];
-        let of = |metric: &str, help: &str, more: &[&str]| {
-            IntGaugeVec::new(Opts::new(name(metric), help), &[&model, more].concat())
-        };
         let all = Self {
             reconciles: IntCounterVec::new(
                 Opts::new(name("reconciles_total"), "Passes, by how they ended"),
@@ -70,21 +141,13 @@ impl Metrics {
                 &["outcome"],
             )?,
             leader: IntGauge::new(name("leader"), "1 while this process is the leader")?,
-            pressure: GaugeVec::new(Opts::new(name("pressure_ratio"), "Load over target; 1 is at target"), &model)?,
-            ready: of("ready_workers", "Workers that serve", &[])?,
-            active: of("active_profile", "The profile that serves", &["profile"])?,
-            desired: of("desired_profile", "The profile that should serve", &["profile"])?,
-            conditions: of("condition", "Conditions of the status", &["type", "status"])?,
+            models: Arc::default(),
             registry,
         };
         all.registry.register(Box::new(all.reconciles.clone()))?;
         all.registry.register(Box::new(all.seconds.clone()))?;
         all.registry.register(Box::new(all.switches.clone()))?;
         all.registry.register(Box::new(all.leader.clone()))?;
-        all.registry.register(Box::new(all.pressure.clone()))?;
-        for gauge in [&all.ready, &all.active, &all.desired, &all.conditions] {
-            all.registry.register(Box::new(gauge.clone()))?;
-        }
         Ok(all)
     }
 
@@ -106,64 +169,49 @@ impl Metrics {
 
     /// What a pass saw of a ModelProfile.
     pub fn observed(&self, namespace: &str, name: &str, status: &ModelProfileStatus) {
-        let model = [namespace, name];
-        let pressure = status.last_decision.as_ref().and_then(|decision| decision.pressure_percent);
-        match pressure {
-            Some(percent) => self.pressure.with_label_values(&model).set(f64::from(percent) / 100.0),
-            None => drop(self.pressure.remove_label_values(&model)),
-        }
-        self.ready.with_label_values(&model).set(i64::from(status.ready_replicas));
-        for (gauge, profile) in [(&self.active, &status.active_profile), (&self.desired, &status.desired_profile)] {
-            for row in &status.profiles {
-                let labels = [namespace, name, &row.name];
-                if profile.as_ref() == Some(&row.name) {
-                    gauge.with_label_values(&labels).set(1);
-                } else {
-                    let _ = gauge.remove_label_values(&labels);
-                }
-            }
-        }
-        for condition in &status.conditions {
-            let holds = match condition.status {
-                ConditionStatus::True => "True",
-                ConditionStatus::False => "False",
-                ConditionStatus::Unknown => "Unknown",
-            };
-            for status in STATUSES {
-                let gauge = self.conditions.with_label_values(&[namespace, name, &condition.kind, status]);
-                gauge.set(i64::from(status == holds));
-            }
-        }
+        let listed = |profile: &Option<String>| {
+            let row = status.profiles.iter().find(|row| profile.as_ref() == Some(&row.name))?;
+            Some(row.name.as_str().into())
+        };
+        let model = Model {
+            pressure_percent: status.last_decision.as_ref().and_then(|decision| decision.pressure_percent),
+            ready: status.ready_replicas,
+            active: listed(&status.active_profile),
+            desired: listed(&status.desired_profile),
+            conditions: conditions::ALL.map(|kind| {
+                status.conditions.iter().find(|condition| condition.kind == kind).map(|condition| condition.status)
+            }),
+        };
+        self.models().insert((namespace.to_owned(), name.to_owned()), model);
     }
 
     /// A ModelProfile is gone: its series end.
     pub fn forget(&self, namespace: &str, name: &str) {
-        let _ = self.pressure.remove_label_values(&[namespace, name]);
-        let _ = self.ready.remove_label_values(&[namespace, name]);
-        for family in self.registry.gather() {
-            for metric in family.get_metric() {
-                let value = |label: &str| {
-                    metric.get_label().iter().find(|pair| pair.name() == label).map(|pair| pair.value().to_owned())
-                };
-                if value("namespace").as_deref() != Some(namespace) || value("name").as_deref() != Some(name) {
-                    continue;
-                }
-                if let Some(profile) = value("profile") {
-                    let _ = self.active.remove_label_values(&[namespace, name, &profile]);
-                    let _ = self.desired.remove_label_values(&[namespace, name, &profile]);
-                } else if let (Some(kind), Some(status)) = (value("type"), value("status")) {
-                    let _ = self.conditions.remove_label_values(&[namespace, name, &kind, &status]);
-                }
-            }
-        }
+        self.models().remove(&(namespace.to_owned(), name.to_owned()));
     }
 
-    /// All of them in Prometheus' text format.
-    pub fn render(&self) -> String {
+    fn models(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Model>> {
+        self.models.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of them in Prometheus' text format, in pieces that are made when they are asked for.
+    pub fn pieces(&self) -> impl Iterator<Item = String> + use<> {
         let mut text = Vec::new();
         // Encoding into memory does not fail.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
-        String::from_utf8(text).unwrap_or_default()
+        let models: Arc<[(Key, Model)]> =
+            self.models().iter().map(|(key, model)| (key.clone(), model.clone())).collect();
+        let of_models = FAMILIES.into_iter().flat_map(move |Family { name, help, samples }| {
+            let models = models.clone();
+            let head = (!models.is_empty()).then(|| format!("# HELP {name} {help}\n# TYPE {name} gauge\n"));
+            head.into_iter().chain((0..models.len()).step_by(PIECE).map(move |start| {
+                let mut text = String::new();
+                let end = models.len().min(start + PIECE);
+                models[start..end].iter().for_each(|(key, model)| samples(&mut text, name, key, model));
+                text
+            }))
+        });
+        std::iter::once(String::from_utf8(text).unwrap_or_default()).chain(of_models)
     }
 }
 
@@ -173,7 +221,8 @@ impl Metrics {
 /// The address cannot be listened on.
 pub async fn serve_metrics(address: SocketAddr, metrics: Metrics) -> anyhow::Result<()> {
     let render = async |State(metrics): State<Metrics>| {
-        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render()).into_response()
+        let pieces = stream::iter(metrics.pieces().map(Ok::<_, std::convert::Infallible>));
+        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], Body::from_stream(pieces)).into_response()
     };
     let router = Router::new().route("/metrics", get(render)).with_state(metrics);
     serve(address, "--metrics-address", router).await
@@ -211,6 +260,7 @@ mod tests {
     #[test]
     fn a_model_has_its_series_while_it_exists() {
         let metrics = Metrics::new().unwrap();
+        let render = || metrics.pieces().collect::<String>();
         let row = |name: &str| ProfileStatus { name: name.to_owned(), ..ProfileStatus::default() };
         let status = ModelProfileStatus {
             active_profile: Some("quality".to_owned()),
@@ -220,10 +270,10 @@ mod tests {
         };
         metrics.observed("n", "llama", &status);
         let series = r#"modelprofile_operator_active_profile{name="llama",namespace="n",profile="quality"} 1"#;
-        assert!(metrics.render().contains(series), "{}", metrics.render());
+        assert!(render().contains(series), "{}", render());
         metrics.observed("n", "llama", &ModelProfileStatus { active_profile: Some("density".to_owned()), ..status });
-        assert!(!metrics.render().contains(series));
+        assert!(!render().contains(series));
         metrics.forget("n", "llama");
-        assert!(!metrics.render().contains("llama"), "{}", metrics.render());
+        assert!(!render().contains("llama"), "{}", render());
     }
 }

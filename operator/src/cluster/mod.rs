@@ -18,6 +18,7 @@
 //! | [`judge`] | what the policy is asked; pure |
 //! | [`plan`] | from what is asked for and what exists to what has to be done; pure |
 //! | `act` | a plan carried out, through [`apply`] and [`workers`] |
+//! | [`stored`] | a ModelProfile as the API server has it |
 //! | [`apply`] | writes to the cluster |
 //! | [`status`], [`conditions`] | what is said of it; pure |
 //! | [`news`], [`recorder`] | which of it is told as an Event (pure); publishing it |
@@ -25,6 +26,7 @@
 //! | [`tokens`] | tokens for the workers' admin API |
 //! | [`metrics`] | the operator's own metrics and health |
 //! | [`error`] | errors by what is to be done about them |
+//! | [`lease`] | which of several operators acts |
 //! | [`start`] | from the flags to the loop: key, Lease, ports |
 
 mod act;
@@ -35,6 +37,7 @@ pub mod controller;
 pub mod error;
 pub mod index;
 pub mod judge;
+pub mod lease;
 pub mod memory;
 pub mod metrics;
 pub mod news;
@@ -46,5 +49,6 @@ pub mod prepared;
 pub mod recorder;
 pub mod start;
 pub mod status;
+pub mod stored;
 pub mod tokens;
 pub mod workers;

@@ -1,7 +1,6 @@
 //! One look at everything that belongs to a ModelProfile: objects from memory, workers by asking them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::join_all;
@@ -71,11 +70,10 @@ pub async fn observe(context: &Context, valid: &Valid, memory: &mut Memory, rule
     let (indexes, workers) = (&context.indexes, &context.workers);
     let owner = valid.owner();
     let key: Key = (owner.namespace.clone(), owner.name.clone());
-    let existing = existing(indexes, &key, valid);
     let pods = indexes.pods.of(&key);
-    let of = |component: &str| -> Vec<&Arc<Pod>> {
-        let is =
-            |pod: &&Arc<Pod>| pod.labels().get("app.kubernetes.io/component").is_some_and(|label| label == component);
+    let jobs = indexes.jobs.of(&key);
+    let of = |component: &str| -> Vec<&Pod> {
+        let is = |pod: &&Pod| pod.labels().get("app.kubernetes.io/component").is_some_and(|label| label == component);
         pods.values().filter(is).collect()
     };
     let engine = valid.spec().engine.kind;
@@ -85,9 +83,8 @@ pub async fn observe(context: &Context, valid: &Valid, memory: &mut Memory, rule
     memory.keep(|uid| serving.iter().any(|(_, _, known)| known == uid));
 
     let preparing = of(PREPARE);
-    let job = prepare::needed(valid).then(|| existing.jobs.get(&owner.job(&prepare::key(valid)))).flatten();
-    let its: Vec<&Pod> =
-        preparing.iter().map(|pod| &***pod).filter(|pod| job.is_some_and(|job| belongs(pod, job))).collect();
+    let job = prepare::needed(valid).then(|| jobs.get(&owner.job(&prepare::key(valid)))).flatten();
+    let its: Vec<&Pod> = preparing.iter().copied().filter(|pod| job.is_some_and(|job| belongs(pod, job))).collect();
     let prepare_address = its.iter().filter(|pod| runs(pod)).find_map(|pod| address(pod, EngineType::Native));
     let hear = |address: Option<Address>| async move {
         match address {
@@ -98,6 +95,8 @@ pub async fn observe(context: &Context, valid: &Valid, memory: &mut Memory, rule
     let (heard, progress) =
         tokio::join!(join_all(serving.iter().map(|(_, address, _)| hear(address.clone()))), hear(prepare_address));
 
+    // Not before: many passes wait for workers at once, and each would hold all of these meanwhile.
+    let existing = existing(indexes, &key, valid);
     let now = context.now();
     let mut observed = Observed {
         preparation: if prepare::needed(valid) {
@@ -106,7 +105,7 @@ pub async fn observe(context: &Context, valid: &Valid, memory: &mut Memory, rule
             Preparation::ByWorkers
         },
         routed: existing.service.as_ref().and_then(selected),
-        existing,
+        existing: Existing { jobs, ..existing },
         workers: Vec::with_capacity(serving.len()),
         addresses: HashMap::new(),
         uids: HashMap::new(),
@@ -151,26 +150,21 @@ pub fn may_ask(observed: &mut Observed, memory: &Memory, profile: &str) {
     }
 }
 
+/// The objects beside Jobs.
 fn existing(indexes: &Indexes, key: &Key, valid: &Valid) -> Existing {
     let owner = valid.owner();
-    let own = |object: &Arc<Service>| Service::clone(object);
     Existing {
-        deployments: indexes
-            .deployments
-            .of(key)
-            .into_iter()
-            .map(|(name, object)| (name, Deployment::clone(&object)))
-            .collect(),
-        service: indexes.services.of(key).get(&owner.name).map(own),
-        config_map: indexes.config_maps.of(key).get(&owner.config_map()).map(|object| ConfigMap::clone(object)),
-        disruption_budget: indexes.budgets.of(key).get(&owner.name).map(|object| PodDisruptionBudget::clone(object)),
-        network_policy: indexes.policies.of(key).get(&owner.name).map(|object| NetworkPolicy::clone(object)),
-        jobs: indexes.jobs.of(key).into_iter().map(|(name, object)| (name, Job::clone(&object))).collect(),
+        deployments: indexes.deployments.of(key),
+        service: indexes.services.of(key).remove(&owner.name),
+        config_map: indexes.config_maps.of(key).remove(&owner.config_map()),
+        disruption_budget: indexes.budgets.of(key).remove(&owner.name),
+        network_policy: indexes.policies.of(key).remove(&owner.name),
+        ..Existing::default()
     }
 }
 
 /// A pod that serves, where it listens once it runs, and its UID.
-fn worker(pod: &Arc<Pod>, engine: EngineType) -> Option<(Worker, Option<Address>, String)> {
+fn worker(pod: &Pod, engine: EngineType) -> Option<(Worker, Option<Address>, String)> {
     let set = Set::of_labels(pod.labels())?;
     let terminating = pod.metadata.deletion_timestamp.is_some();
     let worker = Worker { ready: is_ready(pod) && !terminating, terminating, ..Worker::new(pod.name_any(), set) };

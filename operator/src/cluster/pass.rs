@@ -6,18 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use jiff::SignedDuration;
-use kube::api::DynamicObject;
+use jiff::{SignedDuration, Timestamp};
 use kube::runtime::controller::Action as Requeue;
 use kube::{Resource, ResourceExt};
 use modelprofile_api::conditions::reason;
-use modelprofile_api::{API_VERSION, KIND, Manifest, Metadata, ModelProfileSpec, ModelProfileStatus};
+use modelprofile_api::{API_VERSION, KIND, Manifest, Metadata, ModelProfileStatus};
 use modelprofile_policy::{Observation, Rules, decide};
 
 use super::act::{apply, prove};
-use super::apply::read_status;
 use super::context::Context;
 use super::error::Error;
 use super::judge;
@@ -30,15 +28,18 @@ use super::plan::{self, surge};
 use super::pods::Trouble;
 use super::prepared::Preparation;
 use super::status::{self, Seen};
+use super::stored::Stored;
 
+/// Longest sentence about a spec that cannot be read, in characters.
+const MESSAGE: usize = 4000;
 /// Least time between two passes that nothing but time brings about.
-const SHORTEST: std::time::Duration = std::time::Duration::from_secs(1);
+const SHORTEST: Duration = Duration::from_secs(1);
 
 /// One pass.
 ///
 /// # Errors
 /// Its class says when the next one comes; nothing that was done is lost.
-pub(super) async fn pass(object: &Arc<DynamicObject>, context: &Context) -> Result<Requeue, Error> {
+pub(super) async fn pass(object: &Arc<Stored>, context: &Context) -> Result<Requeue, Error> {
     let owner = Owner {
         namespace: object.namespace().unwrap_or_default(),
         name: object.name_any(),
@@ -48,7 +49,7 @@ pub(super) async fn pass(object: &Arc<DynamicObject>, context: &Context) -> Resu
         // Owner references take along what is ours; there is nothing else to undo.
         return Ok(Requeue::await_change());
     }
-    let seen = read_status(object);
+    let seen = object.status();
     let version = object.resource_version().unwrap_or_default();
     let generation = object.meta().generation;
     let valid = match manifest(object).and_then(|manifest| valid(&owner, manifest, &context.options)) {
@@ -69,7 +70,7 @@ pub(super) async fn pass(object: &Arc<DynamicObject>, context: &Context) -> Resu
     let rules = memory.rules(generation.unwrap_or_default(), valid.manifest(), interval).map_err(|error| {
         Error::Bug(format!("{KIND} {} passed validation and cannot be decided on: {error}", owner.name))
     })?;
-    let token = context.signer.token(&owner.audience(), jiff::Timestamp::now());
+    let token = context.signer.token(&owner.audience(), Timestamp::now());
     let mut observed = observe(context, &valid, &mut memory, &rules, &token).await;
 
     let now = context.now();
@@ -115,9 +116,18 @@ pub(super) async fn pass(object: &Arc<DynamicObject>, context: &Context) -> Resu
     }
     context.write(&version, &owner, &before, after, &mut memory).await?;
     applied?;
-    let soonest =
-        [Some(context.interval), plan.revisit_after, Some(decision.revisit_after)].into_iter().flatten().min();
-    Ok(Requeue::requeue(soonest.unwrap_or(context.interval).max(SHORTEST)))
+    let look = next_look(&owner.uid, now, context.interval);
+    let soonest = [plan.revisit_after, Some(decision.revisit_after)].into_iter().flatten().fold(look, Duration::min);
+    Ok(Requeue::requeue(soonest.max(SHORTEST)))
+}
+
+/// Time until the next look at the metrics. Each ModelProfile has its own place in the interval: after a start all have their
+/// first pass at once, and without this they would have all others at once, too.
+fn next_look(uid: &str, now: Timestamp, interval: Duration) -> Duration {
+    let interval = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX).max(1);
+    let place = uid.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    let now = u64::try_from(now.as_millisecond()).unwrap_or_default();
+    Duration::from_millis(interval - now.wrapping_add(place) % interval)
 }
 
 fn observation(rules: &Rules, observed: &Observed, before: &ModelProfileStatus, valid: &Valid) -> Observation {
@@ -186,12 +196,9 @@ struct Rejected {
 }
 
 /// The manifest of an object. One that was written past the schema is told what is wrong with it.
-fn manifest(object: &DynamicObject) -> Result<Manifest, Rejected> {
-    let spec = object.data.get("spec").cloned().unwrap_or_default();
-    let spec: ModelProfileSpec = serde_json::from_value(spec).map_err(|error| Rejected {
-        reason: reason::INVALID,
-        message: format!("spec cannot be read: {error}; `modelprofile validate` says what to write"),
-    })?;
+fn manifest(object: &Stored) -> Result<Manifest, Rejected> {
+    let spec =
+        object.spec().map_err(|error| Rejected { reason: reason::INVALID, message: unreadable(object, &error) })?;
     Ok(Manifest {
         api_version: API_VERSION.to_owned(),
         kind: KIND.to_owned(),
@@ -200,9 +207,53 @@ fn manifest(object: &DynamicObject) -> Result<Manifest, Rejected> {
     })
 }
 
+/// Every field that breaks the schema, as `modelprofile validate` tells it.
+fn unreadable(object: &Stored, error: &serde_json::Error) -> String {
+    let text = format!(
+        r#"{{"apiVersion": "{API_VERSION}", "kind": "{KIND}", "metadata": {{"name": "{}"}}, "spec": {}}}"#,
+        object.name_any(),
+        object.spec_text(),
+    );
+    // JSON is YAML.
+    let message = match Manifest::from_yaml(&text) {
+        Err(errors) => errors.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        Ok(_) => format!("spec cannot be read: {error}"),
+    };
+    // A value is quoted as it is, however long; the status has room for less.
+    match message.char_indices().nth(MESSAGE) {
+        Some((end, _)) => format!("{}…", &message[..end]),
+        None => message,
+    }
+}
+
 fn valid(owner: &Owner, manifest: Manifest, options: &Options) -> Result<Valid, Rejected> {
     Valid::new(owner.clone(), manifest, options).map_err(|errors| Rejected {
         reason: reason::INVALID,
         message: errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_are_an_interval_apart_and_spread_over_it() {
+        let interval = Duration::from_secs(5);
+        let start: Timestamp = "2026-03-01T12:00:00Z".parse().unwrap();
+        let mut thirds = [0; 3];
+        for number in 0..300 {
+            let uid = format!("5f0c9a6e-0000-4000-8000-{number:012}");
+            let first = next_look(&uid, start, interval);
+            assert!(first > Duration::ZERO && first <= interval);
+            let then = start + first;
+            assert_eq!(next_look(&uid, then, interval), interval, "exactly then it is a whole interval to the next");
+            assert_eq!(
+                next_look(&uid, then + Duration::from_millis(20), interval),
+                interval - Duration::from_millis(20)
+            );
+            thirds[usize::try_from(first.as_millis() / 1667).unwrap()] += 1;
+        }
+        assert!(thirds.iter().all(|count| *count > 60), "{thirds:?}");
+    }
 }

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use jiff::SignedDuration;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
-use kube_lease_manager::LeaseManagerBuilder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::controller::{self, Settings};
+use super::lease::Lease;
 use super::metrics::{Metrics, serve_health, serve_metrics};
 use super::plan::facts::Options;
 use super::tokens::Signer;
@@ -26,9 +26,8 @@ const LEASE: &str = "modelprofile-operator";
 const SECRET: &str = "modelprofile-operator-admin";
 /// Its one entry.
 const KEY: &str = "ed25519.pk8";
-/// How long a leader that is gone is waited for, and how early a living one renews.
-const LEASE_SECONDS: u64 = 15;
-const GRACE_SECONDS: u64 = 5;
+/// Between two attempts to reach the API server at the start.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// What the flags say.
 #[derive(Clone, Debug)]
@@ -102,7 +101,7 @@ async fn lead(
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let signer = tokio::select! {
-        signer = signer(&client, &flags.operator_namespace) => signer?,
+        signer = patiently(|| signer(&client, &flags.operator_namespace)) => signer?,
         () = stopped(stop.clone()) => return Ok(()),
     };
     ready.store(true, Ordering::Relaxed);
@@ -115,37 +114,43 @@ async fn lead(
         return Box::pin(controller::run(client, settings, signer, metrics, stopped(stop))).await;
     }
     let identity = std::env::var("POD_NAME").unwrap_or_else(|_| format!("process-{}", std::process::id()));
-    let manager = LeaseManagerBuilder::new(client.clone(), LEASE)
-        .with_namespace(&flags.operator_namespace)
-        .with_identity(identity)
-        .with_duration(LEASE_SECONDS)
-        .with_grace(GRACE_SECONDS)
-        .build()
-        .await
-        .context("the Lease cannot be made; compare the operator's Role with its chart")?;
-    let (mut held, task) = manager.watch().await;
+    let lease = Lease::new(client.clone(), &flags.operator_namespace, LEASE, identity);
     tracing::info!("waiting for the Lease {}/{LEASE}", flags.operator_namespace);
-    let leads = tokio::select! {
+    let mut held = tokio::select! {
         // Both may be so: then it ends.
         biased;
-        () = stopped(stop.clone()) => false,
-        led = held.wait_for(|held| *held) => led.map(|held| *held).context("the Lease cannot be watched")?,
+        () = stopped(stop.clone()) => return Ok(()),
+        held = lease.acquire() => held,
     };
-    if !leads {
-        drop(held);
-        let _ = task.await;
-        return Ok(());
-    }
     tracing::info!("leading");
     metrics.lead(true);
     let outcome = tokio::select! {
         outcome = Box::pin(controller::run(client, settings, signer, metrics, stopped(stop))) => outcome,
-        _ = held.wait_for(|held| !*held) => bail!("the Lease was lost: another operator may act now"),
+        lost = lease.keep(&mut held) => return Err(lost.into()),
     };
-    // Gives the Lease back, so that the next one need not wait for its end.
-    drop(held);
-    let _ = task.await;
+    lease.release(held).await;
     outcome
+}
+
+/// Tries again while the API server is away: to end would only make Kubernetes wait longer and longer before the next start.
+async fn patiently<T, F: Future<Output = anyhow::Result<T>>>(mut attempt: impl FnMut() -> F) -> anyhow::Result<T> {
+    loop {
+        match attempt().await {
+            Err(error) if error.downcast_ref().is_some_and(is_away) => {
+                tracing::warn!("{error:#}; tried again in {} s", AGAIN.as_secs());
+                tokio::time::sleep(AGAIN).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+fn is_away(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code == 429 || status.code >= 500,
+        kube::Error::Service(_) | kube::Error::HyperError(_) | kube::Error::ReadEvents(_) => true,
+        _ => false,
+    }
 }
 
 /// The key of the operator's Secret, which the first operator makes.

@@ -11,6 +11,9 @@ use crate::local::admin::Admin;
 /// Longest wait for one answer of a probe: one token of a loaded model.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long a connection is kept without use.
+const BETWEEN_QUESTIONS: Duration = Duration::from_millis(200);
+
 /// What a worker said in one pass.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Heard {
@@ -32,24 +35,24 @@ impl Workers {
     /// # Errors
     /// It cannot be built.
     pub fn new() -> Result<Self, reqwest::Error> {
-        // Pods are reached directly, whatever proxy the environment names. Few idle connections are kept: with a thousand
-        // models they are what costs memory.
+        // Pods are reached directly, whatever proxy the environment names. A connection is kept only from one question of a
+        // pass to the next: each has 30 KB of buffers, which with thousands of workers would be most of the memory.
         let builder = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(2));
-        Ok(Self { http: builder.pool_max_idle_per_host(1).pool_idle_timeout(Duration::from_secs(20)).build()? })
+        Ok(Self { http: builder.pool_max_idle_per_host(1).pool_idle_timeout(BETWEEN_QUESTIONS).build()? })
     }
 
     /// Asks a worker how it is: its admin API where it has one, and its metrics where they are.
     pub async fn hear(&self, address: &Address, token: &str) -> Heard {
         let admin = self.admin(address, token);
-        let metrics = address.metrics();
-        let state = async {
-            match address.admin {
-                Some(_) => admin.state().await.ok(),
-                None => None,
-            }
+        // One after the other, so that one connection serves both. Who is silent is not waited for twice.
+        let state = match address.admin {
+            Some(_) => match admin.state().await {
+                Err(error) if silent(&error) => return Heard::default(),
+                state => state.ok(),
+            },
+            None => None,
         };
-        let (state, metrics) = tokio::join!(state, admin.metrics_of(&metrics));
-        Heard { state, metrics: metrics.ok() }
+        Heard { state, metrics: admin.metrics_of(&address.metrics()).await.ok() }
     }
 
     /// Asks for a change of profile; returns when the switch ended.
@@ -82,6 +85,11 @@ impl Workers {
     fn admin(&self, address: &Address, token: &str) -> Admin {
         Admin::with_client(self.http.clone(), address.admin_url(), token)
     }
+}
+
+/// Whether a worker did not answer at all.
+fn silent(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<reqwest::Error>().is_some_and(|error| error.is_timeout() || error.is_connect())
 }
 
 /// Where a pod listens.

@@ -59,7 +59,7 @@ impl Pilot {
     /// Takes a look at the metrics; `None` if there was no answer.
     pub fn scraped(&mut self, text: Option<&str>, now: Timestamp) {
         if let Some(text) = text {
-            self.sample = Some(self.scraper.sample(now, Metrics::parse(text), &self.rules));
+            self.sample = Some(self.scraper.sample(now, &Metrics::parse(text), &self.rules));
         }
     }
 

@@ -37,9 +37,9 @@ impl Meter {
     }
 
     /// Load over target at `now`, where 1 is the target; `None` if the metrics do not tell.
-    pub(super) fn read(&mut self, now: Timestamp, metrics: Metrics) -> Option<f64> {
+    pub(super) fn read(&mut self, now: Timestamp, metrics: &Metrics) -> Option<f64> {
         if !self.engine_known {
-            self.rules.signals = signals(&metrics)?;
+            self.rules.signals = signals(metrics)?;
             self.engine_known = true;
         }
         let sample = self.scraper.sample(now, metrics, &self.rules);
@@ -71,7 +71,7 @@ mod tests {
     const LOOK: Duration = Duration::from_secs(1);
 
     fn read(meter: &mut Meter, second: i64, text: &str) -> Option<f64> {
-        meter.read(Timestamp::from_second(second).unwrap(), Metrics::parse(text))
+        meter.read(Timestamp::from_second(second).unwrap(), &Metrics::parse(text))
     }
 
     #[test]

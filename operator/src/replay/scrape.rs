@@ -59,7 +59,7 @@ pub(super) async fn scrape(target: &Target, start: Instant, meter: &mut Meter, s
         if let Some(text) = target.metrics().await {
             let metrics = Metrics::parse(&text);
             seen.samples.extend(Sample::of(at, &metrics));
-            seen.pressure.extend(meter.read(Timestamp::now(), metrics).map(|pressure| (at, pressure)));
+            seen.pressure.extend(meter.read(Timestamp::now(), &metrics).map(|pressure| (at, pressure)));
         }
     }
 }

@@ -29,57 +29,84 @@ const FEWEST_INTERVALS: i32 = 3;
 /// Makes a [`Sample`] of each look, with what changed since the one before.
 #[derive(Clone, Debug, Default)]
 pub struct Scraper {
-    earlier: Option<(Timestamp, Metrics)>,
+    earlier: Option<(Timestamp, Counters)>,
     first_tokens: Window,
     /// Share of the KV cache that a running request had when some ran last.
     share_of_one: Option<f64>,
 }
 
-impl Metrics {
-    /// A counter fell since `before`: the worker started anew, and all that it has counted is new.
-    fn counts_anew(&self, before: &Self, signals: &Signals) -> bool {
+/// What only rises, in one look: all that the next look needs of it. The whole look has 20 KB and more, and there are as many as
+/// there are workers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counters {
+    prompt_tokens: Option<f64>,
+    output_tokens: Option<f64>,
+    step_seconds: Option<f64>,
+    steps: Option<f64>,
+    first_tokens: Option<f64>,
+}
+
+impl Counters {
+    fn of(metrics: &Metrics, signals: &Signals) -> Self {
         let first_tokens = signals.time_to_first_token.map(|name| format!("{name}_count"));
-        let counters = [PROMPT_TOKENS, OUTPUT_TOKENS, STEPS].into_iter().chain(first_tokens.as_deref());
-        counters.filter_map(|name| self.sum(name).zip(before.sum(name))).any(|(now, before)| now < before)
+        Self {
+            prompt_tokens: metrics.sum(PROMPT_TOKENS),
+            output_tokens: metrics.sum(OUTPUT_TOKENS),
+            step_seconds: metrics.sum(STEP_SECONDS),
+            steps: metrics.sum(STEPS),
+            first_tokens: first_tokens.and_then(|name| metrics.sum(&name)),
+        }
+    }
+
+    /// One fell since `before`: the worker started anew, and all that it has counted is new.
+    fn anew(&self, before: &Self) -> bool {
+        let pairs = [
+            (self.prompt_tokens, before.prompt_tokens),
+            (self.output_tokens, before.output_tokens),
+            (self.steps, before.steps),
+            (self.first_tokens, before.first_tokens),
+        ];
+        pairs.into_iter().any(|(now, before)| now.zip(before).is_some_and(|(now, before)| now < before))
     }
 }
 
 impl Scraper {
     /// The signals at `now`. Times to the first token are those of the window toward density, so that a peak in which few
     /// requests get that far is seen without a gap.
-    pub fn sample(&mut self, now: Timestamp, metrics: Metrics, rules: &Rules) -> Sample {
+    pub fn sample(&mut self, now: Timestamp, metrics: &Metrics, rules: &Rules) -> Sample {
         let signals = &rules.signals;
-        let earlier = self.earlier.take();
-        let anew = earlier.as_ref().filter(|(_, before)| metrics.counts_anew(before, signals)).map(|(at, _)| *at);
+        let counters = Counters::of(metrics, signals);
+        let earlier = self.earlier.replace((now, counters));
+        let anew = earlier.filter(|(_, before)| counters.anew(before)).map(|(at, _)| at);
         if let Some(at) = anew {
             self.first_tokens.start_anew(at);
         }
-        let rise = |name: &str| {
-            let (_, before) = earlier.as_ref()?;
-            Some(metrics.sum(name)? - if anew.is_some() { 0.0 } else { before.sum(name)? })
+        let rise = |counter: fn(&Counters) -> Option<f64>| {
+            let (_, before) = earlier?;
+            Some(counter(&counters)? - if anew.is_some() { 0.0 } else { counter(&before)? })
         };
-        let seconds = earlier.as_ref().map(|(at, _)| now.duration_since(*at).as_secs_f64()).filter(|span| *span > 0.0);
-        let tokens = rise(PROMPT_TOKENS).zip(rise(OUTPUT_TOKENS)).map(|(a, b)| a + b);
-        let step_seconds =
-            rise(STEP_SECONDS).zip(rise(STEPS)).filter(|(_, count)| *count > 0.0).map(|(sum, count)| sum / count);
+        let seconds = earlier.map(|(at, _)| now.duration_since(at).as_secs_f64()).filter(|span| *span > 0.0);
+        let tokens = rise(|all| all.prompt_tokens).zip(rise(|all| all.output_tokens)).map(|(a, b)| a + b);
+        let step_seconds = rise(|all| all.step_seconds)
+            .zip(rise(|all| all.steps))
+            .filter(|(_, count)| *count > 0.0)
+            .map(|(sum, count)| sum / count);
         let tokens_per_second = tokens.zip(seconds).map(|(tokens, seconds)| tokens / seconds);
         let running = signals.running.and_then(|name| metrics.sum(name)).unwrap_or(0.0);
-        let sample = Sample {
+        Sample {
             at: now,
-            kv: self.kv(&metrics, signals, running),
+            kv: self.kv(metrics, signals, running),
             // Each engine of a server tells its own; the oldest is the oldest of all.
             oldest_waiting: signals
                 .oldest_waiting
                 .and_then(|name| metrics.highest(name))
                 .map_or(Reading::Missing, Reading::Value),
-            time_to_first_token: self.time_to_first_token(now, &metrics, rules),
+            time_to_first_token: self.time_to_first_token(now, metrics, rules),
             running,
             step_seconds,
             tokens_per_second,
             tokens_per_step: tokens_per_second.zip(step_seconds).map(|(rate, step)| rate * step).filter(|n| *n > 0.0),
-        };
-        self.earlier = Some((now, metrics));
-        sample
+        }
     }
 
     /// The 95th percentile over the window.
@@ -145,7 +172,7 @@ vllm:time_to_first_token_seconds_count {slow}
     fn first_tokens(up_window: i64, looks: impl IntoIterator<Item = Metrics>) -> Vec<Reading> {
         let (mut scraper, rules) = (Scraper::default(), rules(EngineType::Vllm, up_window));
         let reading = |(second, metrics)| {
-            let sample = scraper.sample(Timestamp::from_second(second).unwrap(), metrics, &rules);
+            let sample = scraper.sample(Timestamp::from_second(second).unwrap(), &metrics, &rules);
             match sample.time_to_first_token {
                 Reading::Value(seconds) => Reading::Value((seconds * 1e6).round() / 1e6),
                 other => other,
@@ -205,14 +232,14 @@ vllm:generation_tokens_total{{model_name=\"a b\"}} {generated}
         let rules = rules(EngineType::Native, 0);
         let start: Timestamp = "2026-03-01T12:00:00Z".parse().unwrap();
         let mut scraper = Scraper::default();
-        scraper.sample(start, text(40, 100, 0, 10), &rules);
-        let sample = scraper.sample(start + SignedDuration::from_secs(2), text(60, 100, 10, 50), &rules);
+        scraper.sample(start, &text(40, 100, 0, 10), &rules);
+        let sample = scraper.sample(start + SignedDuration::from_secs(2), &text(60, 100, 10, 50), &rules);
         assert_eq!(sample.kv, Some(Kv { total: 100.0, used: 60.0, waiting: 7.0 }));
         assert_eq!(sample.oldest_waiting, Reading::Value(1.5));
         assert_eq!(sample.time_to_first_token, Reading::Value(1.95));
         assert_eq!(sample.tokens_per_second, Some(20.0));
         assert!((sample.tokens_per_step.unwrap() - 2.0).abs() < 1e-9);
-        let idle = scraper.sample(start + SignedDuration::from_secs(4), text(60, 100, 10, 50), &rules);
+        let idle = scraper.sample(start + SignedDuration::from_secs(4), &text(60, 100, 10, 50), &rules);
         assert_eq!((idle.time_to_first_token, idle.step_seconds), (Reading::Idle, None));
     }
 
@@ -220,11 +247,11 @@ vllm:generation_tokens_total{{model_name=\"a b\"}} {generated}
     fn all_that_a_worker_counted_since_it_started_anew_is_new() {
         let rules = rules(EngineType::Native, 0);
         let mut scraper = Scraper::default();
-        scraper.sample(Timestamp::UNIX_EPOCH, text(40, 100, 0, 1_000), &rules);
-        let sample = scraper.sample(Timestamp::from_second(2).unwrap(), text(60, 5, 5, 50), &rules);
+        scraper.sample(Timestamp::UNIX_EPOCH, &text(40, 100, 0, 1_000), &rules);
+        let sample = scraper.sample(Timestamp::from_second(2).unwrap(), &text(60, 5, 5, 50), &rules);
         assert_eq!((sample.time_to_first_token, sample.tokens_per_second), (Reading::Value(1.9), Some(25.0)));
         assert!((sample.step_seconds.unwrap() - 0.1).abs() < 1e-9, "{sample:?}");
-        let next = scraper.sample(Timestamp::from_second(3).unwrap(), text(60, 5, 5, 60), &rules);
+        let next = scraper.sample(Timestamp::from_second(3).unwrap(), &text(60, 5, 5, 60), &rules);
         assert_eq!((next.time_to_first_token, next.tokens_per_second), (Reading::Value(1.9), Some(10.0)));
     }
 
@@ -251,7 +278,7 @@ vllm:num_requests_waiting{engine=\"0\"} 0\nvllm:num_requests_waiting{engine=\"1\
 modelprofile_oldest_waiting_seconds{engine=\"0\"} 1\nmodelprofile_oldest_waiting_seconds{engine=\"1\"} 1.5\n",
         );
         let rules = rules(EngineType::Native, 0);
-        let sample = Scraper::default().sample(Timestamp::UNIX_EPOCH, metrics, &rules);
+        let sample = Scraper::default().sample(Timestamp::UNIX_EPOCH, &metrics, &rules);
         assert_eq!(sample.kv, Some(Kv { total: 1.0, used: 0.625, waiting: 0.125 }));
         assert_eq!((sample.running, sample.oldest_waiting), (10.0, Reading::Value(1.5)));
     }
@@ -274,7 +301,7 @@ modelprofile_oldest_waiting_seconds{engine=\"0\"} 1\nmodelprofile_oldest_waiting
     fn a_metric_that_is_gone_is_missing_and_not_zero() {
         let sample = Scraper::default().sample(
             Timestamp::UNIX_EPOCH,
-            Metrics::parse("# nothing\n"),
+            &Metrics::parse("# nothing\n"),
             &rules(EngineType::Native, 0),
         );
         assert_eq!(

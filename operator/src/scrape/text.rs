@@ -1,30 +1,30 @@
 //! Prometheus' text format.
 
+use std::ops::Range;
+
 /// One look at a worker's `/metrics`: lines of `name{labels} value`.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    series: Vec<(String, f64)>,
+    text: String,
+    /// Where in the text each series stands, labels included, and its value: two hundred series are one allocation.
+    series: Vec<(Range<usize>, f64)>,
 }
 
 impl Metrics {
     /// Reads the text format; what is no sample is skipped.
     pub fn parse(text: &str) -> Self {
-        let sample = |line: &str| {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                return None;
-            }
-            // Labels may hold spaces; the value comes after the last brace, and a timestamp may follow it.
-            let split = line.rfind('}').map_or_else(|| line.find(' '), |brace| Some(brace + 1))?;
-            let (name, rest) = line.split_at(split);
-            Some((name.trim().to_owned(), rest.split_whitespace().next()?.parse().ok()?))
-        };
-        Self { series: text.lines().filter_map(sample).collect() }
+        let mut series = Vec::new();
+        let mut start = 0;
+        for line in text.split_inclusive('\n') {
+            series.extend(sample(line).map(|(at, value)| (start + at.start..start + at.end, value)));
+            start += line.len();
+        }
+        Self { text: text.to_owned(), series }
     }
 
     fn of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, f64)> {
-        self.series.iter().filter_map(move |(series, value)| {
-            let labels = series.strip_prefix(name)?;
+        self.series.iter().filter_map(move |(at, value)| {
+            let labels = self.text[at.clone()].strip_prefix(name)?;
             (labels.is_empty() || labels.starts_with('{')).then_some((labels, *value))
         })
     }
@@ -72,4 +72,17 @@ impl Metrics {
         buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
         buckets
     }
+}
+
+/// Where in a line the series stands, and its value.
+fn sample(line: &str) -> Option<(Range<usize>, f64)> {
+    let begin = line.len() - line.trim_start().len();
+    let line = line.trim();
+    if line.is_empty() || line.starts_with('#') {
+        return None;
+    }
+    // Labels may hold spaces; the value comes after the last brace, and a timestamp may follow it.
+    let split = line.rfind('}').map_or_else(|| line.find(' '), |brace| Some(brace + 1))?;
+    let (name, rest) = line.split_at(split);
+    Some((begin..begin + name.trim_end().len(), rest.split_whitespace().next()?.parse().ok()?))
 }

@@ -19,12 +19,13 @@ import world as cluster
 from world import STATE, SYSTEM, Unmet, World, run
 
 # Each has SCENARIOS: functions that take the world; the first line of the docstring is the title. Those that need no node have
-# the attribute `api_level`.
-MODULES = ["lifecycle", "serving", "steady"]
+# the attribute `api_level`; those that come after all others, `last`.
+MODULES = ["lifecycle", "serving", "access", "ports", "manifests", "steady"]
 
 
 def scenarios() -> list:
-    return [one for module in MODULES for one in importlib.import_module(module).SCENARIOS]
+    every = [one for module in MODULES for one in importlib.import_module(module).SCENARIOS]
+    return sorted(every, key=lambda one: getattr(one, "last", 0))
 
 
 def title(scenario) -> str:
@@ -74,7 +75,7 @@ def main() -> int:
     begun = time.monotonic()
     world.prepare()
     print(f"{time.monotonic() - begun:7.1f} s  images, model and claims are laid ready", flush=True)
-    failures = []
+    failures, passed = [], 0
     for one in chosen:
         start = time.monotonic()
         world.made.clear()
@@ -90,10 +91,15 @@ def main() -> int:
             print(f"{why}", flush=True)
             print(f"more: {report(world, one.__name__)}", flush=True)
         else:
+            passed += 1
             print(f"{time.monotonic() - start:7.1f} s  {title(one)}{'' if notes is None else f' ({notes})'}", flush=True)
-        world.clear()
+        try:
+            world.clear()
+        except Exception as why:
+            failures.append(f"{one.__name__}, clearing up")
+            print(f"FAILED to clear up after {one.__name__}: {why}", flush=True)
     print(
-        f"scenarios: {json.dumps({'passed': len(chosen) - len(failures), 'failed': failures, 'skipped': len(skipped), 'seconds': round(time.monotonic() - begun)})}",
+        f"scenarios: {json.dumps({'passed': passed, 'failed': failures, 'skipped': len(skipped), 'seconds': round(time.monotonic() - begun)})}",
     )
     return 1 if failures else 0
 

@@ -1,12 +1,14 @@
 """What scenarios see and do: the cluster, the installed operator, models in namespaces of their own."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 from api import Api, Failed
@@ -38,6 +40,11 @@ def run(*command: str, text: str | None = None, check: bool = True, env: dict | 
     return done.stdout
 
 
+def now() -> str:
+    """As the API server's audit log writes it."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 class World:
     def __init__(self, binaries: Path, volume: Path | None = None, node: bool = True) -> None:
         self.api = Api()
@@ -50,6 +57,8 @@ class World:
         """Namespaces of the scenario that runs."""
         self.installed: list[str] | None = None
         """Values of the release."""
+        self.moves = self.scratch / "moves.jsonl"
+        """From when to when rights moved; in a file, since the audit log is older than this process where a cluster is kept."""
         os.environ["PATH"] = f"{binaries}:{os.environ['PATH']}"
 
     def prepare(self) -> None:
@@ -98,6 +107,8 @@ class World:
 
     def namespace(self, name: str) -> str:
         """A new namespace with a claim `models`. It goes with the scenario."""
+        for resource, former in (("namespaces", name), ("persistentvolumes", f"models-{name}")):
+            self.wait(f"the end of a former {former}", lambda one=(resource, former): self.api.get(*one) is None, 60)
         self.made.append(name)
         self.api.create("namespaces", None, {"metadata": {"name": name}})
         self.api.create("persistentvolumes", None, {
@@ -118,16 +129,25 @@ class World:
         return name
 
     def clear(self) -> None:
-        """Removes the scenario's namespaces, and waits until their workers no longer take the processor from the next one."""
+        """Removes the scenario's namespaces, and waits until their workers no longer take the processor from the next one. The
+        namespaces themselves take ten seconds more to go, which nobody has to wait for."""
         for name in self.made:
+            # Who makes pods, then the pods, which need not finish what they have.
+            for resource in ("modelprofiles", "deployments", "jobs"):
+                for one in self.api.list(resource, name):
+                    self.api.delete(resource, one["metadata"]["name"], name)
+            self.wait(f"the end of the pods of {name}", lambda name=name: self.emptied(name), 60)
             self.api.delete("namespaces", name)
-        for name in self.made:
-            # They would finish what they have first, for as long as they may.
-            for pod in self.api.list("pods", name):
-                self.api.delete("pods", pod["metadata"]["name"], name, grace=1)
-            self.wait(f"the end of the namespace {name}", lambda name=name: self.api.get("namespaces", name) is None, 60)
             self.api.delete("persistentvolumes", f"models-{name}")
         self.made.clear()
+
+    def emptied(self, namespace: str) -> bool:
+        """Whether there are no pods; those that there are need not finish what they have."""
+        pods = self.api.list("pods", namespace)
+        for pod in pods:
+            if pod["metadata"].get("deletionGracePeriodSeconds") != 1:
+                self.api.delete("pods", pod["metadata"]["name"], namespace, grace=1)
+        return not pods
 
     def helm(self, *arguments: str) -> str:
         home = str(self.scratch / "helm")
@@ -157,12 +177,14 @@ class World:
         if self.installed == wanted:
             return
         chart = str(self.charts() / "modelprofile-operator")
-        self.helm(
-            "upgrade", "--install", "modelprofile", chart, "--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout=60s",
-            *wanted,
-        )
+        # Without a node no pod will ever run; definition and roles are there all the same.
+        wait = ["--wait", "--timeout=60s"] if self.node else []
+        self.helm("upgrade", "--install", "modelprofile", chart, "--namespace", SYSTEM, "--create-namespace", *wait, *wanted)
         self.installed = wanted
-        self.wait("an operator leads", self.leads, 40)
+        # The API server answers "storage is (re)initializing" for a moment.
+        self.wait("the definition is served", lambda: self.api.list("modelprofiles", SYSTEM) is not None, 20)
+        if self.node:
+            self.wait("an operator leads", self.leads, 40)
 
     def leads(self) -> bool:
         """Whether the operator that holds the Lease lives."""
@@ -181,6 +203,21 @@ class World:
 
     def events(self, namespace: str) -> list[dict]:
         return self.api.list("events", namespace)
+
+    @contextlib.contextmanager
+    def rights_move(self) -> Iterator[None]:
+        """Meanwhile the roles of the chart change or go, so that an operator that is about to end may be refused something."""
+        begun = now()
+        leaving = {pod["metadata"]["uid"] for pod in self.operators()}
+        yield
+        self.wait("the former operators end", lambda: not leaving & {pod["metadata"]["uid"] for pod in self.operators()}, 60)
+        with open(self.moves, "a") as file:
+            file.write(json.dumps((begun, now())) + "\n")
+
+    def rights_moved(self, time: str) -> bool:
+        """Whether that was so at a time of the audit log."""
+        moves = map(json.loads, self.moves.read_text().splitlines()) if self.moves.exists() else ()
+        return any(begun <= time <= ended for begun, ended in moves)
 
 
 class Model:

@@ -64,7 +64,14 @@ pub fn kv_scales<B: Backend>(
     if let Some(scales) = load(&path, checkpoint.revision(), layout) {
         return Ok(scales);
     }
-    let artifact = Store::new(cache).prepare(checkpoint, WeightFormat::Bf16, progress)?;
+    // Else it would look as if the profile was made again.
+    let told = &mut |mut told: Progress| {
+        if !told.activity.is_empty() {
+            told.activity = format!("reference for measuring, {}", told.activity);
+        }
+        progress(told);
+    };
+    let artifact = Store::new(cache).prepare(checkpoint, WeightFormat::Bf16, told)?;
     let weights = ProfileWeights::load(backend, checkpoint.config(), &artifact)?;
     let scales = measure(backend, checkpoint.config(), &weights, layout, tokens)?;
     let stored = Stored {

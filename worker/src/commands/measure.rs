@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use modelprofile_api::{MeasuredQuality, OnFailure, Quality};
+use modelprofile_api::{MeasuredQuality, ModelUri, OnFailure, Quality};
 use modelprofile_engine::{
     ProfileSpec,
     artifact::{Artifact, Progress},
@@ -15,6 +15,7 @@ use crate::{
     app::App,
     outcome::Invalid,
     quality::{Dataset, load, measure_or_load},
+    source,
 };
 
 /// What measuring needs, whatever the artifact.
@@ -32,12 +33,12 @@ impl Measure<'_> {
     pub(super) fn ladder(
         &self,
         app: &App,
-        quality: &Quality,
+        (quality, volumes): (&Quality, &Path),
         profiles: &[ProfileSpec],
         artifacts: &[Artifact],
     ) -> anyhow::Result<()> {
         for (index, (profile, artifact)) in profiles.iter().zip(artifacts).enumerate() {
-            let measured = dataset(quality)
+            let measured = dataset(quality, volumes)
                 .and_then(|dataset| self.artifact(artifact, &dataset, &mut |progress| app.progress(index, progress)))
                 .with_context(|| format!("the quality of profile {} cannot be measured", profile.name));
             match measured {
@@ -72,13 +73,17 @@ impl Measure<'_> {
 /// The text that a manifest measures with.
 ///
 /// # Errors
-/// A URI of another kind than `file://`, or a file that is no text.
-pub(super) fn dataset(quality: &Quality) -> anyhow::Result<Dataset> {
+/// A URI of another kind than `file://` and `pvc://`, or a file that is no text.
+pub(super) fn dataset(quality: &Quality, volumes: &Path) -> anyhow::Result<Dataset> {
     let Some(dataset) = &quality.dataset else { return Ok(Dataset::built_in()) };
     let uri = &dataset.uri;
-    let Some(path) = uri.strip_prefix("file://").filter(|path| !path.is_empty()) else {
-        bail!(Invalid(format!("spec.quality.dataset.uri: {uri} cannot be read here: use file://PATH")));
+    let parsed = ModelUri::parse(uri).map_err(|message| Invalid(format!("spec.quality.dataset.uri: {message}")))?;
+    let Some(path) = source::local_path(&parsed, volumes) else {
+        bail!(Invalid(format!(
+            "spec.quality.dataset.uri: {uri} cannot be read here: use file://PATH or pvc://CLAIM/PATH"
+        )));
     };
+    let path = path.with_context(|| Invalid(format!("spec.quality.dataset.uri: {uri}")))?;
     let text = std::fs::read_to_string(path).with_context(|| Invalid(format!("spec.quality.dataset.uri: {uri}")))?;
     let most_tokens = dataset.max_tokens.map(|tokens| tokens as usize);
     Ok(Dataset::new(uri, text).with_window(dataset.context_tokens as usize).with_most_tokens(most_tokens))
@@ -113,19 +118,28 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "some text").unwrap();
         let uri = format!("file://{}", file.path().display());
-        let read =
-            dataset(&quality(&format!(r#"{{"uri": "{uri}", "contextTokens": 64, "maxTokens": 1000}}"#))).unwrap();
+        let read = dataset(
+            &quality(&format!(r#"{{"uri": "{uri}", "contextTokens": 64, "maxTokens": 1000}}"#)),
+            Path::new("/"),
+        )
+        .unwrap();
         assert_eq!(read, Dataset::new(&uri, "some text").with_window(64).with_most_tokens(Some(1000)));
-        assert_eq!(dataset(&Quality::default()).unwrap(), Dataset::built_in());
+        assert_eq!(dataset(&Quality::default(), Path::new("/")).unwrap(), Dataset::built_in());
+        let volumes = tempfile::tempdir().unwrap();
+        std::fs::create_dir(volumes.path().join("texts")).unwrap();
+        std::fs::write(volumes.path().join("texts/a.txt"), "a volume's").unwrap();
+        let read = dataset(&quality(r#"{"uri": "pvc://texts/a.txt"}"#), volumes.path()).unwrap();
+        assert_eq!(read, Dataset::new("pvc://texts/a.txt", "a volume's").with_window(512));
     }
 
     #[test]
     fn a_text_that_cannot_be_read_is_named_with_its_field() {
         for (uri, expected) in [
-            ("file:///absent/text", "spec.quality.dataset.uri: file:///absent/text: No such file"),
+            ("file:///absent/text", "spec.quality.dataset.uri: file:///absent/text: "),
             ("https://example.com/text", "use file://PATH"),
         ] {
-            let error = format!("{:#}", dataset(&quality(&format!(r#"{{"uri": "{uri}"}}"#))).unwrap_err());
+            let error =
+                format!("{:#}", dataset(&quality(&format!(r#"{{"uri": "{uri}"}}"#)), Path::new("/")).unwrap_err());
             assert!(error.contains(expected), "{error}");
         }
     }

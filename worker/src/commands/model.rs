@@ -33,6 +33,11 @@ pub(super) struct Fetch {
 }
 
 impl Volumes {
+    /// The directory.
+    pub(super) fn directory(&self) -> &Path {
+        &self.volumes
+    }
+
     /// Brings the model of a manifest; with `without_weights`, what is left of one whose weights were pruned will do.
     ///
     /// # Errors

@@ -186,7 +186,7 @@ impl Preparation {
             kv_scales(&mut backend, &checkpoint, &config.cache, &layout, &config.calibration, progress)?;
         }
         let measure = Measure { checkpoint: &checkpoint, cache: &config.cache, compute: &self.compute };
-        measure.ladder(app, &spec.quality, &config.profiles, &artifacts)?;
+        measure.ladder(app, (&spec.quality, self.volumes.directory()), &config.profiles, &artifacts)?;
         // One that could not be measured may be next time, for which the original is needed.
         let measured = config.profiles.iter().all(|profile| app.gate.quality(&profile.name).is_some());
         let prune = !spec.cache.keep_original && measured;

@@ -246,6 +246,18 @@ pub fn fetch(
     Ok(Located { label: path.display().to_string(), path, licence, commit: None, pruned: None, entry: None })
 }
 
+/// The path of what is on this machine already; `None` for what would have to be fetched.
+///
+/// # Errors
+/// There is nothing, or it would lie outside of its volume.
+pub(crate) fn local_path(uri: &ModelUri, volumes: &Path) -> Option<Result<PathBuf>> {
+    match uri {
+        ModelUri::File(path) => Some(volumes::file(path)),
+        ModelUri::PersistentVolumeClaim { claim, path } => Some(volumes::claim(volumes, claim, path)),
+        ModelUri::HuggingFace { .. } | ModelUri::Https(_) => None,
+    }
+}
+
 /// Gives `fetch` a client and a runtime of its own.
 fn over_network<'c>(
     settings: &Settings,
