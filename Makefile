@@ -102,6 +102,10 @@ test-cluster: model ## Run the scenarios on a real one-node cluster; names of so
 bench-peers: ## Measure the worker beside llama.cpp and vLLM; options in BENCH, e.g. BENCH="--quick --without vllm"
 	@tests/scripts/bench-peers.sh $(BENCH)
 
+.PHONY: bench-operator
+bench-operator: ## Measure the operator with 1,000 and 5,000 models of fake workers; options in BENCH, e.g. BENCH=--quick
+	@tests/scripts/bench-operator.sh $(BENCH)
+
 .PHONY: bench-quality
 bench-quality: ## Quality of quantized models beside other tools; options in BENCH, e.g. BENCH="--quick --without vllm,gptqmodel"
 	@tests/scripts/bench-quality.sh $(BENCH)

@@ -20,7 +20,7 @@ from world import STATE, SYSTEM, Unmet, World, run
 
 # Each has SCENARIOS: functions that take the world; the first line of the docstring is the title. Those that need no node have
 # the attribute `api_level`; those that come after all others, `last`.
-MODULES = ["lifecycle", "serving", "switching", "scaling", "rollouts", "failures", "truth", "malformed", "access", "ports", "manifests"]
+MODULES = ["lifecycle", "serving", "switching", "scaling", "rollouts", "failures", "truth", "malformed", "access", "ports", "manifests", "steady"]
 
 
 def scenarios() -> list:
