@@ -90,7 +90,7 @@ def window_opens_and_closes(world: World) -> str:
     closes = opens + timedelta(minutes=1)
     window = {"name": "rush", "profile": "density", "start": f"{opens:%H:%M}", "end": f"{closes:%H:%M}"}
     model = world.model(world.namespace("hours"))
-    model.apply(switching={**SOON, "schedule": {"timeZone": "UTC", "windows": [window]}})
+    model.apply(switching={**SOON, "targets": cache_alone(50), "schedule": {"timeZone": "UTC", "windows": [window]}})
     model.serves("quality")
     workers = model.processes()
     # Time for the change of the operator, which says its time from when its process starts.
@@ -129,7 +129,7 @@ def window_opens_and_closes(world: World) -> str:
 def people_pin_and_unpin(world: World) -> str:
     """The kubectl plugin pins, moves a pin and takes it back, the model follows while requests run, and what it says is so"""
     namespace = world.namespace("pins")
-    model = world.model(namespace).apply(switching=SOON)
+    model = world.model(namespace).apply(switching={**SOON, "targets": cache_alone(50)})
     model.serves("quality")
     workers, here = model.processes(), ("-n", namespace)
     says(refused("pin", "smollm2", "fast", *here), "has no profile fast; its ladder is quality, density, best quality first")
@@ -163,7 +163,7 @@ def people_pin_and_unpin(world: World) -> str:
         # Longer than it would take to go back by itself.
         world.hold("the pin holds", lambda: model.status()["activeProfile"] == "density", 6)
         says(plugin("unpin", "smollm2", *here), "is not pinned any more: its mode is Auto")
-        model.serves("quality", seconds=30)
+        model.serves("quality", seconds=60)
         load.wait_for_answers(3)
         says(plugin("unpin", "smollm2", *here), "is not pinned: its mode is Auto")
         row = next(one for one in json.loads(plugin("top", *here, "--tokens", "-o", "json")) if one["name"] == "smollm2")
