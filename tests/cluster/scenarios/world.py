@@ -1,6 +1,7 @@
 """What scenarios see and do: the cluster, the installed operator, models in namespaces of their own."""
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -62,6 +63,12 @@ class World:
         self.moves = self.scratch / "moves.jsonl"
         """From when to when rights moved; in a file, since the audit log is older than this process where a cluster is kept."""
         os.environ["PATH"] = f"{binaries}:{os.environ['PATH']}"
+
+    def beside(self) -> "World":
+        """The same for a scenario that runs at the same time as others."""
+        other = copy.copy(self)
+        other.made = []
+        return other
 
     def prepare(self) -> None:
         """What all scenarios need, once."""
