@@ -26,6 +26,8 @@ def told(model: Model, kind: str, status: str, reason: str, *words: str, seconds
             f"an Event {reason} with {words}",
             lambda: any(all(word in note for word in words) for note in model.events(reason)), 15,
         )
+    if kind in ("Available", "Degraded"):
+        expect(column(model, kind.upper()) == reason, f"kubectl get mp shows {reason}, not {column(model, kind.upper())}")
     for text in (
         run("kubectl", "describe", "mp", model.name, "-n", model.namespace),
         run("kubectl", "modelprofile", "status", model.name, "-n", model.namespace),
