@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from api import Api, Failed
@@ -162,10 +162,12 @@ class World:
         """Whether there are no pods; those that there are need not finish what they have."""
         pods = self.api.list("pods", namespace)
         for pod in pods:
-            granted = pod["metadata"].get("deletionGracePeriodSeconds")
-            if granted != 1:
-                # A linger that has begun is not cut short by a shorter one: of such a pod only the object can be made to go.
-                self.api.delete("pods", pod["metadata"]["name"], namespace, grace=1 if granted is None else 0)
+            told = pod["metadata"].get("deletionTimestamp")
+            if told is None or pod["metadata"].get("deletionGracePeriodSeconds") != 1:
+                self.api.delete("pods", pod["metadata"]["name"], namespace, grace=1)
+            elif datetime.now(timezone.utc) - datetime.fromisoformat(told.replace("Z", "+00:00")) > timedelta(seconds=3):
+                # The linger of a foreign engine is a minute, whatever it is granted; only the object can be made to go.
+                self.api.delete("pods", pod["metadata"]["name"], namespace, grace=0)
         return not pods
 
     def helm(self, *arguments: str) -> str:
