@@ -1,26 +1,34 @@
 //! Carrying out a plan: the only file beside `status` writes that changes the cluster.
 
+use std::sync::Arc;
+
 use kube::Client;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::core::{ApiResource, GroupVersionKind};
 use modelprofile_api::{API_VERSION, KIND, ModelProfile, ModelProfileStatus};
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use super::error::Error;
 use super::plan::names::{MANAGER, Owner};
 use super::plan::object::{Kind, Object};
 use super::plan::prepare::taken;
 
+/// Objects that are written at once. Many ModelProfiles that come together would else starve a small API server, and with it the
+/// renewal of the Lease.
+const WRITES: usize = 8;
+
 /// Writes to the cluster.
 #[derive(Clone)]
 pub struct Writer {
     client: Client,
+    places: Arc<Semaphore>,
 }
 
 impl Writer {
     /// Writes by this client.
     pub fn new(client: Client) -> Self {
-        Self { client }
+        Self { client, places: Arc::new(Semaphore::new(WRITES)) }
     }
 
     /// Server-side apply: what we decide about is ours, whoever changed it; the rest stays.
@@ -35,6 +43,7 @@ impl Writer {
         value["kind"] = json!(resource.kind);
         let api = self.api(&owner.namespace, &resource);
         let of = |error: kube::Error| Error::of(&format!("{} {}", object.kind(), object.name()), &error);
+        let _place = self.places.acquire().await;
         let there = api.get_metadata_opt(object.name()).await.map_err(of)?;
         if there.is_some_and(|there| !owner.owns(&there.metadata)) {
             return Err(Error::Taken(taken(object.kind(), object.name())));

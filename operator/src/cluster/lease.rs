@@ -77,7 +77,7 @@ impl Lease {
             loop {
                 let left = GIVE_UP.saturating_sub(held.renewed.elapsed());
                 let asked = Instant::now();
-                let why = match tokio::time::timeout(left, self.renew(held)).await {
+                let why = match tokio::time::timeout(left.min(ANSWER), self.renew(held)).await {
                     Ok(Ok(Ok(version))) => {
                         *held = Held { version, renewed: asked };
                         break;

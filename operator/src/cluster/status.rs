@@ -175,6 +175,7 @@ pub fn settled(before: &ModelProfileStatus, mut next: ModelProfileStatus, waited
     }
     // A percentage, a count: told seldom. Another sentence is told at once.
     let words = |text: &str| text.replace(|character: char| character.is_ascii_digit(), "");
+    let told = next.conditions.clone();
     for condition in &mut next.conditions {
         let same = before.conditions.iter().find(|then| {
             then.kind == condition.kind
@@ -185,6 +186,10 @@ pub fn settled(before: &ModelProfileStatus, mut next: ModelProfileStatus, waited
         if let Some(then) = same.filter(|then| !waited && words(&then.message) == words(&condition.message)) {
             condition.message.clone_from(&then.message);
         }
+    }
+    if next != *before {
+        // It is written anyway: then with sentences that agree with the rest.
+        next.conditions = told;
     }
     next
 }

@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 WORDS = "river stone lamp window garden letter morning engine paper silver market bridge winter orange music harbour".split()
 
 
+# What is sent to the address of a pod that is gone has no answer; the kernel would try for minutes.
+CONNECT = 3
+
+
 @dataclass
 class Outcome:
     """What became of the requests."""
@@ -72,15 +76,17 @@ class Load:
             "model": "smollm2", "prompt": prompt, "max_tokens": self.tokens, "temperature": 0, "ignore_eos": True, "stream": True,
         })
         # A connection for each request: a kept one stays with its pod, whatever the Service says.
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=self.limit)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=CONNECT)
         try:
             connection.connect()
+            connection.sock.settimeout(self.limit)
         except OSError as why:
             with self.lock:
                 self.outcome.refused += 1
                 self.refused_since = self.refused_since or time.monotonic()
-                # The other one comes from a pod that is gone, until kube-proxy has heard of it.
-                if not isinstance(why, ConnectionRefusedError) and why.errno != errno.EHOSTUNREACH:
+                # The others come from the address of a pod that is gone, until kube-proxy has heard of it.
+                gone = isinstance(why, (ConnectionRefusedError, TimeoutError)) or why.errno == errno.EHOSTUNREACH
+                if not gone:
                     self.outcome.failed.append(f"connecting: {why!r}")
             time.sleep(0.05)
             return
