@@ -4,6 +4,7 @@ import errno
 import http.client
 import json
 import random
+import socket
 import threading
 import time
 import urllib.parse
@@ -45,6 +46,7 @@ class Load:
         self.refused_since: float | None = None
 
     def __enter__(self) -> "Load":
+        self._known()
         self.threads = [threading.Thread(target=self._client, args=(seed,), daemon=True) for seed in range(self.clients)]
         for thread in self.threads:
             thread.start()
@@ -62,6 +64,18 @@ class Load:
             if time.monotonic() > limit:
                 raise AssertionError(f"{self.outcome.answered} of {goal} requests were answered within {seconds:.0f} s: {self.outcome}")
             time.sleep(0.05)
+
+    def _known(self) -> None:
+        """Until a connection is taken: kube-proxy may not have heard of the Service yet, which is nothing that a model did."""
+        limit = time.monotonic() + 30
+        while True:
+            try:
+                with socket.create_connection((self.host, self.port), timeout=CONNECT):
+                    return
+            except OSError:
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(0.1)
 
     def _client(self, seed: int) -> None:
         chance = random.Random(seed)
