@@ -101,9 +101,9 @@ def test_at_sigterm_streams_run_to_their_end_and_new_requests_are_refused():
         begun.wait()
         own.terminate()
         eventually("the drain", lambda: state(own.admin_url)["phase"] == "Draining")
-        with pytest.raises(openai.InternalServerError) as error:
+        # Refused by the kernel, with nothing begun: whoever balances the load may send it elsewhere.
+        with pytest.raises(openai.APIConnectionError):
             complete(own.client)
-        assert error.value.status_code == 503
         assert [future.result() for future in running] == ["length"] * 3
         assert own.process.poll() is None, "the worker ended with a stream under way"
         longest.close()
