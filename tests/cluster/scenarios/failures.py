@@ -155,7 +155,7 @@ def node_lost(world: World) -> str:
     nothing_failed(load)
     expect(set(load.outcome.profiles) == {"density"}, f"the pinned profile answers: {load.outcome.profiles}")
     expect([one["metadata"]["uid"] for one in model.pods()] == [pod], "by the same pod, which has served on")
-    switched_once(model, "quality", "density")
+    switched_once(model, "quality", "density", least=0)
     return f"well {whole:.1f} s after the kubelet was back; meanwhile: {told}"
 
 
@@ -201,7 +201,7 @@ def api_server_restarted(world: World) -> str:
         load.wait_for_answers(5)
     nothing_failed(load)
     expect(set(leaders.seen) <= {0, 1}, f"two operators never lead at once: {leaders.seen}")
-    switched_once(model, "quality", "density")
+    switched_once(model, "quality", "density", least=0)
     expect(model.condition("Degraded")["status"] == "False", f"all is well: {model.condition('Degraded')}")
     world.wait("an operator leads", world.leads, 40)
     return f"{load.outcome.answered} answers; away for {away:.0f} s; a pin was followed {followed:.1f} s after it was back"
