@@ -41,6 +41,17 @@ venv() {
   printf '%s\n' "$dir/bin/python"
 }
 
+# cluster_mode: node where a cluster with a node can run and its parts are there, else control-plane.
+cluster_mode() {
+  local mode
+  mode="$(python3 tests/cluster/cluster.py check)"
+  if [ "$mode" = node ] && ! tests/scripts/cluster-tools.sh >/dev/null; then
+    say "containers cannot run here; what needs none is tested, and the rest is counted as skipped"
+    mode=control-plane
+  fi
+  printf '%s\n' "$mode"
+}
+
 # need_helm: sets helm to a Helm that reads nobody's configuration and keeps its own below the folder given: HELM, else the one
 # of the cluster's tools, whose output the snapshots are of.
 need_helm() {

@@ -75,7 +75,7 @@ PY
 }
 
 say "building the cluster's parts"
-mode="$(cluster check)"
+mode="$(cluster_mode)"
 only=()
 [ "$mode" = node ] || only=(--control-plane)
 bin="$(tests/scripts/cluster-tools.sh "${only[@]}")"

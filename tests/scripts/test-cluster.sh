@@ -10,7 +10,7 @@ need_python
 
 tests/scripts/model.sh
 cargo build --workspace --bins
-mode="$(python3 tests/cluster/cluster.py check)"
+mode="$(cluster_mode)"
 only=()
 [ "$mode" = node ] || only=(--control-plane)
 logs="$cache/logs/cluster"
