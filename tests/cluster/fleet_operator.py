@@ -122,8 +122,8 @@ class Operator:
         self.arguments: list[str] = []
 
     def install(self) -> None:
-        """deploy/install.yaml without its pods."""
-        run = ["kubectl", "apply", "--server-side", "--filename", str(ROOT / "deploy/install.yaml")]
+        """deploy/install.yaml without its pods, also over the chart, which has the same objects."""
+        run = ["kubectl", "apply", "--server-side", "--force-conflicts", "--filename", str(ROOT / "deploy/install.yaml")]
         subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
         self.api.delete("deployments", ACCOUNT, SYSTEM)
         subprocess.run(
