@@ -5,6 +5,7 @@
 //! of structs, and there are thousands while few passes go on at a time.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::marker::PhantomData;
 use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,8 +21,16 @@ use super::plan::names::NAME;
 /// A ModelProfile: namespace and name.
 pub type Key = (String, String);
 
-/// Name and JSON of the objects of each ModelProfile.
-type Objects = HashMap<Key, Vec<(Box<str>, Box<[u8]>)>>;
+/// The objects of each ModelProfile.
+type Objects = HashMap<Key, Vec<Kept>>;
+
+/// What is kept of an object.
+struct Kept {
+    name: Box<str>,
+    /// Stands for its name and its `resourceVersion`.
+    version: u64,
+    json: Box<[u8]>,
+}
 
 /// Objects of one kind.
 pub struct Index<K> {
@@ -49,7 +58,13 @@ impl<K: ResourceExt + Serialize + DeserializeOwned> Index<K> {
         let held = self.held();
         let objects = held.objects.get(key).into_iter().flatten();
         // What was written by these types is read by them, too.
-        objects.filter_map(|(name, json)| Some((name.to_string(), serde_json::from_slice(json).ok()?))).collect()
+        objects.filter_map(|kept| Some((kept.name.to_string(), serde_json::from_slice(&kept.json).ok()?))).collect()
+    }
+
+    /// Stands for the objects of a ModelProfile as they are now: it stays the same until one comes, changes or goes.
+    pub fn version(&self, key: &Key) -> u64 {
+        // A sum, for their order says nothing.
+        self.held().objects.get(key).into_iter().flatten().fold(0, |sum, kept| sum.wrapping_add(kept.version))
     }
 
     /// Waits until everything that existed at the start is known.
@@ -92,9 +107,10 @@ impl<K: ResourceExt + Serialize + DeserializeOwned> Index<K> {
             object.managed_fields_mut().clear();
             trim(&mut object);
             let json = serde_json::to_vec(&object).ok()?.into_boxed_slice();
-            let (name, known) = (object.name_any(), objects.entry(key.clone()).or_default());
-            known.retain(|(other, _)| **other != *name);
-            known.push((name.into(), json));
+            let (name, version) = (object.name_any().into_boxed_str(), version(&object));
+            let known = objects.entry(key.clone()).or_default();
+            known.retain(|other| other.name != name);
+            known.push(Kept { name, version, json });
             Some(key)
         };
         match event {
@@ -120,7 +136,7 @@ impl<K: ResourceExt + Serialize + DeserializeOwned> Index<K> {
                 let Some(key) = key(&object) else { return Vec::new() };
                 if let Some(objects) = held.objects.get_mut(&key) {
                     let name = object.name_any();
-                    objects.retain(|(other, _)| **other != *name);
+                    objects.retain(|other| *other.name != *name);
                     if objects.is_empty() {
                         held.objects.remove(&key);
                     }
@@ -139,6 +155,12 @@ impl<K: ResourceExt + Serialize + DeserializeOwned> Index<K> {
 fn key<K: ResourceExt>(object: &K) -> Option<Key> {
     let name = object.labels().get(NAME)?;
     Some((object.namespace()?, name.clone()))
+}
+
+fn version<K: ResourceExt>(object: &K) -> u64 {
+    let mut hash = DefaultHasher::new();
+    (object.name_any(), object.uid(), object.resource_version()).hash(&mut hash);
+    hash.finish()
 }
 
 #[cfg(test)]
@@ -175,6 +197,34 @@ mod tests {
         assert_eq!(take(Event::InitDone), [owner("one"), owner("two")]);
         assert_eq!((names(&index, "one"), names(&index, "two")), (vec![], vec!["b".to_owned()]));
         assert_eq!(index.of(&owner("two"))["b"].data, None, "what no pass reads is dropped");
+    }
+
+    #[test]
+    fn the_version_follows_every_change_of_any_object() {
+        let index = Index::default();
+        let take = |event| index.take(event, &|_: &mut ConfigMap| {});
+        let of = |name: &str, version: &str| {
+            let mut map = map(name, "one");
+            map.metadata.resource_version = Some(version.to_owned());
+            map
+        };
+        let none = index.version(&owner("one"));
+        take(Event::Apply(of("a", "1")));
+        let a = index.version(&owner("one"));
+        take(Event::Apply(of("b", "1")));
+        let both = index.version(&owner("one"));
+        assert!(none != a && a != both && none != both);
+        take(Event::Apply(of("a", "2")));
+        let edited = index.version(&owner("one"));
+        assert_ne!(edited, both);
+        // The same once more, as a watch that begins again brings it, in another order.
+        take(Event::Apply(of("b", "1")));
+        take(Event::Apply(of("a", "2")));
+        assert_eq!(index.version(&owner("one")), edited);
+        take(Event::Delete(of("b", "1")));
+        take(Event::Apply(of("a", "1")));
+        assert_eq!(index.version(&owner("one")), a);
+        assert_eq!(index.version(&owner("two")), none);
     }
 
     #[test]

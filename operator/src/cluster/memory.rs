@@ -5,15 +5,19 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use modelprofile_api::worker::SwitchReport;
 use modelprofile_api::{Manifest, ModelProfileStatus};
 use modelprofile_policy::{History, Rules, Sample};
 
+use super::observe::Read;
 use crate::local::retry::{Failure, Retries};
 use crate::scrape::{Metrics, Scraper};
+
+/// Time for which a plan that had nothing to do counts. Whatever the fingerprint should miss is seen then.
+const SETTLED: Duration = Duration::from_secs(60);
 
 /// Answer of a worker to a switch.
 pub type Answer = Result<SwitchReport, String>;
@@ -34,6 +38,19 @@ pub struct Memory {
     /// What was written last, and the version of the object that it was made from: until the watch brings a later version, what
     /// it shows is older than this.
     written: Option<(String, ModelProfileStatus)>,
+    settled: Option<Settled>,
+}
+
+/// A plan that had nothing to do and waited for nothing, and what it saw.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    /// What the objects said.
+    pub read: Read,
+    /// What stood for the objects.
+    objects: u64,
+    /// What stood for everything that the plan was made of.
+    fingerprint: u64,
+    at: Instant,
 }
 
 /// What is remembered of one worker.
@@ -97,6 +114,21 @@ impl Memory {
     /// A status was written over the object of this version.
     pub fn wrote(&mut self, version: String, status: ModelProfileStatus, now: Instant) {
         (self.written, self.wrote) = (Some((version, status)), Some(now));
+    }
+
+    /// The plan that had nothing to do, if these are the objects that it was made with.
+    pub fn settled(&self, objects: u64) -> Option<&Settled> {
+        self.settled.as_ref().filter(|settled| settled.objects == objects && settled.at.elapsed() < SETTLED)
+    }
+
+    /// Whether a plan of this fingerprint had nothing to do.
+    pub fn has_nothing_to_do(&self, objects: u64, fingerprint: u64) -> bool {
+        self.settled(objects).is_some_and(|settled| settled.fingerprint == fingerprint)
+    }
+
+    /// A plan was made: `nothing` says that it has nothing to do and waits for nothing.
+    pub fn planned(&mut self, nothing: bool, read: &Read, objects: u64, fingerprint: u64, now: Instant) {
+        self.settled = nothing.then(|| Settled { read: read.clone(), objects, fingerprint, at: now });
     }
 
     /// Forgets workers whose pods are gone.
@@ -193,6 +225,23 @@ mod tests {
         memory.wrote("7".to_owned(), status(1), Instant::now());
         assert_eq!(memory.status("7", status(0)), status(1), "the object is older than the write");
         assert_eq!(memory.status("8", status(2)), status(2), "what others wrote counts");
+    }
+
+    #[test]
+    fn a_plan_that_had_nothing_to_do_counts_for_what_it_was_made_of() {
+        let mut memory = Memory::default();
+        let (now, read) = (Instant::now(), Read { replicas: Some(2), ..Read::default() });
+        memory.planned(true, &read, 7, 70, now);
+        assert!(
+            memory.has_nothing_to_do(7, 70) && !memory.has_nothing_to_do(7, 71) && !memory.has_nothing_to_do(8, 70)
+        );
+        assert_eq!(memory.settled(7).map(|settled| &settled.read), Some(&read));
+        let earlier = now.checked_sub(SETTLED).unwrap();
+        memory.planned(true, &read, 7, 70, earlier);
+        assert!(memory.settled(7).is_none(), "it is made again after a minute");
+        memory.planned(true, &read, 7, 70, now);
+        memory.planned(false, &read, 7, 70, now);
+        assert!(memory.settled(7).is_none());
     }
 
     #[test]

@@ -47,8 +47,12 @@ pub struct Indexes {
 /// What a pass saw.
 #[derive(Debug)]
 pub struct Observed {
-    /// The objects.
-    pub existing: Existing,
+    /// Stands for the objects, as [`Indexes::version`] does.
+    pub objects: u64,
+    /// The objects. `None`: they are those that a plan found nothing to do with, and were not read.
+    pub existing: Option<Existing>,
+    /// What else depends on them alone.
+    pub read: Read,
     /// The worker pods.
     pub workers: Vec<Worker>,
     /// Where each worker listens, by the name of its pod.
@@ -61,8 +65,30 @@ pub struct Observed {
     pub troubles: BTreeMap<String, Trouble>,
     /// How far the artifacts are.
     pub preparation: Preparation,
+}
+
+/// What of the objects is of use beside the plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Read {
     /// The set that the Service selects.
     pub routed: Option<Set>,
+    /// Most workers that a Deployment asks for. `None`: there is no Deployment.
+    pub replicas: Option<i32>,
+}
+
+impl Indexes {
+    /// Stands for all objects of a ModelProfile but its pods: it stays the same until one comes, changes or goes.
+    fn version(&self, key: &Key) -> u64 {
+        let versions = [
+            self.deployments.version(key),
+            self.services.version(key),
+            self.config_maps.version(key),
+            self.budgets.version(key),
+            self.policies.version(key),
+            self.jobs.version(key),
+        ];
+        versions.into_iter().fold(0, u64::wrapping_add)
+    }
 }
 
 /// Looks. Workers get as long as [`super::workers::Workers::hear`] takes, all at once.
@@ -96,7 +122,14 @@ pub async fn observe(context: &Context, valid: &Valid, memory: &mut Memory, rule
         tokio::join!(join_all(serving.iter().map(|(_, address, _)| hear(address.clone()))), hear(prepare_address));
 
     // Not before: many passes wait for workers at once, and each would hold all of these meanwhile.
-    let existing = existing(indexes, &key, valid);
+    let objects = indexes.version(&key);
+    let (existing, read) = if let Some(settled) = memory.settled(objects) {
+        (None, settled.read.clone())
+    } else {
+        let existing = existing(indexes, valid);
+        let read = read(&existing);
+        (Some(existing), read)
+    };
     let now = context.now();
     let mut observed = Observed {
         preparation: if prepare::needed(valid) {
@@ -104,8 +137,9 @@ pub async fn observe(context: &Context, valid: &Valid, memory: &mut Memory, rule
         } else {
             Preparation::ByWorkers
         },
-        routed: existing.service.as_ref().and_then(selected),
-        existing: Existing { jobs, ..existing },
+        objects,
+        existing,
+        read,
         workers: Vec::with_capacity(serving.len()),
         addresses: HashMap::new(),
         uids: HashMap::new(),
@@ -150,16 +184,24 @@ pub fn may_ask(observed: &mut Observed, memory: &Memory, profile: &str) {
     }
 }
 
-/// The objects beside Jobs.
-fn existing(indexes: &Indexes, key: &Key, valid: &Valid) -> Existing {
+/// The objects.
+pub fn existing(indexes: &Indexes, valid: &Valid) -> Existing {
     let owner = valid.owner();
+    let key = &(owner.namespace.clone(), owner.name.clone());
     Existing {
         deployments: indexes.deployments.of(key),
         service: indexes.services.of(key).remove(&owner.name),
         config_map: indexes.config_maps.of(key).remove(&owner.config_map()),
         disruption_budget: indexes.budgets.of(key).remove(&owner.name),
         network_policy: indexes.policies.of(key).remove(&owner.name),
-        ..Existing::default()
+        jobs: indexes.jobs.of(key),
+    }
+}
+
+fn read(existing: &Existing) -> Read {
+    Read {
+        routed: existing.service.as_ref().and_then(selected),
+        replicas: existing.deployments.values().filter_map(|deployment| deployment.spec.replicas).max(),
     }
 }
 

@@ -20,11 +20,12 @@ use super::context::Context;
 use super::error::Error;
 use super::judge;
 use super::memory::Memory;
-use super::observe::{Observed, may_ask, observe};
+use super::observe::{Observed, existing, may_ask, observe};
 use super::plan::facts::{Desired, Facts, Options};
 use super::plan::names::Owner;
+use super::plan::settled::fingerprint;
 use super::plan::valid::Valid;
-use super::plan::{self, surge};
+use super::plan::{self, Existing, Plan, surge};
 use super::pods::Trouble;
 use super::prepared::Preparation;
 use super::status::{self, Seen};
@@ -81,14 +82,22 @@ pub(super) async fn pass(object: &Arc<Stored>, context: &Context) -> Result<Requ
     may_ask(&mut observed, &memory, &wanted);
     let refused = answers(context, &mut memory, &observed);
 
-    let facts = Facts {
+    let mut facts = Facts {
         now,
         desired: Desired { profile: wanted.clone(), replicas: decision.replicas },
-        existing: std::mem::take(&mut observed.existing),
+        existing: Existing::default(),
         workers: observed.workers.clone(),
         weight_bytes: weights(&observed.preparation, &before),
     };
-    let plan = plan::plan(&valid, &facts, &context.options);
+    let made_of = fingerprint(generation.unwrap_or_default(), observed.objects, &facts);
+    let plan = if memory.has_nothing_to_do(observed.objects, made_of) {
+        Plan::default()
+    } else {
+        facts.existing = observed.existing.take().unwrap_or_else(|| existing(&context.indexes, &valid));
+        let plan = plan::plan(&valid, &facts, &context.options);
+        memory.planned(plan == Plan::default(), &observed.read, observed.objects, made_of, Instant::now());
+        plan
+    };
     let applied = apply(context, &owner, &plan, &observed, &mut memory, &token).await;
     prove(context, &valid, &observed, &mut memory).await;
 
@@ -107,7 +116,7 @@ pub(super) async fn pass(object: &Arc<Stored>, context: &Context) -> Result<Requ
         refused: refused.as_ref().map(|(pod, profile)| (pod.as_str(), profile.as_str())),
         failed: failure.as_deref(),
         selector: &selector,
-        routed: observed.routed.as_ref().and_then(|set| set.profile()),
+        routed: observed.read.routed.as_ref().and_then(|set| set.profile()),
         last_active: memory.last_active.as_deref(),
     };
     let after = status::next(&before, &seen, now);
@@ -136,18 +145,19 @@ fn observation(rules: &Rules, observed: &Observed, before: &ModelProfileStatus, 
         Preparation::Done(profiles) => profiles.as_slice(),
         _ => &[],
     };
-    let asked = observed.existing.deployments.values().filter_map(|deployment| deployment.spec.replicas).max();
     judge::observation(
         rules,
         judge::Seen {
             workers: &observed.workers,
             samples: &observed.samples,
             stuck: &stuck,
-            routed: observed.routed.as_ref().and_then(|set| set.profile()),
+            routed: observed.read.routed.as_ref().and_then(|set| set.profile()),
             wanted: before.desired_profile.as_deref(),
             known: before.active_profile.as_deref(),
             prepared,
-            replicas: asked
+            replicas: observed
+                .read
+                .replicas
                 .and_then(|asked| u32::try_from(asked).ok())
                 .filter(|asked| *asked > 0)
                 .unwrap_or(rules.min_replicas),

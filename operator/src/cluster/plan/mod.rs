@@ -22,6 +22,7 @@
 //! | [`rollout`] | what an edit does: live, prepares, rolls, refused |
 //! | [`surge`] | which set serves, and how another takes its place |
 //! | `switching` | what workers are asked |
+//! | [`settled`] | when a plan need not be made again |
 //! | [`action`] | what comes out: [`Plan`], [`Action`], [`Progress`] |
 //! | [`object`] | objects of the cluster as one type |
 //! | [`diff`] | whether an object is what it should be |
@@ -38,6 +39,7 @@ pub mod objects;
 pub mod pod;
 pub mod prepare;
 pub mod rollout;
+pub mod settled;
 pub mod shape;
 pub mod surge;
 mod switching;

@@ -1,8 +1,12 @@
 //! Whatever happens, in whatever order: a plan on its own result is empty, a Surge never takes the last ready pods away, and when
 //! nothing more happens the wanted set serves alone.
 
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use proptest::prelude::*;
 
+use super::super::settled::fingerprint;
 use super::*;
 
 /// Something that happens between two passes.
@@ -68,6 +72,13 @@ fn manifests(strategy: &str) -> Vec<Valid> {
     .collect()
 }
 
+/// Stands for the objects.
+fn objects(world: &World) -> u64 {
+    let mut hash = DefaultHasher::new();
+    format!("{:?}", world.facts.existing).hash(&mut hash);
+    hash.finish()
+}
+
 impl World {
     fn happen(&mut self, event: Event, manifests: &[Valid]) {
         let count = self.facts.workers.len().max(1);
@@ -127,8 +138,16 @@ proptest! {
         let manifests = manifests(strategy);
         let mut world = World::new("");
         world.valid = manifests[0].clone();
+        let (mut edits, mut settled) = (0, HashSet::new());
         for (event, pass) in events {
             world.happen(event, &manifests);
+            edits += i64::from(matches!(event, Event::Edit(_)));
+            let fingerprint = fingerprint(edits, objects(&world), &world.facts);
+            if world.plan() == Plan::default() {
+                settled.insert(fingerprint);
+            } else {
+                prop_assert!(!settled.contains(&fingerprint), "a plan of this had nothing to do: {}", world.plan());
+            }
             if !pass {
                 continue;
             }
