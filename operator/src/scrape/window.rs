@@ -1,6 +1,7 @@
 //! What a histogram counted over a window of time.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -10,10 +11,14 @@ const SNAPSHOTS: i32 = 64;
 /// Cumulated counts by upper bound, in rising order.
 pub(super) type Buckets = Vec<(f64, f64)>;
 
+/// When a look was, and what it saw.
+type Snapshot = (Timestamp, Arc<[(f64, f64)]>);
+
 /// Snapshots of one histogram, the oldest first. Their number is bounded.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Window {
-    snapshots: VecDeque<(Timestamp, Buckets)>,
+    /// Those in a row that are equal share one: while nothing comes, all do.
+    snapshots: VecDeque<Snapshot>,
 }
 
 impl Window {
@@ -35,7 +40,8 @@ impl Window {
             if self.snapshots.len() > SNAPSHOTS as usize {
                 self.snapshots.pop_front();
             }
-            self.snapshots.push_back((now, buckets));
+            let same = self.snapshots.back().map(|(_, last)| last).filter(|last| ***last == *buckets).cloned();
+            self.snapshots.push_back((now, same.unwrap_or_else(|| buckets.into())));
         }
         found
     }
@@ -43,7 +49,7 @@ impl Window {
     /// The histogram counts from zero since `at`.
     pub(super) fn start_anew(&mut self, at: Timestamp) {
         self.snapshots.clear();
-        self.snapshots.push_back((at, Buckets::new()));
+        self.snapshots.push_back((at, Arc::default()));
     }
 }
 
