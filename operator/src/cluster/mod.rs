@@ -26,7 +26,7 @@
 //! | [`tokens`] | tokens for the workers' admin API |
 //! | [`metrics`] | the operator's own metrics and health |
 //! | [`error`] | errors by what is to be done about them |
-//! | [`lease`] | which of several operators acts |
+//! | [`lease`], [`leadership`] | which of several operators acts; the thread that sees to it |
 //! | [`start`] | from the flags to the loop: key, Lease, ports |
 
 mod act;
@@ -37,6 +37,7 @@ pub mod controller;
 pub mod error;
 pub mod index;
 pub mod judge;
+pub mod leadership;
 pub mod lease;
 pub mod memory;
 pub mod metrics;

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::controller::{self, Settings};
-use super::lease::Lease;
+use super::leadership::Leadership;
 use super::metrics::{Metrics, serve_health, serve_metrics};
 use super::plan::facts::Options;
 use super::tokens::Signer;
@@ -114,21 +114,24 @@ async fn lead(
         return Box::pin(controller::run(client, settings, signer, metrics, stopped(stop))).await;
     }
     let identity = std::env::var("POD_NAME").unwrap_or_else(|_| format!("process-{}", std::process::id()));
-    let lease = Lease::new(client.clone(), &flags.operator_namespace, LEASE, identity);
     tracing::info!("waiting for the Lease {}/{LEASE}", flags.operator_namespace);
-    let mut held = tokio::select! {
+    let mut leadership = Leadership::seek(&flags.operator_namespace, LEASE, identity)?;
+    let leads = tokio::select! {
         // Both may be so: then it ends.
         biased;
-        () = stopped(stop.clone()) => return Ok(()),
-        held = lease.acquire() => held,
+        () = stopped(stop.clone()) => false,
+        leads = leadership.leads() => leads.map(|()| true)?,
     };
-    tracing::info!("leading");
-    metrics.lead(true);
-    let outcome = tokio::select! {
-        outcome = Box::pin(controller::run(client, settings, signer, metrics, stopped(stop))) => outcome,
-        lost = lease.keep(&mut held) => return Err(lost.into()),
-    };
-    lease.release(held).await;
+    let mut outcome = Ok(());
+    if leads {
+        tracing::info!("leading");
+        metrics.lead(true);
+        outcome = tokio::select! {
+            outcome = Box::pin(controller::run(client, settings, signer, metrics, stopped(stop))) => outcome,
+            lost = leadership.lost() => return Err(lost),
+        };
+    }
+    leadership.release().await;
     outcome
 }
 

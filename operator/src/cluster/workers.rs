@@ -11,7 +11,7 @@ use crate::local::admin::Admin;
 /// Longest wait for one answer of a probe: one token of a loaded model.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long a connection is kept without use.
+/// How long a connection is kept without use: from one question of a pass to the next.
 const BETWEEN_QUESTIONS: Duration = Duration::from_millis(200);
 
 /// What a worker said in one pass.
@@ -35,8 +35,8 @@ impl Workers {
     /// # Errors
     /// It cannot be built.
     pub fn new() -> Result<Self, reqwest::Error> {
-        // Pods are reached directly, whatever proxy the environment names. A connection is kept only from one question of a
-        // pass to the next: each has 30 KB of buffers, which with thousands of workers would be most of the memory.
+        // Pods are reached directly, whatever proxy the environment names. Connections are not kept from pass to pass: each
+        // has 30 KB of buffers, which with thousands of workers would be most of the memory.
         let builder = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(2));
         Ok(Self { http: builder.pool_max_idle_per_host(1).pool_idle_timeout(BETWEEN_QUESTIONS).build()? })
     }
@@ -44,7 +44,8 @@ impl Workers {
     /// Asks a worker how it is: its admin API where it has one, and its metrics where they are.
     pub async fn hear(&self, address: &Address, token: &str) -> Heard {
         let admin = self.admin(address, token);
-        // One after the other, so that one connection serves both. Who is silent is not waited for twice.
+        // One after the other, so that one connection serves both, and is closed by the second. Who is silent is not waited for
+        // twice.
         let state = match address.admin {
             Some(_) => match admin.state().await {
                 Err(error) if silent(&error) => return Heard::default(),
@@ -52,7 +53,7 @@ impl Workers {
             },
             None => None,
         };
-        Heard { state, metrics: admin.metrics_of(&address.metrics()).await.ok() }
+        Heard { state, metrics: admin.metrics_at_last(&address.metrics()).await.ok() }
     }
 
     /// Asks for a change of profile; returns when the switch ended.

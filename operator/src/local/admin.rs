@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use modelprofile_api::Quality;
 use modelprofile_api::worker::{SwitchReport, SwitchRequest, WorkerState};
-use reqwest::StatusCode;
+use reqwest::header::CONNECTION;
+use reqwest::{RequestBuilder, StatusCode};
 
 /// A look at the state must not hold the loop up: a worker that needs longer counts as silent in this pass.
 const STATE_LIMIT: Duration = Duration::from_secs(2);
@@ -52,16 +53,15 @@ impl Admin {
     /// # Errors
     /// No answer within two seconds.
     pub async fn metrics(&self) -> anyhow::Result<String> {
-        self.metrics_of(&format!("{}/metrics", self.base)).await
+        text(self.http.get(format!("{}/metrics", self.base))).await
     }
 
-    /// Prometheus' text format from another URL, where an engine has it elsewhere.
+    /// Prometheus' text format of an URL, and then the connection is closed.
     ///
     /// # Errors
     /// No answer within two seconds.
-    pub async fn metrics_of(&self, url: &str) -> anyhow::Result<String> {
-        let response = self.http.get(url).timeout(STATE_LIMIT).send().await?;
-        Ok(response.error_for_status()?.text().await?)
+    pub async fn metrics_at_last(&self, url: &str) -> anyhow::Result<String> {
+        text(self.http.get(url).header(CONNECTION, "close")).await
     }
 
     /// `PUT /admin/v1/profile`; returns when the switch ended. A refused switch is a report too.
@@ -107,6 +107,10 @@ impl Admin {
         response.error_for_status()?;
         Ok(())
     }
+}
+
+async fn text(request: RequestBuilder) -> anyhow::Result<String> {
+    Ok(request.timeout(STATE_LIMIT).send().await?.error_for_status()?.text().await?)
 }
 
 /// The message of an error body `{"error": {"message": …}}`, or the body itself where it has another shape.
