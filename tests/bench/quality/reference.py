@@ -118,6 +118,9 @@ def llmcompressor(arguments):
         oneshot(model=model, recipe=recipe, dataset=data, max_seq_length=arguments.sequence,
                 num_calibration_samples=len(rows), shuffle_calibration_samples=False)
     model.save_pretrained(arguments.out, save_compressed=True)
+    # Engines want the tokenizer beside the weights.
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(arguments.model) / name, arguments.out)
 
     plain = CompressedTensorsConfig(run_compressed=False)
     read = AutoModelForCausalLM.from_pretrained(arguments.out, quantization_config=plain, dtype=torch.float32)
