@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,9 @@ class Audit:
     def position(self) -> int:
         return self.path.stat().st_size
 
-    def writes(self, position: int, user: str) -> list[str]:
-        """What a user has written since, but for the Lease that says who leads; several of a kind are one line."""
+    def writes(self, position: int, user: str, apart: Collection[str] = ()) -> list[str]:
+        """What a user has written since, but for the Lease that says who leads, and but for the namespaces `apart`; several of a
+        kind are one line."""
         found: Counter[str] = Counter()
         with open(self.path, "rb") as log:
             log.seek(position)
@@ -42,6 +44,8 @@ class Audit:
                     continue
                 event = json.loads(line)
                 target = event.get("objectRef", {})
+                if target.get("namespace") in apart:
+                    continue
                 if event["user"]["username"] == user and event["verb"] in WRITES and target.get("resource") != "leases":
                     kind = "/".join(target[part] for part in ("resource", "subresource") if target.get(part))
                     found[f"{event['verb']} {kind} {target.get('namespace')}/{target.get('name')}"] += 1

@@ -4,7 +4,9 @@ import json
 import time
 
 from api import Api, Failed
-from world import ROOT, STATE, SYSTEM, Model, World, expect, run
+from basics import ROOT, STATE, SYSTEM, expect, run
+from models import Model
+from world import World
 
 OPERATOR = f"system:serviceaccount:{SYSTEM}:modelprofile-operator"
 ADMIN_KEY = "modelprofile-operator-admin"

@@ -7,10 +7,12 @@ import time
 import urllib.request
 from datetime import datetime, timezone
 
+from basics import NODE, SYSTEM, Watch, expect
 from llama import llama, load_image
 from load import Load
-from rollouts import NODE, endpoints, images, nothing_failed, ready, selected, switched_once
-from world import SYSTEM, Model, Watch, World, expect
+from models import Model
+from rollouts import endpoints, images, nothing_failed, ready, selected, switched_once
+from world import World
 
 PINNED = {"mode": "Pinned", "pinnedProfile": "quality"}
 
@@ -207,4 +209,5 @@ def api_server_restarted(world: World) -> str:
     return f"{load.outcome.answered} answers; away for {away:.0f} s; a pin was followed {followed:.1f} s after it was back"
 
 
-SCENARIOS = [operator_killed, worker_killed, api_server_restarted, node_lost]
+# Volumes are bound late for some seconds after the API server was away: what follows should have something else to do first.
+SCENARIOS = [operator_killed, worker_killed, node_lost, api_server_restarted]

@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 
 from api import Failed
+from basics import ROOT, SYSTEM, expect, run
 from load import Load
-from world import ROOT, SYSTEM, Model, World, expect, run
+from models import Model
+from world import World
 
 DEFINITION = "modelprofiles.modelprofile.dev"
 # What the definition of the version before has not: an optional field, and a column.
@@ -32,6 +34,8 @@ def without(text: str, head: str) -> str:
 def chart_before(world: World) -> Path:
     """The charts as version 0.0.1 could have been."""
     folder = world.scratch / "charts-before"
+    # Of an attempt before.
+    shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "charts", folder, ignore=shutil.ignore_patterns("*.tgz"))
     version = re.search(r"(?m)^version: (.+)$", (folder / "modelprofile-crds/Chart.yaml").read_text())[1]
     for chart in folder.glob("*/Chart.yaml"):
@@ -86,9 +90,17 @@ def direct(model: Model) -> str:
     return f"http://{pod['status']['podIP']}:8000"
 
 
+def never_installed(world: World) -> None:
+    """Neither release nor definition, as where the version before is installed for the first time."""
+    world.uninstall()
+    world.api.delete("customresourcedefinitions", DEFINITION)
+    world.wait("the end of the definition", lambda: world.api.get("customresourcedefinitions", DEFINITION) is None, 30)
+
+
 def upgrade(world: World) -> str:
     """An upgrade brings the new definition and the new operator, while models stay as they are and serve on"""
     world.image("operator", "before")
+    never_installed(world)
     world.helm(
         "install", "modelprofile", str(chart_before(world)), "--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout=60s",
         *world.values(**{"image.tag": "before"}),
@@ -158,9 +170,7 @@ def uninstall(world: World) -> str:
     }
     expect(left(world) > expected, "what is looked for is found while it is there")
     begun = time.monotonic()
-    with world.rights_move():
-        world.helm("uninstall", "modelprofile", "--namespace", SYSTEM, "--wait", "--timeout=60s")
-        world.installed = None
+    world.uninstall()
     ended = time.monotonic() - begun
     # EndpointSlices go with their Service, a moment later.
     rest = world.wait("an end", lambda: settled(world), 20)
@@ -179,6 +189,7 @@ def uninstall(world: World) -> str:
 
 
 upgrade.installs = True
-uninstall.last = 1
+# What others have prepared saves the upgrade's model a minute.
+uninstall.last = upgrade.last = 1
 
-SCENARIOS = [upgrade, uninstall]
+SCENARIOS = [uninstall, upgrade]

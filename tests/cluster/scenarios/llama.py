@@ -3,7 +3,10 @@
 import os
 import shutil
 
-from world import ROOT, Model, World, run
+from basics import ROOT, run
+from models import Model
+from world import World
+
 
 FORMATS = {"quality": "Q8_0", "density": "Q4_K_M"}
 

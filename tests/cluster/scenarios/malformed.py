@@ -5,9 +5,11 @@ import time
 import urllib.request
 
 from api import Failed
+from basics import STATE, SYSTEM, expect, run
 from load import Load
+from models import Model
 from telling import all_well, names, told
-from world import STATE, SYSTEM, Model, World, expect, run
+from world import World
 
 CRD = "modelprofiles.modelprofile.dev"
 OWNED = ("deployments", "services", "configmaps", "poddisruptionbudgets", "networkpolicies", "jobs", "pods")

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from api import Failed
+from basics import ROOT, expect, run
 from verdicts import BAD, GOOD, ONLY_VALIDATE, SUPPORT
-from world import ROOT, World, expect, run
+from world import World
 
 MINIMAL = {
     "apiVersion": "modelprofile.dev/v1alpha1", "kind": "ModelProfile", "metadata": {"name": "smollm2"},

@@ -7,7 +7,9 @@ import time
 import urllib.error
 import urllib.request
 
-from world import SYSTEM, World, expect, run
+from basics import SYSTEM, expect, run
+from world import World
+
 
 ADMIN_KEY = "modelprofile-operator-admin"
 

@@ -3,12 +3,15 @@
 import re
 import urllib.request
 
+from basics import Watch, expect
 from llama import llama, write
 from load import Load
-from world import Model, Watch, World, expect
+from models import Model
+from world import World
 
 NEXT = "next"
-NODE = "node1"
+# Not the one of the scenarios about missing GPUs, which run at the same time.
+ACCELERATOR = "example.com/accelerator"
 
 
 def nothing_failed(load: Load, refused: bool = False) -> None:
@@ -46,28 +49,21 @@ def replaced(model: Model, tag: str, replicas: int) -> None:
     model.serves("quality", replicas)
 
 
-def accelerators(world: World, count: int | None) -> None:
-    """Makes the node say that it has so many; workers compute on the processor whatever they are given."""
-    world.api.patch("nodes", NODE, None, {"status": {
-        "capacity": {"nvidia.com/gpu": count and str(count)}, "allocatable": {"nvidia.com/gpu": count and str(count)},
-    }}, "status")
-
-
 def rolling_update(world: World) -> str:
     """Another worker image replaces two workers without a lost request and without a spare accelerator; one is away meanwhile."""
     world.image("worker", NEXT)
-    accelerators(world, 2)
+    world.offer(ACCELERATOR, 2)
     try:
         return without_a_spare(world, world.namespace("rolling"))
     finally:
-        accelerators(world, None)
+        world.offer(ACCELERATOR, None)
 
 
 def without_a_spare(world: World, namespace: str) -> str:
     model = world.model(namespace).apply(
         switching={"mode": "Pinned", "pinnedProfile": "quality"}, scaling={"minReplicas": 2, "maxReplicas": 2},
         engine={"type": "Native", "image": "localhost/modelprofile-worker:test"},
-        placement={"memoryBudget": "400Mi", "acceleratorResource": "nvidia.com/gpu"},
+        placement={"memoryBudget": "400Mi", "acceleratorResource": ACCELERATOR},
     )
     # Two that load at once, on as few cores as there are.
     model.serves("quality", 2, seconds=180)
@@ -90,7 +86,7 @@ def without_a_spare(world: World, namespace: str) -> str:
     model.edit({"scaling": {"minReplicas": 1, "maxReplicas": 1}})
     model.serves("quality")
     world.wait("the other worker is gone", lambda: len(model.pods()) == 1, 60)
-    accelerators(world, 1)
+    world.offer(ACCELERATOR, 1)
     with Load(model.url(), tokens=8, pause=0.2) as load, Watch(lambda: model.condition("Available").get("status")) as watch:
         load.wait_for_answers(3)
         replaced(model, "test", 1)

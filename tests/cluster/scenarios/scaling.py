@@ -5,9 +5,11 @@ import json
 import threading
 import time
 
+from basics import expect, run
 from load import Load, cache_alone
+from models import Model
 from story import Story
-from world import Model, World, expect, run
+from world import World
 
 AUTOSCALER = "horizontalpodautoscalers"
 OWNED = ("deployments", "services", "configmaps", "poddisruptionbudgets", "networkpolicies", "jobs", "pods")

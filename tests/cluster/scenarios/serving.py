@@ -3,8 +3,8 @@
 import json
 import urllib.request
 
-from load import Load
-from world import World, expect, run
+from basics import expect, run
+from world import World
 
 
 def first_answer(world: World) -> str:

@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from world import Model, Unmet
+from basics import Unmet
+from models import Model
 
 
 class Story:

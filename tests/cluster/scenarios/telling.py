@@ -1,8 +1,7 @@
 """Whether people are told: a condition with its sentence, an Event, `kubectl get` and `describe`, the plugin."""
 
-from pathlib import Path
-
-from world import Model, expect, run
+from basics import expect, run
+from models import Model
 
 
 def told(model: Model, kind: str, status: str, reason: str, *words: str, seconds: float = 120, event: bool = True) -> str:
@@ -55,15 +54,3 @@ def all_well(model: Model, profile: str = "quality", replicas: int = 1, seconds:
 
 def names(pods: list[dict]) -> set[str]:
     return {pod["metadata"]["name"] for pod in pods}
-
-
-def processes(pod: dict) -> list[int]:
-    """The processes of a pod, by their control group."""
-    uid, found = pod["metadata"]["uid"], []
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit() and uid in (folder / "cgroup").read_text() and b"modelprofile" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            pass  # It has ended.
-    return found

@@ -7,29 +7,23 @@ import shutil
 import time
 from pathlib import Path
 
+from basics import ROOT, expect, processes, run
 from load import Load
-from telling import all_well, column, names, processes, told
-from world import MODEL_FILE, ROOT, World, expect, run
+from telling import all_well, column, names, told
+from world import MODEL_FILE, World
 
 GPU = "nvidia.com/gpu"
 BUDGET = {"memoryBudget": "400Mi"}
 NO_IMAGE = "localhost/nothing:1"
 ADMIN_PORT = 8001
-NODE = "node1"
 NODE_ADDRESS = "10.88.0.1"
-
-
-def gpus(world: World, count: int | None) -> None:
-    """As many as that on the node; None takes the resource away."""
-    amount = {GPU: None if count is None else str(count)}
-    world.api.patch("nodes", NODE, None, {"status": {"capacity": amount, "allocatable": amount}}, "status")
 
 
 def gpu_that_is_missing(world: World) -> str:
     """A worker that finds no free GPU says so, while the model was prepared without one, and starts when there is one."""
     model = world.model(world.namespace("gpus"))
     try:
-        gpus(world, 0)
+        world.offer(GPU, 0)
         model.apply(placement={**BUDGET, "acceleratorResource": GPU})
         words = (f"waits for {GPU}", "no node has enough free", "add a node", "scaling.minReplicas")
         told(model, "Available", "False", "WaitingForAccelerator", *words)
@@ -38,17 +32,17 @@ def gpu_that_is_missing(world: World) -> str:
         expect(column(model, "READY") == "0", "kubectl get mp shows that none is ready")
         prepare = model.pods("prepare")[0]["spec"]["containers"][0]
         expect(GPU not in str(prepare.get("resources")), f"the preparation asks for no GPU: {prepare}")
-        gpus(world, 1)
+        world.offer(GPU, 1)
         begun = time.monotonic()
         all_well(model)
         seconds = time.monotonic() - begun
         model.edit({"scaling": {"minReplicas": 2, "maxReplicas": 2}})
         told(model, "Degraded", "True", "WaitingForAccelerator", *words)
         expect(model.condition("Available")["reason"] == "WorkerReady", "the first one serves on")
-        gpus(world, 2)
+        world.offer(GPU, 2)
         all_well(model, replicas=2)
     finally:
-        gpus(world, None)
+        world.offer(GPU, None)
     return f"it served {seconds:.0f} s after a GPU came"
 
 
@@ -147,8 +141,7 @@ def preparation_under_way(world: World) -> str:
 
         world.wait("a part of an artifact is written", lambda: look(lambda: layers_done(folder) > 5), 120, every=0.1)
         first = model.pods("prepare")[0]
-        for process in processes(first):
-            os.kill(process, 9)
+        os.kill(world.process(first, "modelprofile-worker"), 9)
         world.wait(
             "another pod prepares",
             lambda: look(lambda: [pod for pod in model.pods("prepare") if pod["status"]["phase"] == "Running"]), 60,
@@ -217,7 +210,7 @@ def metrics_that_are_stale(world: World) -> str:
     all_well(model, replicas=2)
     model.becomes("MetricsAvailable", "True", "Fresh")
     # As a NetworkPolicy would do it: the kubelet's probes still arrive.
-    inside = [("nsenter", "-t", str(processes(pod)[0]), "-n", "iptables") for pod in model.pods()]
+    inside = [("nsenter", "-t", str(min(processes(pod))), "-n", "iptables") for pod in model.pods()]
     rule = ("INPUT", "-p", "tcp", "--dport", str(ADMIN_PORT), "!", "-s", NODE_ADDRESS, "-j", "DROP")
     pods = names(model.pods())
     with Load(model.url(), clients=1, tokens=8, pause=0.3) as load:

@@ -5,47 +5,18 @@ import copy
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
-import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from api import Api, Failed
+from basics import NODE, ROOT, STATE, SYSTEM, Unmet, expect, now, processes, run
+from models import Model
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent.parent
-STATE = Path(os.environ["MODELPROFILE_CLUSTER"])
-SYSTEM = "modelprofile-system"
 MODEL_FILE = "SmolLM2-135M-Instruct-Q4_1.gguf"
 TAG = "test"
-
-
-class Unmet(AssertionError):
-    """Something that a scenario expects is not so; the text is for people."""
-
-
-def expect(holds: object, what: str) -> None:
-    if not holds:
-        raise Unmet(what)
-
-
-def run(*command: str, text: str | None = None, check: bool = True, env: dict | None = None) -> str:
-    """Output of a program, standard error included; a failure is the scenario's."""
-    done = subprocess.run(
-        command, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env={**os.environ, **(env or {})},
-    )
-    if check and done.returncode != 0:
-        raise Unmet(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout.strip()}")
-    return done.stdout
-
-
-def now() -> str:
-    """As the API server's audit log writes it."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class World:
@@ -58,6 +29,8 @@ class World:
         self.scratch.mkdir(exist_ok=True)
         self.made: list[str] = []
         """Namespaces of the scenario that runs."""
+        self.everyones: list[str] = []
+        """Those of all scenarios until now, also of the ones beside this one."""
         self.installed: list[str] | None = None
         """Values of the release."""
         self.moves = self.scratch / "moves.jsonl"
@@ -127,6 +100,7 @@ class World:
         for resource, former in (("namespaces", name), ("persistentvolumes", f"models-{name}")):
             self.wait(f"the end of a former {former}", lambda one=(resource, former): self.api.get(*one) is None, 60)
         self.made.append(name)
+        self.everyones.append(name)
         self.api.create("namespaces", None, {"metadata": {"name": name}})
         self.api.create("persistentvolumes", None, {
             "metadata": {"name": f"models-{name}"},
@@ -146,11 +120,11 @@ class World:
         return name
 
     def clear(self) -> None:
-        """Removes the scenario's namespaces, and waits until their workers no longer take the processor from the next one. The
+        """Removes the scenario's namespaces, and ends their workers, which no longer take the processor from the next one. The
         namespaces themselves take ten seconds more to go, which nobody has to wait for."""
         for name in self.made:
-            # Who makes pods, then the pods, which need not finish what they have.
-            for resource in ("modelprofiles", "deployments", "jobs"):
+            # Who makes pods, then the pods.
+            for resource in ("modelprofiles", "deployments", "replicasets", "jobs"):
                 for one in self.api.list(resource, name):
                     self.api.delete(resource, one["metadata"]["name"], name)
             self.wait(f"the end of the pods of {name}", lambda name=name: self.emptied(name), 60)
@@ -159,15 +133,14 @@ class World:
         self.made.clear()
 
     def emptied(self, namespace: str) -> bool:
-        """Whether there are no pods; those that there are need not finish what they have."""
+        """Whether there are no pods. Those that there are end at once: what they would finish, and how long they would linger for
+        requests that are still on their way, matters to nobody any more."""
         pods = self.api.list("pods", namespace)
         for pod in pods:
-            told = pod["metadata"].get("deletionTimestamp")
-            if told is None or pod["metadata"].get("deletionGracePeriodSeconds") != 1:
-                self.api.delete("pods", pod["metadata"]["name"], namespace, grace=1)
-            elif datetime.now(timezone.utc) - datetime.fromisoformat(told.replace("Z", "+00:00")) > timedelta(seconds=3):
-                # The linger of a foreign engine is a minute, whatever it is granted; only the object can be made to go.
-                self.api.delete("pods", pod["metadata"]["name"], namespace, grace=0)
+            self.api.delete("pods", pod["metadata"]["name"], namespace, grace=0)
+            for process in processes(pod):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
         return not pods
 
     def helm(self, *arguments: str) -> str:
@@ -207,6 +180,12 @@ class World:
         if self.node:
             self.wait("an operator leads", self.leads, 40)
 
+    def uninstall(self) -> None:
+        """Takes the release away, if there is one."""
+        with self.rights_move():
+            self.helm("uninstall", "modelprofile", "--namespace", SYSTEM, "--ignore-not-found", "--wait", "--timeout=60s")
+            self.installed = None
+
     def leads(self) -> bool:
         """Whether the operator that holds the Lease lives."""
         return self.leader() in [pod["metadata"]["name"] for pod in self.operators()]
@@ -219,7 +198,7 @@ class World:
         lease = self.api.get("leases", "modelprofile-operator", SYSTEM)
         return lease and lease["spec"].get("holderIdentity") or None
 
-    def model(self, namespace: str, name: str = "smollm2") -> "Model":
+    def model(self, namespace: str, name: str = "smollm2") -> Model:
         return Model(self, namespace, name)
 
     def events(self, namespace: str) -> list[dict]:
@@ -229,17 +208,15 @@ class World:
         """Stops or starts a process of the cluster itself."""
         run(sys.executable, "tests/cluster/cluster.py", verb, name, "--state", str(STATE))
 
+    def offer(self, resource: str, count: int | None) -> None:
+        """Makes the node say that it has so many of an accelerator, or with None that it knows no such thing. Workers compute on the
+        processor whatever they are given."""
+        amount = {resource: None if count is None else str(count)}
+        self.api.patch("nodes", NODE, None, {"status": {"capacity": amount, "allocatable": amount}}, "status")
+
     def process(self, pod: dict, program: str) -> int:
         """Of a pod's container, to be killed on the node, past the kubelet; `program` is its file's name."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (process / "cmdline").read_bytes().split(b"\0")
-                if Path(words[0].decode()).name == program and f"pod{pod['metadata']['uid']}" in (process / "cgroup").read_text():
-                    found.append(int(process.name))
-            except (FileNotFoundError, ProcessLookupError):
-                # It ended meanwhile.
-                continue
+        found = [number for number, words in processes(pod).items() if Path(words[0]).name == program]
         expect(len(found) == 1, f"{pod['metadata']['name']} has one process {program}: {found}")
         return found[0]
 
@@ -257,131 +234,3 @@ class World:
         """Whether that was so at a time of the audit log."""
         moves = map(json.loads, self.moves.read_text().splitlines()) if self.moves.exists() else ()
         return any(begun <= time <= ended for begun, ended in moves)
-
-
-class Watch:
-    """`with Watch(look) as watch: ...` looks again and again meanwhile; `watch.seen` has what was seen, repetitions left out."""
-
-    def __init__(self, look: Callable[[], object], every: float = 0.2) -> None:
-        self.look, self.every = look, every
-        self.seen: list = []
-        self.end = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> "Watch":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end.set()
-        self.thread.join(30)
-
-    def _run(self) -> None:
-        while not self.end.wait(self.every):
-            try:
-                now = self.look()
-            except (Failed, OSError):
-                # The API server or a pod is away; what comes then is what counts.
-                continue
-            if not self.seen or self.seen[-1] != now:
-                self.seen.append(now)
-
-
-class Model:
-    """A ModelProfile."""
-
-    def __init__(self, world: World, namespace: str, name: str) -> None:
-        self.world, self.namespace, self.name = world, namespace, name
-        self.api = world.api
-
-    def apply(self, **spec: object) -> "Model":
-        """deploy/examples' model for the CPU under this name; each keyword replaces a field of its spec."""
-        example = json.loads(run(
-            "kubectl", "create", "--dry-run=client", "--output=json", "--filename=deploy/examples/smollm2-cluster.yaml",
-        ))
-        example["metadata"] = {"name": self.name, "namespace": self.namespace}
-        example["spec"].update(spec)
-        run("kubectl", "apply", "--filename=-", text=json.dumps(example))
-        return self
-
-    def edit(self, spec: dict) -> None:
-        """A merge patch of its spec."""
-        self.api.patch("modelprofiles", self.name, self.namespace, {"spec": spec})
-
-    def get(self) -> dict:
-        found = self.api.get("modelprofiles", self.name, self.namespace)
-        if found is None:
-            raise Unmet(f"there is no ModelProfile {self.namespace}/{self.name}")
-        return found
-
-    def status(self) -> dict:
-        return self.get().get("status", {})
-
-    def condition(self, kind: str) -> dict:
-        found = [condition for condition in self.status().get("conditions", []) if condition["type"] == kind]
-        return found[0] if found else {}
-
-    def becomes(self, kind: str, status: str, reason: str | None = None, seconds: float = 60) -> dict:
-        def look() -> object:
-            now = self.condition(kind)
-            return now if now.get("status") == status and reason in (None, now["reason"]) else None
-        try:
-            return self.world.wait(f"{self.name}: {kind}={status} {reason or ''}", look, seconds)
-        except Unmet as why:
-            raise Unmet(f"{why}; it is {self.condition(kind)}") from None
-
-    def serves(self, profile: str, replicas: int = 1, seconds: float = 90) -> None:
-        """Every worker serves with the profile, and there are that many."""
-        def look() -> object:
-            status = self.status()
-            return (status.get("activeProfile"), status.get("readyReplicas"), status.get("replicas")) == (profile, replicas, replicas)
-        try:
-            self.world.wait(f"{self.name}: {replicas} workers serve with {profile}", look, seconds)
-        except Unmet as why:
-            raise Unmet(f"{why}; the status: {json.dumps(self.status())}") from None
-
-    def pods(self, component: str = "worker") -> list[dict]:
-        return self.api.list(
-            "pods", self.namespace, f"modelprofile.dev/name={self.name},app.kubernetes.io/component={component}",
-        )
-
-    def living(self) -> list[dict]:
-        return [pod for pod in self.pods() if not pod["metadata"].get("deletionTimestamp")]
-
-    def url(self) -> str:
-        """Of the Service."""
-        service = self.api.get("services", self.name, self.namespace)
-        return f"http://{service['spec']['clusterIP']}:8000"
-
-    def events(self, reason: str) -> list[str]:
-        """Sentences of its Events with this reason."""
-        return [
-            event.get("note", "") for event in self.world.events(self.namespace)
-            if event["reason"] == reason and event["regarding"]["name"] == self.name
-        ]
-
-    def told(self, action: str) -> list[tuple[str, str]]:
-        """Reason and sentence of the operator's Events with this action about it, in the order in which they happened."""
-        ours = [
-            event for event in self.world.events(self.namespace)
-            if event.get("reportingController") == "modelprofile-operator" and event["action"] == action
-            and event["regarding"]["name"] == self.name
-        ]
-        return [(event["reason"], event.get("note", "")) for event in sorted(ours, key=lambda event: event["eventTime"])]
-
-    def processes(self) -> set[tuple[str, int]]:
-        """Its workers by what another pod, or a restart of the container, would change."""
-        return {
-            (pod["metadata"]["uid"], sum(container["restartCount"] for container in pod["status"].get("containerStatuses", [])))
-            for pod in self.pods()
-        }
-
-    def answers(self, seconds: float = 30) -> None:
-        """A request through the Service is answered: kube-proxy, which may lag by seconds, knows its address."""
-        body = json.dumps({"model": "smollm2", "prompt": "Hello", "max_tokens": 1}).encode()
-        request = urllib.request.Request(f"{self.url()}/v1/completions", body, {"Content-Type": "application/json"})
-
-        def answered() -> bool:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                return answer.status == 200
-        self.world.wait(f"{self.name} answers", answered, seconds)
