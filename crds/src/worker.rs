@@ -43,6 +43,18 @@ pub struct WorkerProfile {
     pub quality: Option<MeasuredQuality>,
 }
 
+/// A profile that was added to the manifest while the worker serves, and has not joined the ladder yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AwaitedProfile {
+    /// Name in the manifest.
+    pub name: String,
+    /// What it lacks, as a sentence.
+    pub message: String,
+    /// It can not join a worker that runs; one that starts takes it. False: the worker tries again by itself.
+    pub needs_restart: bool,
+}
+
 /// Use of the KV cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -148,8 +160,12 @@ pub struct WorkerState {
     pub active_profile: Option<String>,
     /// Profile of a switch under way.
     pub target_profile: Option<String>,
-    /// The ladder.
+    /// The ladder: what it can change to. A profile that left the manifest while it computes is part of it until another one
+    /// does.
     pub profiles: Vec<WorkerProfile>,
+    /// Profiles of the manifest that it can not change to yet.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub awaited_profiles: Vec<AwaitedProfile>,
     /// KV cache.
     pub kv: WorkerKv,
     /// Requests.
@@ -163,7 +179,7 @@ pub struct WorkerState {
     pub quality_limits: Option<Quality>,
 }
 
-/// Body of `PUT /admin/v1/profile`. The answer is a [`SwitchReport`] once the switch ended: status 200 `Completed`, 409
+/// Body of `PUT /admin/v1/profile`. Of a name that is not in the ladder the worker looks into its manifest first. The answer is a [`SwitchReport`] once the switch ended: status 200 `Completed`, 409
 /// `Refused` or `Replaced`; 404 for a name that is not in the ladder. A profile that may not serve within the quality limits is
 /// `Refused` with the figure and the limit.
 ///

@@ -28,9 +28,9 @@ const SETTLED: Duration = Duration::from_secs(1);
 pub type ApiKeys = Watched<Vec<String>>;
 
 /// What a file or directory looks like from outside; `None` for one that cannot be looked at.
-type Stamp = Option<(SystemTime, u64, u64)>;
+pub(crate) type Stamp = Option<(SystemTime, u64, u64)>;
 
-fn stamp(path: &Path) -> Stamp {
+pub(crate) fn stamp(path: &Path) -> Stamp {
     // Links are followed: a mounted ConfigMap replaces the file behind one.
     let metadata = fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.ino(), metadata.len()))

@@ -123,6 +123,7 @@ fn describe(app: &App, snapshot: &Snapshot) -> WorkerState {
                 quality: app.gate.quality(&p.name),
             })
             .collect(),
+        awaited_profiles: app.awaited(),
         kv: WorkerKv {
             blocks_total: snapshot.blocks_total as u64,
             blocks_used: snapshot.blocks_used as u64,
@@ -172,6 +173,10 @@ async fn switch(State(app): State<Arc<App>>, request: Request) -> Result<Respons
     let Some(ready) = app.ready() else {
         return Ok((StatusCode::SERVICE_UNAVAILABLE, app.preparation().message).into_response());
     };
+    if !ready.engine.snapshot().profiles.iter().any(|known| *known.name == *request.profile) {
+        // It may have been added just now.
+        app.look().await;
+    }
     if let Some(message) = app.gate.refusal(&request.profile) {
         let report = refused(&ready.engine.snapshot().active, request.profile, message);
         return Ok((StatusCode::CONFLICT, Json(report)).into_response());
@@ -183,7 +188,11 @@ async fn switch(State(app): State<Arc<App>>, request: Request) -> Result<Respons
     let status = match result.outcome {
         SwitchEnd::Completed => StatusCode::OK,
         SwitchEnd::Refused | SwitchEnd::Replaced => StatusCode::CONFLICT,
-        SwitchEnd::Unknown => return Err(ApiError::no_such_profile(result.message)),
+        SwitchEnd::Unknown => {
+            let awaited = app.awaited().into_iter().find(|awaited| awaited.name == request.profile);
+            let why = awaited.map(|awaited| format!(". {}", awaited.message)).unwrap_or_default();
+            return Err(ApiError::no_such_profile(format!("{}{why}", result.message)));
+        }
     };
     Ok((status, Json(report(&result))).into_response())
 }

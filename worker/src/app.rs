@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use modelprofile_api::worker::{WorkerPhase, WorkerProfile, WorkerState};
+use modelprofile_api::worker::{AwaitedProfile, WorkerPhase, WorkerProfile, WorkerState};
 use modelprofile_engine::{
     artifact::Progress,
     serve::Engine,
@@ -102,7 +102,14 @@ pub struct App {
     leaving: AtomicBool,
     engine_ended: AtomicBool,
     preparation: Mutex<WorkerState>,
+    /// Profiles of the manifest that have not joined the ladder yet.
+    awaited: Mutex<Vec<AwaitedProfile>>,
+    /// Who looks whether the manifest has changed, once somebody does.
+    looks: OnceLock<Looks>,
 }
+
+/// Asks for a look into the manifest; what is sent is told when it was made.
+pub type Looks = std::sync::mpsc::Sender<oneshot::Sender<()>>;
 
 impl App {
     /// An app that is still preparing `profiles`.
@@ -131,6 +138,8 @@ impl App {
                 profiles,
                 ..WorkerState::default()
             }),
+            awaited: Mutex::default(),
+            looks: OnceLock::new(),
         }
     }
 
@@ -197,6 +206,30 @@ impl App {
             profile.quality = self.gate.quality(&profile.name);
         }
         state
+    }
+
+    /// Profiles of the manifest that have not joined the ladder yet.
+    pub fn awaited(&self) -> Vec<AwaitedProfile> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says which profiles have not joined the ladder yet.
+    pub fn set_awaited(&self, profiles: Vec<AwaitedProfile>) {
+        *self.awaited.lock().unwrap_or_else(PoisonError::into_inner) = profiles;
+    }
+
+    /// Says who looks into the manifest from now on.
+    pub fn set_looks(&self, looks: Looks) {
+        let _ = self.looks.set(looks);
+    }
+
+    /// Waits for a look into the manifest, and what follows from it; returns at once where nobody looks.
+    pub async fn look(&self) {
+        let (looked, done) = oneshot::channel();
+        if self.looks.get().is_some_and(|looks| looks.send(looked).is_ok()) {
+            // An error says that the one who looks has ended.
+            let _ = done.await;
+        }
     }
 
     /// Takes no new requests and waits until the ones in flight have ended.

@@ -56,6 +56,14 @@ impl Gate {
         Self { held: Mutex::new(Held { limits: Some(limits), profiles }), changed: Condvar::new() }
     }
 
+    /// The ladder becomes another one. What was measured of profiles that stay is kept.
+    pub fn set_ladder(&self, names: &[String]) {
+        let mut held = self.held();
+        let before = std::mem::take(&mut held.profiles);
+        let measured = |name: &String| before.iter().find(|(known, _)| known == name)?.1.clone();
+        held.profiles = names.iter().map(|name| (name.clone(), measured(name))).collect();
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -175,6 +183,19 @@ mod tests {
         assert!(gate.refusal("quality").unwrap().starts_with("the quality of quality was not measured"));
         assert_eq!(Gate::default().refusal("quality"), None);
         assert_eq!(Gate::default().start("quality", |_| panic!("it is open")), "quality");
+    }
+
+    #[test]
+    fn another_ladder_keeps_what_was_measured_of_profiles_that_stay() {
+        let gate = gate(limits(1), [0.1, 0.2, 0.3]);
+        gate.set_ladder(&["density", "quality"].map(str::to_owned));
+        gate.set_ladder(&["quality", "middle"].map(str::to_owned));
+        assert_eq!(gate.quality("quality"), Some(measured(0.1)));
+        assert_eq!(
+            (gate.quality("middle"), gate.quality("density")),
+            (None, None),
+            "what left has to be measured anew"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
-"""What replaces pods: another image, and another profile with the strategies Surge and Recreate."""
+"""What replaces pods: another image, and another profile with the strategies Surge and Recreate. And what does not: another rung."""
 
 import re
+import time
 import urllib.request
 
 from basics import Watch, expect
@@ -215,4 +216,57 @@ def llama_cpp(world: World) -> str:
     return f"Surge: {surged} answers; Recreate: away for {load.outcome.longest_refusal:.1f} s"
 
 
-SCENARIOS = [rolling_update, surge, llama_cpp]
+def ladder(model: Model) -> set[str]:
+    """Profiles that the worker can switch to, as its metrics say."""
+    (pod,) = model.living()
+    with urllib.request.urlopen(f"http://{pod['status']['podIP']}:8001/metrics", timeout=2) as answer:
+        return set(re.findall(r'^modelprofile_active_profile\{profile="([^"]*)"', answer.read().decode(), re.MULTILINE))
+
+
+def rung_that_is_added(world: World) -> str:
+    """A rung that is added under load is prepared, joins the worker that runs, serves when it is pinned, and leaves again; no pod is replaced"""
+    namespace = world.namespace("rungs")
+    fp8 = {"format": "FP8E4M3"}
+    quality, density = (
+        {"name": name, "weights": {"format": kind}, "kvCache": fp8} for name, kind in (("quality", "FP8"), ("density", "Q4_1"))
+    )
+    model = world.model(namespace).apply(profiles=[quality], switching={"mode": "Pinned", "pinnedProfile": "quality"})
+    model.serves("quality")
+    model.answers()
+
+    def jobs() -> dict[str, int]:
+        """Names of the prepare Jobs -> pods of each that have succeeded."""
+        return {job["metadata"]["name"]: job["status"].get("succeeded", 0) for job in model.api.list("jobs", namespace)}
+
+    def template() -> dict:
+        """Of which any change would replace the pods."""
+        return model.api.get("deployments", model.name, namespace)["spec"]["template"]
+
+    expect(ladder(model) == {"quality"}, f"the worker has one rung: {ladder(model)}")
+    workers, before, first = model.processes(), template(), jobs()
+    with Load(model.url(), tokens=8, pause=0.2) as load:
+        load.wait_for_answers(3)
+        begun = time.monotonic()
+        model.edit({"profiles": [quality, density]})
+        world.wait("the worker has two rungs", lambda: ladder(model) == {"quality", "density"}, 40)
+        joined = time.monotonic() - begun
+        (job,) = jobs().items()
+        expect(job[0] not in first and job[1] == 1, f"a Job of its own has prepared the rung before: {first}, and then {job}")
+        expect(model.status()["activeProfile"] == "quality", f"nothing else has changed: {model.status()}")
+        model.edit({"switching": {"pinnedProfile": "density"}})
+        model.serves("density", seconds=20)
+        load.wait_for_answers(3)
+        model.edit({"switching": {"pinnedProfile": "quality"}})
+        model.serves("quality", seconds=20)
+        model.edit({"profiles": [quality]})
+        world.wait("the worker has one rung again", lambda: ladder(model) == {"quality"}, 40)
+        load.wait_for_answers(3)
+    nothing_failed(load)
+    expect(set(load.outcome.profiles) == {"quality", "density"}, f"both profiles answered: {load.outcome.profiles}")
+    expect(model.processes() == workers, f"no pod was replaced or restarted: {workers}, and now {model.processes()}")
+    expect(template() == before, f"nor was the Deployment's template touched: {before}, and now {template()}")
+    expect(model.condition("Degraded").get("status") == "False", f"all is well: {model.condition('Degraded')}")
+    return f"joined {joined:.1f} s after the edit, {load.outcome.answered} answers"
+
+
+SCENARIOS = [rolling_update, surge, llama_cpp, rung_that_is_added]

@@ -4,6 +4,7 @@ mod bench;
 mod calibration;
 mod evaluate;
 mod export;
+mod follow;
 mod inspect;
 mod listen;
 mod measure;

@@ -5,14 +5,14 @@
 //!                                                   ^------ again with weights, where they were pruned and are needed
 //! ```
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use modelprofile_api::{EngineType, Validated};
+use modelprofile_api::{EngineType, Quality, Validated};
 use modelprofile_engine::{
     Method, ProfileSpec, WeightFormat, ZeroPoint,
-    artifact::Artifact,
+    artifact::{Artifact, Finder},
     calibrate::kv_scales,
     checkpoint::Checkpoint,
     serve::{EngineConfig, prepare},
@@ -28,6 +28,7 @@ use crate::{
     app::App,
     gate::Gate,
     outcome::Invalid,
+    quality::Dataset,
     source::{Located, Progress},
 };
 
@@ -60,6 +61,8 @@ pub(super) struct Prepared {
     /// Its bounds of serving are all zero: whoever starts an engine sets them.
     pub(super) config: EngineConfig,
     pub(super) artifacts: Vec<Artifact>,
+    /// What finds those of profiles to come.
+    pub(super) finder: Finder,
     /// Of which the weights are to be pruned: nothing needs them any more.
     pub(super) original: Option<Original>,
 }
@@ -75,6 +78,20 @@ impl Ladder {
 }
 
 impl Preparation {
+    /// The manifest's file.
+    pub(super) fn path(&self) -> &Path {
+        &self.config
+    }
+
+    /// The text that quality is measured with, as it is scored here.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn dataset(&self, quality: &Quality) -> anyhow::Result<Dataset> {
+        let dataset = super::measure::dataset(quality, self.volumes.directory())?;
+        Ok(dataset.with_activations(self.compute.activations()))
+    }
+
     /// Reads the manifest.
     ///
     /// # Errors
@@ -157,11 +174,13 @@ impl Preparation {
         let spec = ladder.manifest.spec();
         let checkpoint = original::open(&model)?;
         let text = Text::load(&checkpoint)?;
+        let calibration = text.tokenizer.encode(super::CALIBRATION, false)?;
+        let finder = Finder::new(&self.cache.directory(), &checkpoint, &calibration);
         let config = EngineConfig {
             cache: self.cache.directory(),
             threads: self.compute.threads(),
-            profiles: ladder.profiles.iter().map(|profile| meant(profile, &checkpoint)).collect(),
-            calibration: text.tokenizer.encode(super::CALIBRATION, false)?,
+            profiles: ladder.profiles.iter().map(|profile| finder.meant(profile)).collect(),
+            calibration,
             start: None,
             memory_budget: 0,
             max_context_tokens: None,
@@ -191,18 +210,15 @@ impl Preparation {
         let measured = config.profiles.iter().all(|profile| app.gate.quality(&profile.name).is_some());
         let prune = !spec.cache.keep_original && measured;
         let original = prune.then(|| Original::of(model, &checkpoint, &config.cache)).flatten();
-        Ok(Prepared { backend, checkpoint, text, config, artifacts, original })
+        Ok(Prepared { backend, checkpoint, text, config, artifacts, finder, original })
     }
 }
 
-/// A manifest's profile as this checkpoint means it.
-fn meant(profile: &ProfileSpec, checkpoint: &Checkpoint) -> ProfileSpec {
-    let weights = checkpoint.quantization().map_or(profile.weights, |own| own.meant(profile.weights));
-    ProfileSpec { weights, ..profile.clone() }
-}
-
 /// A manifest's profile as the engine knows it.
-fn profile(profile: &modelprofile_api::Profile) -> Result<ProfileSpec, Invalid> {
+///
+/// # Errors
+/// A format that is not built yet.
+pub(super) fn profile(profile: &modelprofile_api::Profile) -> Result<ProfileSpec, Invalid> {
     use modelprofile_api::{KvCacheFormat, Method as ApiMethod, WeightFormat as Api, ZeroPoint as ApiZero};
     let weights = match profile.weights.format {
         Api::Bf16 => WeightFormat::Bf16,

@@ -13,6 +13,7 @@ use modelprofile_engine::serve::{EngineConfig, start_with};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
+    follow::{Follower, Held, Seen},
     listen::{ADMIN_CONNECTIONS, Listen},
     original::Original,
     preparation::{Ladder, Preparation, Prepared},
@@ -69,6 +70,14 @@ pub(super) struct Serve {
     exit_with_parent: bool,
 }
 
+/// A worker that has loaded.
+struct Loaded<'a> {
+    ready: Ready,
+    /// Of which the weights are to be pruned.
+    original: Option<Original>,
+    follower: Follower<'a>,
+}
+
 impl Serve {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let ladder = self.preparation.ladder()?;
@@ -102,11 +111,14 @@ impl Serve {
         let preparing = app.clone();
         std::thread::Builder::new().name("prepare".into()).spawn(move || {
             match self.load(&preparing, &ladder) {
-                Ok((ready, original)) => {
+                Ok(Loaded { ready, original, follower }) => {
                     tracing::info!("ready");
                     preparing.set_ready(ready);
                     // Its files are read once more for the record, while the engine serves.
                     original.into_iter().for_each(Original::prune);
+                    let (looks, asked) = std::sync::mpsc::channel();
+                    preparing.set_looks(looks);
+                    follower.follow(&asked);
                 }
                 Err(error) => {
                     preparing.prepare(|state| {
@@ -150,10 +162,11 @@ impl Serve {
         }
     }
 
-    /// Prepares the profiles and starts the engine. The original is returned if it is to be pruned.
-    fn load(&self, app: &App, ladder: &Ladder) -> anyhow::Result<(Ready, Option<Original>)> {
+    /// Prepares the profiles and starts the engine.
+    fn load<'a>(&'a self, app: &'a App, ladder: &Ladder) -> anyhow::Result<Loaded<'a>> {
         let manifest = &ladder.manifest;
-        let Prepared { backend, checkpoint, text, config, artifacts, original } = self.preparation.run(app, ladder)?;
+        let Prepared { backend, checkpoint, text, config, artifacts, finder, original } =
+            self.preparation.run(app, ladder)?;
         let default = self.profile.as_deref().unwrap_or(&manifest.resting_profile().name);
         let wanted = start_profile(self.start_profile_file.as_deref(), manifest, default);
         let config = EngineConfig {
@@ -168,8 +181,20 @@ impl Serve {
         let progress = &mut |index, progress| app.progress(index, progress);
         let observer = Box::new(app.metrics.clone());
         let engine = start_with(backend, &checkpoint, &config, &artifacts, observer, progress)?;
+        let profiles = &manifest.spec().profiles;
+        let held = profiles.iter().cloned().zip(artifacts).map(|(profile, artifact)| Held { profile, artifact });
+        let follower = Follower {
+            preparation: &self.preparation,
+            app,
+            engine: engine.clone(),
+            finder,
+            kv: config.profiles.first().context("the ladder has no profile")?.kv,
+            running: manifest.clone(),
+            held: held.collect(),
+            seen: Seen::at_start(profiles),
+        };
         let ready = Ready { engine: Arc::new(engine), tokenizer: text.tokenizer, template: text.template };
-        Ok((ready, original))
+        Ok(Loaded { ready, original, follower })
     }
 }
 

@@ -80,6 +80,8 @@ impl Metrics {
         series.cache_config.reset();
         let shape = [BLOCK_TOKENS.to_string(), snapshot.blocks_total.to_string()];
         series.cache_config.with_label_values(&shape).set(1.0);
+        // As do those of profiles that left the ladder.
+        series.active.reset();
         for profile in &snapshot.profiles {
             let active = profile.name == snapshot.active;
             series.active.with_label_values(&[&*profile.name]).set(f64::from(u8::from(active)));

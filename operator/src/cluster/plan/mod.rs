@@ -19,7 +19,7 @@
 //! | [`shape`] | what of a manifest replaces the pods when it changes |
 //! | [`objects`] | Deployment, Service, ConfigMap, PodDisruptionBudget, NetworkPolicy |
 //! | [`prepare`] | the Job: when it is needed, its key, what it says |
-//! | [`rollout`] | what an edit does: live, prepares, rolls, refused |
+//! | [`rollout`] | what an edit does: live, prepares, joins, rolls, refused |
 //! | [`surge`] | which set serves, and how another takes its place |
 //! | `switching` | what workers are asked |
 //! | [`settled`] | when a plan need not be made again |
@@ -89,7 +89,7 @@ fn bound_by(running: Option<Manifest>, valid: &Valid, facts: &Facts, options: &O
     }
     let held = running.filter(|_| !may_change).map(|running| rollout::held(&running, valid.manifest()));
     if held.is_some() && refused.is_empty() {
-        let waiting = edit.with(Effect::Rolls);
+        let waiting = edit.waiting();
         if !waiting.is_empty() {
             let verb = if waiting.len() == 1 { "is" } else { "are" };
             let fields = waiting.join(", ");
@@ -113,7 +113,7 @@ fn bound_by(running: Option<Manifest>, valid: &Valid, facts: &Facts, options: &O
         prepare::plan(valid, facts, options, &mut plan);
     }
     surge::plan(valid, facts, options, may_change, &mut plan);
-    switching::plan(valid, facts, &mut plan);
+    switching::plan(valid, manifest, facts, &mut plan);
     plan
 }
 

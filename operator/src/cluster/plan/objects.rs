@@ -9,7 +9,7 @@ use k8s_openapi::api::networking::v1::{
     NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
 };
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use modelprofile_api::{EngineType, Manifest, Strategy};
 
@@ -70,8 +70,9 @@ pub fn deployment(
 ) -> Deployment {
     let owner = valid.owner();
     let shape = Shape::of(valid, set, facts);
+    let metadata = owner.metadata(set.deployment(owner), set.labels(owner));
     Deployment {
-        metadata: owner.metadata(set.deployment(owner), set.labels(owner)),
+        metadata: ObjectMeta { annotations: shape.own_annotations(), ..metadata },
         spec: DeploymentSpec {
             replicas: Some(replicas),
             selector: LabelSelector { match_labels: Some(set.selector(owner)), match_expressions: None },

@@ -176,8 +176,7 @@ fn resources(valid: &Valid, profile: &Profile, host_memory: Option<u64>) -> Opti
         None => None,
     };
     if let Some(memory) = memory
-        && !requests.contains_key("memory")
-        && !limits.contains_key("memory")
+        && !says_memory(valid)
     {
         requests.insert("memory".to_owned(), Quantity(memory));
     }
@@ -187,6 +186,12 @@ fn resources(valid: &Valid, profile: &Profile, host_memory: Option<u64>) -> Opti
         limits.insert(resource.clone(), count);
     }
     requirements(requests, limits)
+}
+
+/// Whether the manifest says how much memory to ask for.
+pub(super) fn says_memory(valid: &Valid) -> bool {
+    let resources = &valid.spec().placement.resources;
+    [&resources.requests, &resources.limits].iter().any(|amounts| amounts.contains_key("memory"))
 }
 
 type Amounts = BTreeMap<String, Quantity>;

@@ -4,17 +4,25 @@
 //! |---|---|
 //! | live | `switching` (but for its strategy), `scaling`, `quality` (but for its data set), a rung that is taken away or moved |
 //! | prepares | `model.license`: the licence is read again, and the pods stay |
+//! | joins | a rung that is added: once it is prepared, the pods that run read it, and can switch to it |
 //! | rolls | everything else, once what it needs is prepared: until then pods keep their template, and a pod that starts again reads the manifest that the others run |
 //! | refused | `model.uri` |
 //!
-//! A rung that is added rolls the pods, although it is not active: a worker reads its ladder when it starts. Better now, one
-//! pod at a time, than in the peak that it was added for.
+//! A rung that is added rolls the pods all the same where they could not take it:
+//!
+//! - a cache that goes with its pod is filled by the pod when it starts; one that serves makes no artifact;
+//! - on accelerators packed weights of inactive rungs lie in pinned host memory, and the pods have asked for too little;
+//! - a worker says that a request may be longer than the rung has room for; one that starts would take shorter ones only.
+//!
+//! Of these only the first is told by the manifest alone; [`super::shape`] sees to the others.
 
 use std::fmt;
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use modelprofile_api::{Manifest, Profile, Quality, violations};
+use modelprofile_api::{EngineType, Manifest, Profile, Quality, violations};
 use serde_json::Value;
+
+use super::engine::is_kept;
 
 /// Name of the file in the ConfigMap that worker pods read.
 pub const FILE: &str = "profile.yaml";
@@ -26,6 +34,8 @@ pub enum Effect {
     Live,
     /// Something is prepared; the pods stay.
     Prepares,
+    /// Something is prepared, and the pods that run take it.
+    Joins,
     /// The pods are replaced, once what they need is prepared.
     Rolls,
     /// It can not be carried out.
@@ -66,13 +76,20 @@ impl Edit {
             let effect = longest.map_or(Effect::Rolls, |(_, effect)| *effect);
             changes.push((path, effect));
         });
-        ladder(&running.spec.profiles, &new.spec.profiles, &mut changes);
+        let added = if is_joined(new) { Effect::Joins } else { Effect::Rolls };
+        ladder(&running.spec.profiles, &new.spec.profiles, added, &mut changes);
         Self { changes }
     }
 
     /// Paths of the fields with an effect.
     pub fn with(&self, effect: Effect) -> Vec<&str> {
         self.changes.iter().filter(|(_, found)| *found == effect).map(|(path, _)| path.as_str()).collect()
+    }
+
+    /// Paths of the fields that are followed when what they need is prepared.
+    pub fn waiting(&self) -> Vec<&str> {
+        let waits = |effect: &Effect| matches!(effect, Effect::Joins | Effect::Rolls);
+        self.changes.iter().filter(|(_, found)| waits(found)).map(|(path, _)| path.as_str()).collect()
     }
 
     /// The strongest effect; `None` if nothing has changed.
@@ -86,6 +103,7 @@ impl fmt::Display for Effect {
         f.write_str(match self {
             Self::Live => "is followed at once",
             Self::Prepares => "is checked by a prepare Job",
+            Self::Joins => "is taken by the pods that run, once it is prepared",
             Self::Rolls => "replaces the pods, once what they need is prepared",
             Self::Refused => "can not be changed",
         })
@@ -96,7 +114,12 @@ fn is_within(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-fn ladder(running: &[Profile], new: &[Profile], changes: &mut Vec<(String, Effect)>) {
+/// Whether pods that run take a rung that is added: a Job prepares it for them, and they are ours.
+pub fn is_joined(manifest: &Manifest) -> bool {
+    manifest.spec.engine.kind == EngineType::Native && is_kept(&manifest.spec.cache)
+}
+
+fn ladder(running: &[Profile], new: &[Profile], added: Effect, changes: &mut Vec<(String, Effect)>) {
     let find = |ladder: &[Profile], name: &str| ladder.iter().position(|profile| profile.name == name);
     for profile in running {
         if find(new, &profile.name).is_none() {
@@ -107,7 +130,7 @@ fn ladder(running: &[Profile], new: &[Profile], changes: &mut Vec<(String, Effec
     let mut moved = false;
     for profile in new {
         match find(running, &profile.name) {
-            None => changes.push((format!("spec.profiles[{}]", profile.name), Effect::Rolls)),
+            None => changes.push((format!("spec.profiles[{}]", profile.name), added)),
             Some(index) => {
                 if running[index] != *profile {
                     changes.push((format!("spec.profiles[{}]", profile.name), Effect::Rolls));

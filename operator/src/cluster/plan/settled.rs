@@ -37,13 +37,15 @@ fn of_state(state: &WorkerState) -> impl Serialize + use<'_> {
         active_profile,
         target_profile,
         profiles,
+        awaited_profiles,
         kv: _,
         requests: _,
         memory: _,
         last_switch: _,
         quality_limits,
     } = state;
-    (version, served_name, phase, message, active_profile, target_profile, profiles, quality_limits)
+    let ladder = (profiles, awaited_profiles);
+    (version, served_name, phase, message, active_profile, target_profile, ladder, quality_limits)
 }
 
 /// Hashes JSON as it is written.

@@ -14,9 +14,11 @@
 //! | `journal` | how far a build has come, for the one that goes on after a kill |
 //! | `tensors`, `config` | the files for other tools, in the compressed-tensors layout: weights, configuration |
 //! | [`store`] | keys, lookup, locks, verification |
+//! | `find` | lookup without the checkpoint, which may be pruned meanwhile |
 
 pub(crate) mod build;
 mod config;
+mod find;
 mod journal;
 mod packed;
 pub mod store;
@@ -28,6 +30,7 @@ use modelprofile_kernels::WeightKind;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use config::scheme;
+pub use find::{Finder, Found};
 pub(crate) use store::hex;
 pub use store::{Artifact, Store};
 

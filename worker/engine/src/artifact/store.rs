@@ -40,7 +40,12 @@ impl Store {
     /// Key of what a recipe makes of a checkpoint: SHA-256 over source revision, format, method, calibration text where the
     /// method looks at it, and quantizer version.
     pub fn key(checkpoint: &Checkpoint, recipe: Recipe, calibration: Option<&Calibration>) -> String {
-        let mut text = format!("v{FORMAT_VERSION}\n{}\n{}\n", checkpoint.revision(), recipe.canonical());
+        Self::key_of(checkpoint.revision(), recipe, calibration)
+    }
+
+    /// The same of the checkpoint of this revision.
+    pub(super) fn key_of(revision: &str, recipe: Recipe, calibration: Option<&Calibration>) -> String {
+        let mut text = format!("v{FORMAT_VERSION}\n{revision}\n{}\n", recipe.canonical());
         if let Some(calibration) = calibration.filter(|_| recipe.needs_calibration()) {
             text.push_str(&calibration.digest());
         }
@@ -106,6 +111,11 @@ impl Store {
         self.found_or_built(checkpoint, recipe, &Self::key(checkpoint, recipe, None), |directory, key| {
             build::build(directory, key, checkpoint, recipe, None, progress)
         })
+    }
+
+    /// Directory of the artifact with this key, whether it is there or not.
+    pub fn directory(&self, key: &str) -> PathBuf {
+        self.root.join(key)
     }
 
     /// Whether the BF16 artifact of a checkpoint is there.

@@ -69,6 +69,11 @@ impl<B: Backend> Model<B> {
         })
     }
 
+    /// The model's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
     /// Bytes of the buffers of a model with steps of `max_rows` rows.
     pub fn workspace_bytes(config: &ModelConfig, max_rows: usize) -> u64 {
         let heads = (config.heads + 2 * config.kv_heads) * config.head_dim;

@@ -145,6 +145,13 @@ impl BlockPool {
         self.blocks[index as usize].known = Some((hash, tag));
     }
 
+    /// Gives every known block the tag that `tags` has for its own. One that it has none for is lent to nobody from then on.
+    pub fn retag(&mut self, tags: &[u8]) {
+        for (_, tag) in self.blocks.iter_mut().filter_map(|block| block.known.as_mut()) {
+            *tag = retagged(*tag, tags);
+        }
+    }
+
     /// Gives one reference back. The last one makes the block cached, if its content is known, else free.
     pub fn release(&mut self, index: u32) {
         let block = &mut self.blocks[index as usize];
@@ -240,6 +247,32 @@ impl BlockPool {
     }
 }
 
+/// Tag of a block that no rung reuses: what took part in it is on no ladder any more.
+pub const NOBODY: u8 = u8::MAX;
+
+/// The tag that `tags` has for this one.
+pub(super) fn retagged(tag: u8, tags: &[u8]) -> u8 {
+    tags.get(usize::from(tag)).copied().unwrap_or(NOBODY)
+}
+
+/// The tags of another ladder for those of the present one. `places` says where each of its rungs is then; `None`: it has left.
+///
+/// A block with a tag has parts of that rung or of more precise ones, so it gets the least precise place of all of them. A rung
+/// that has left counts as the next denser one that stays, which may use what it computed as before.
+pub fn tags(places: &[Option<usize>]) -> Vec<u8> {
+    let place = |rung: usize| {
+        let stays = places[rung..].iter().flatten().next();
+        stays.and_then(|place| u8::try_from(*place).ok()).unwrap_or(NOBODY)
+    };
+    let mut least = 0;
+    (0..places.len())
+        .map(|rung| {
+            least = place(rung).max(least);
+            least
+        })
+        .collect()
+}
+
 /// Blocks that hold `tokens` tokens.
 pub fn blocks_for(tokens: usize) -> usize {
     tokens.div_ceil(BLOCK_TOKENS)
@@ -252,6 +285,20 @@ mod tests {
     use super::*;
 
     proptest! {
+        #[test]
+        fn no_tag_of_another_ladder_hides_a_rung_that_took_part(
+            places in Just((0..5).map(Some).collect::<Vec<_>>()).prop_shuffle(),
+            left in proptest::collection::vec(any::<bool>(), 5),
+            part in proptest::collection::vec(any::<bool>(), 5),
+        ) {
+            let places: Vec<_> = places.into_iter().zip(left).map(|(place, left)| place.filter(|_| !left)).collect();
+            let rungs = || (0..5).filter(|rung| part[*rung]);
+            if let Some(densest) = rungs().max() {
+                let least = rungs().filter_map(|rung| places[rung]).max().unwrap_or(0);
+                prop_assert!(usize::from(tags(&places)[densest]) >= least, "{places:?}");
+            }
+        }
+
         #[test]
         fn no_block_is_lost_or_shared_wrongly(operations in proptest::collection::vec((0u8..6, 0usize..64), 1..300)) {
             let mut pool = BlockPool::new(24);
@@ -313,6 +360,30 @@ mod tests {
         assert_eq!(pool.lookup(2, 0), None);
         assert_eq!(pool.lookup(1, 1), Some((quality, 0)));
         assert_eq!(pool.lookup(2, 1), Some((density, 1)));
+    }
+
+    #[test]
+    fn a_tag_follows_its_rungs_to_another_ladder() {
+        assert_eq!(tags(&[Some(0), Some(1)]), [0, 1], "one is added at the end");
+        assert_eq!(tags(&[Some(1), Some(2)]), [1, 2], "one is added in front: it reuses nothing");
+        assert_eq!(tags(&[Some(0), Some(2)]), [0, 2], "one is added in between");
+        assert_eq!(tags(&[Some(0), None, Some(1)]), [0, 1, 1], "what the middle one computed is for the denser one");
+        assert_eq!(tags(&[None, Some(0)]), [0, 0]);
+        assert_eq!(tags(&[Some(0), None]), [0, NOBODY], "what the densest one computed is for nobody");
+        assert_eq!(tags(&[Some(1), Some(0)]), [1, 1], "a block of the second may have parts of the first");
+    }
+
+    #[test]
+    fn blocks_get_their_tags_of_another_ladder() {
+        let mut pool = BlockPool::new(2);
+        let (quality, density) = (pool.allocate().unwrap(), pool.allocate().unwrap());
+        pool.register(quality, 1, 0);
+        pool.register(density, 2, 1);
+        pool.retag(&tags(&[Some(1), None]));
+        assert_eq!((pool.peek(1, 0), pool.peek(1, 1)), (None, Some(false)));
+        assert_eq!(pool.peek(2, NOBODY - 1), None);
+        pool.register(quality, 1, 0);
+        assert_eq!(pool.peek(1, 0), Some(false), "computed again, it is for all");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 
 use modelprofile_kernels::{BLOCK_TOKENS, BlockMove, SequenceSpan, StepPlan};
 
-use super::blocks::{BlockHash, BlockPool, blocks_for, chain};
+use super::blocks::{BlockHash, BlockPool, blocks_for, chain, retagged, tags};
 
 /// Limits of a scheduler.
 #[derive(Clone, Copy, Debug)]
@@ -466,6 +466,16 @@ impl Scheduler {
             }
         }
         Ok(moves)
+    }
+
+    /// The ladder becomes another one: `places` says where each rung of the present one is then, `None` that it has left.
+    pub fn rearrange(&mut self, places: &[Option<usize>]) {
+        let tags = tags(places);
+        self.pool.retag(&tags);
+        // One of which nothing is computed has no part of any rung.
+        for sequence in self.sequences.values_mut().filter(|sequence| sequence.computed > 0) {
+            sequence.tag = retagged(sequence.tag, &tags);
+        }
     }
 
     /// Adds blocks at the upper end.

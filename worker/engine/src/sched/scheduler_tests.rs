@@ -99,6 +99,25 @@ fn blocks_after_a_switch_to_quality_stay_density_blocks() {
 }
 
 #[test]
+fn a_rung_that_is_added_in_front_reuses_nothing_of_those_behind_it() {
+    let prompt = [1; 64];
+    let mut s = scheduler(64);
+    s.add(1, prompt.to_vec(), 40, false).unwrap();
+    run(&mut s, 0);
+    s.add(2, vec![2; 8], 4, false).unwrap();
+    s.rearrange(&[Some(1)]);
+    assert_eq!((s.sequences[&1].tag, s.sequences[&2].tag), (1, 0), "of the second nothing is computed yet");
+    run(&mut s, 1);
+    let hashes = prompt.chunks(BLOCK_TOKENS).scan(None, |parent, tokens| {
+        *parent = Some(chain(*parent, tokens));
+        *parent
+    });
+    for hash in hashes {
+        assert_eq!((s.pool.peek(hash, 0), s.pool.peek(hash, 1)), (None, Some(false)));
+    }
+}
+
+#[test]
 fn a_damaged_sequence_leaves_nothing_to_reuse() {
     let mut s = scheduler(64);
     s.add(1, vec![1; 40], 4, false).unwrap();

@@ -41,6 +41,8 @@ pub(super) struct Rung<B: Backend> {
     pub(super) blocks: usize,
     pub(super) weights: ProfileWeights<B>,
     pub(super) artifact: Artifact,
+    /// It is no part of the ladder any more, and goes once another one computes.
+    pub(super) leaves: bool,
 }
 
 /// A request that the scheduler knows.
@@ -79,6 +81,8 @@ pub(super) struct Core<B: Backend> {
     pub(super) scheduler: Scheduler,
     pub(super) pace: Pace,
     pub(super) memory: MemoryPlan,
+    /// Most tokens of a request, for which every rung has room.
+    pub(super) max_context_tokens: usize,
     pub(super) observer: Box<dyn Observer>,
     pub(super) commands: Receiver<Command>,
     pub(super) shared: Arc<Shared>,
@@ -113,6 +117,7 @@ impl<B: Backend> Core<B> {
             self.drop_cancelled();
             self.progress_switch();
             self.step();
+            self.drop_left();
             self.finish_drain();
             self.publish();
         }
@@ -149,6 +154,7 @@ impl<B: Backend> Core<B> {
                 // A step may take long: who asks for the state meanwhile sees that the switch is under way.
                 self.publish();
             }
+            Command::Ladder(command) => self.take_ladder(command),
             Command::Drain(done) => self.state.drained.push(done),
         }
     }
@@ -226,6 +232,11 @@ impl<B: Backend> Core<B> {
             FinishReason::Error => "error",
         };
         self.end(id, label);
+    }
+
+    /// True while there is no request.
+    pub(super) fn is_idle(&self) -> bool {
+        self.state.requests.is_empty()
     }
 
     /// Ends all requests with an error.

@@ -12,8 +12,11 @@ use std::{
 
 use tokio::sync::{mpsc as events, oneshot};
 
-use super::{Engine, Snapshot, SubmitError, SwitchEnd, SwitchResult, TokenStream, heartbeat::Heartbeat};
-use crate::{GenerateRequest, TokenEvent};
+use super::{
+    Declined, Engine, Snapshot, SubmitError, SwitchEnd, SwitchResult, TokenStream, heartbeat::Heartbeat,
+    ladder::LadderCommand, memory::MemoryPlan,
+};
+use crate::{GenerateRequest, TokenEvent, artifact::Artifact};
 
 /// A request on its way to the engine thread.
 pub(super) struct Submission {
@@ -32,6 +35,7 @@ pub(super) struct SwitchCommand {
 pub(super) enum Command {
     Submit(Box<Submission>),
     Switch(SwitchCommand),
+    Ladder(LadderCommand),
     Drain(oneshot::Sender<()>),
 }
 
@@ -65,6 +69,8 @@ pub struct EngineLimits {
     pub vocab: usize,
     /// Most requests that may wait.
     pub max_waiting: usize,
+    /// The memory that it has.
+    pub memory: MemoryPlan,
 }
 
 /// A running engine. Cheap to clone; the engine thread ends when the last handle is gone.
@@ -76,6 +82,24 @@ pub struct EngineHandle {
 }
 
 impl EngineHandle {
+    /// Its fixed facts.
+    pub fn limits(&self) -> EngineLimits {
+        self.limits
+    }
+
+    /// Gives the engine another ladder, best quality first, while it serves. The answer comes between two steps, with the
+    /// profiles that could not join; it does not come from an engine that has ended.
+    ///
+    /// # Guarantees
+    /// Requests in flight go on in the active profile. One that is missing in the ladder serves until another one is switched
+    /// to; a pending switch to such a one is refused.
+    pub fn set_ladder(&self, ladder: Vec<(String, Artifact)>) -> oneshot::Receiver<Vec<Declined>> {
+        let (reply, receiver) = oneshot::channel();
+        // The sender of a lost command is dropped, which the receiver sees.
+        let _ = self.commands.send(Command::Ladder(LadderCommand { ladder, reply }));
+        receiver
+    }
+
     fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {
         if request.prompt.is_empty() {
             return Err(SubmitError::Invalid("the prompt has no tokens".into()));

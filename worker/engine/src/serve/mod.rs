@@ -7,6 +7,7 @@
 //! | `handle` | the [`EngineHandle`] that the HTTP layer holds |
 //! | `core` | the loop: take commands, schedule, compute, sample, deliver |
 //! | `switch` | the in-place switch between two steps |
+//! | `ladder` | another ladder between two steps |
 //! | `pace` | how many rows a step may have while streams run |
 //! | `heartbeat` | the sign of life of the engine thread |
 //! | [`memory`] | the budget: blocks of each profile |
@@ -14,6 +15,7 @@
 mod core;
 mod handle;
 mod heartbeat;
+mod ladder;
 pub mod memory;
 mod pace;
 mod start;
@@ -26,6 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{GenerateRequest, TokenEvent};
 
 pub use handle::{EngineHandle, EngineLimits};
+pub use ladder::Declined;
 pub use start::{EngineConfig, prepare, start, start_with};
 pub use switch::SHRINK_PATIENCE;
 
@@ -133,7 +136,7 @@ pub struct Snapshot {
     pub active: Arc<str>,
     /// Profile of a switch under way.
     pub target: Option<Arc<str>>,
-    /// The ladder.
+    /// The ladder, and the active profile where that has left it.
     pub profiles: Vec<ProfileSnapshot>,
     /// Requests being computed.
     pub running: usize,

@@ -155,13 +155,14 @@ pub fn start_with<B: Calibrate>(
                 blocks: *blocks,
                 weights: ProfileWeights::load(&backend, model_config, artifact)?,
                 artifact: artifact.clone(),
+                leaves: false,
             })
         })
         .collect::<Result<Vec<Rung<B>>>>()?;
     let scales =
         kv_scales(&mut backend, checkpoint, &config.cache, &layout, &config.calibration, &mut |p| progress(0, p))?;
-    let most = blocks.iter().max().copied().unwrap_or(0);
-    let kv = backend.kv(layout, &scales, blocks[active], most)?;
+    // Address space for whatever profile joins the ladder later; memory is taken for the blocks in use.
+    let kv = backend.kv(layout, &scales, blocks[active], memory.blocks(0))?;
     let model = Model::new(&backend, model_config, config.max_batched_tokens)?;
     let scheduler = Scheduler::new(SchedulerConfig {
         blocks: blocks[active],
@@ -187,6 +188,7 @@ pub fn start_with<B: Calibrate>(
         scheduler,
         pace: Pace::default(),
         memory,
+        max_context_tokens,
         observer,
         commands,
         shared: shared.clone(),
@@ -206,7 +208,8 @@ pub fn start_with<B: Calibrate>(
             core.run();
         })
         .map_err(|e| EngineError::Config(format!("the engine thread did not start: {e}")))?;
-    let limits = EngineLimits { max_context_tokens, vocab: model_config.vocab, max_waiting: config.max_waiting };
+    let limits =
+        EngineLimits { max_context_tokens, vocab: model_config.vocab, max_waiting: config.max_waiting, memory };
     Ok(EngineHandle { commands: sender, shared, limits })
 }
 

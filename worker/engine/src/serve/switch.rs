@@ -12,7 +12,11 @@ use std::time::{Duration, Instant, SystemTime};
 use modelprofile_kernels::Backend;
 use tokio::sync::oneshot;
 
-use super::{Observation, SwitchEnd, SwitchResult, core::Core, handle::SwitchCommand};
+use super::{
+    Observation, SwitchEnd, SwitchResult,
+    core::{Core, Rung},
+    handle::SwitchCommand,
+};
 
 /// How long a shrinking pool waits for running requests to end before it preempts the newest.
 pub const SHRINK_PATIENCE: Duration = Duration::from_secs(2);
@@ -29,8 +33,9 @@ impl<B: Backend> Core<B> {
     /// Takes a request for a profile. The latest request wins: one that has not begun to swap is replaced.
     pub(super) fn request_switch(&mut self, command: SwitchCommand) {
         let SwitchCommand { profile, requested, reply } = command;
-        let Some(to) = self.rungs.iter().position(|r| *r.name == *profile) else {
-            let names: Vec<&str> = self.rungs.iter().map(|r| &*r.name).collect();
+        let known = |(index, rung): (usize, &Rung<B>)| *rung.name == *profile && (!rung.leaves || index == self.active);
+        let Some(to) = self.rungs.iter().enumerate().position(known) else {
+            let names: Vec<&str> = self.rungs.iter().filter(|r| !r.leaves).map(|r| &*r.name).collect();
             let message = format!("no profile is named {profile}; there are {}", names.join(", "));
             let result = self.result(&profile, requested, 0, Duration::ZERO, SwitchEnd::Unknown, message);
             let _ = reply.send(result);
@@ -139,7 +144,8 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    fn refuse(&mut self, message: String) {
+    /// Ends a pending switch without the target.
+    pub(super) fn refuse(&mut self, message: String) {
         self.scheduler.hold_admissions(false);
         if let Some(pending) = self.pending.take() {
             let name = self.rungs[pending.to].name.clone();

@@ -1,3 +1,4 @@
+use modelprofile_api::worker::AwaitedProfile;
 use modelprofile_api::{OnFailure, Quality};
 
 use super::*;
@@ -35,10 +36,48 @@ fn a_worker_is_not_asked_before_its_time_nor_for_what_it_does_not_know() {
     world.state("pod-2").profiles.pop();
     world.state("pod-3").phase = WorkerPhase::Draining;
     world.facts.workers[3].terminating = true;
+    let plan = world.plan();
+    assert!(plan.is_empty(), "{plan}");
+    assert_eq!(
+        waits(&plan),
+        ["1 of 2 workers know the profile density yet; they read it within about a minute"],
+        "those that serve and stay"
+    );
+    world.state("pod-2").profiles = world.state("pod-1").profiles.clone();
+    world.facts.workers[1].may_ask = false;
     assert_eq!(world.plan(), Plan::default());
     world.state("pod-1").active_profile = None;
     world.facts.workers[0].may_ask = true;
     assert_eq!(world.plan(), Plan::default(), "it starts in the wanted profile by itself");
+}
+
+#[test]
+fn a_rung_that_is_added_is_asked_for_where_it_is_known_and_what_the_others_lack_is_told() {
+    let cache = "cache: {persistentVolumeClaim: cache}\nscaling: {minReplicas: 3, maxReplicas: 3}\n";
+    let mut world = World::serving(cache);
+    let three = "profiles: [{name: quality, weights: {format: FP8}}, {name: middle, weights: {format: INT8}},
+  {name: density, weights: {format: INT4}}]";
+    world.edit(&format!("{cache}{three}"));
+    world.want("middle");
+    world.pass();
+    assert!(!world.plan().has(Stage::Switching), "it is being prepared");
+    world.finish_jobs("Complete");
+    world.pass();
+    let none = "0 of 3 workers know the profile middle yet; they read it within about a minute";
+    assert_eq!(waits(&world.plan()), [none]);
+    world.state("pod-2").profiles.push(WorkerProfile { name: "middle".into(), ..WorkerProfile::default() });
+    world.state("pod-3").awaited_profiles =
+        vec![AwaitedProfile { name: "middle".into(), message: "its artifact is damaged".into(), needs_restart: false }];
+    assert_eq!(world.pass(), ["switch pod-2 to middle: it serves with quality, and middle is wanted"]);
+    assert_eq!(
+        waits(&world.plan()),
+        [
+            "1 workers change to middle; 1 of 3 workers know the profile middle yet; they read it within about a minute; \
+          pod-3 says: its artifact is damaged"
+        ]
+    );
+    world.read_ladder();
+    assert_eq!(world.pass().len(), 2, "asked at the next look");
 }
 
 #[test]

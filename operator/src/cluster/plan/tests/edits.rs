@@ -1,3 +1,4 @@
+use modelprofile_api::worker::AwaitedProfile;
 use rstest::rstest;
 
 use super::*;
@@ -31,7 +32,8 @@ fn change(before: &str, after: &str) -> Vec<(String, Effect)> {
 #[case::placement("", "placement: {memoryBudget: 4Gi}", &[("spec.placement.memoryBudget", Effect::Rolls)])]
 #[case::cache("", "cache: {hostPath: /models}", &[("spec.cache.hostPath", Effect::Rolls)])]
 #[case::rung_taken_away("", "profiles: [{name: quality, weights: {format: FP8}}]", &[("spec.profiles[density]", Effect::Live)])]
-#[case::rung_added("profiles: [{name: quality, weights: {format: FP8}}]", "", &[("spec.profiles[density]", Effect::Rolls)])]
+#[case::rung_added("cache: {hostPath: /models}\nprofiles: [{name: quality, weights: {format: FP8}}]", "cache: {hostPath: /models}", &[("spec.profiles[density]", Effect::Joins)])]
+#[case::rung_added_that_each_pod_prepares("profiles: [{name: quality, weights: {format: FP8}}]", "", &[("spec.profiles[density]", Effect::Rolls)])]
 #[case::rung_changed(
     "",
     "profiles: [{name: quality, weights: {format: BF16}}, {name: density, weights: {format: INT4}}]",
@@ -111,10 +113,25 @@ fn a_live_edit_changes_the_config_map_alone() {
     assert_eq!(world.pass(), ["apply ConfigMap llama-worker: something else is wanted than was applied last"]);
 }
 
+/// A ladder with one rung more than others have.
+const THREE: &str = "profiles: [{name: quality, weights: {format: FP8}}, {name: middle, weights: {format: INT8}},
+  {name: density, weights: {format: INT4}}]";
+
+fn template(world: &World) -> Value {
+    world.deployment("llama")["spec"]["template"].clone()
+}
+
+/// The manifest is edited, and what it needs is prepared.
+fn prepared(world: &mut World, sections: &str) {
+    world.edit(sections);
+    world.pass();
+    world.finish_jobs("Complete");
+    world.pass();
+}
+
 #[test]
 fn a_rung_that_is_taken_away_and_brought_back_replaces_no_pod() {
     let mut world = World::serving("");
-    let template = |world: &World| world.deployment("llama")["spec"]["template"].clone();
     let before = template(&world);
     world.edit("profiles: [{name: quality, weights: {format: FP8}}]");
     world.pass();
@@ -122,11 +139,120 @@ fn a_rung_that_is_taken_away_and_brought_back_replaces_no_pod() {
     world.edit("");
     world.pass();
     assert_eq!(template(&world), before);
-    let three = "profiles: [{name: quality, weights: {format: FP8}}, {name: middle, weights: {format: INT8}},
-  {name: density, weights: {format: INT4}}]";
-    world.edit(three);
+    world.edit(THREE);
     world.pass();
-    assert_ne!(template(&world), before, "a worker does not know a rung that is added");
+    assert_ne!(template(&world), before, "a pod that fills its cache itself does that when it starts");
+}
+
+#[test]
+fn a_rung_that_is_added_is_prepared_first_and_replaces_no_pod() {
+    let mut world = World::serving(CACHE);
+    let before = template(&world);
+    let three = format!("{CACHE}{THREE}");
+    world.edit(&three);
+    world.pass();
+    let job = owner().job(&prepare::key(&world.valid));
+    let held = &running(world.facts.existing.config_map.as_ref().unwrap()).unwrap().spec.profiles;
+    assert_eq!(held.len(), 2, "nobody reads of a rung that is not prepared");
+    assert_eq!(
+        waits(&world.plan()),
+        [
+            "spec.profiles[middle] is followed when what the pods need then is prepared".to_owned(),
+            format!("Job {job} prepares what the pods need"),
+            "the workers stay as they are until what an edit needs is prepared".to_owned(),
+        ]
+    );
+    world.finish_jobs("Complete");
+    let said = world.pass();
+    assert_eq!(said[0], "apply ConfigMap llama-worker: something else is wanted than was applied last");
+    assert_eq!(running(world.facts.existing.config_map.as_ref().unwrap()).unwrap(), *world.valid.manifest());
+    assert_eq!(template(&world), before);
+    assert_eq!(world.plan(), Plan::default());
+
+    // Another engine rolls the pods, and the rung that joined is no reason to do so twice.
+    prepared(&mut world, &format!("{three}\nengine: {{image: 'modelprofile-worker:2'}}"));
+    let rolled = template(&world);
+    assert_ne!(rolled, before);
+    prepared(&mut world, &format!("{CACHE}engine: {{image: 'modelprofile-worker:2'}}"));
+    prepared(&mut world, &format!("{three}\nengine: {{image: 'modelprofile-worker:2'}}"));
+    assert_eq!(template(&world), rolled, "taken away and brought back");
+}
+
+#[test]
+fn a_rung_that_has_joined_and_gets_other_weights_replaces_the_pods() {
+    let mut world = World::serving(CACHE);
+    let before = template(&world);
+    let three = format!("{CACHE}{THREE}");
+    prepared(&mut world, &three);
+    assert_eq!(template(&world), before);
+    prepared(&mut world, &three.replace("INT8", "BF16"));
+    assert_ne!(template(&world), before, "a worker has it by then");
+}
+
+#[test]
+fn a_rung_that_a_worker_can_not_take_while_it_runs_replaces_the_pods_once() {
+    let mut world = World::serving(CACHE);
+    let before = template(&world);
+    prepared(&mut world, &format!("{CACHE}{THREE}"));
+    assert_eq!(template(&world), before);
+    let awaited = |needs_restart| {
+        let message = "middle holds 64 tokens beside its weights".to_owned();
+        vec![AwaitedProfile { name: "middle".into(), message, needs_restart }]
+    };
+    world.state("pod-1").awaited_profiles = awaited(false);
+    assert_eq!(world.plan(), Plan::default(), "it tries again by itself");
+    world.state("pod-1").awaited_profiles = awaited(true);
+    world.pass();
+    let rolled = template(&world);
+    assert_ne!(rolled, before);
+    assert_eq!(world.plan(), Plan::default(), "the pod that says so is about to be replaced");
+}
+
+#[test]
+fn on_accelerators_a_rung_that_is_added_replaces_pods_only_where_they_asked_for_too_little_memory() {
+    let gpu = format!("{CACHE}placement: {{acceleratorResource: nvidia.com/gpu}}\n");
+    let serving = |weights: &[(&str, u64)], sections: &str| {
+        let mut world = World::new(sections);
+        world.facts.weight_bytes = weights.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect();
+        for _ in 0..2 {
+            world.pass();
+            world.finish_jobs("Complete");
+        }
+        world.pass();
+        world
+    };
+    let memory = |world: &World| template(world)["spec"]["containers"][0]["resources"]["requests"]["memory"].clone();
+    let mut world = serving(&[("quality", 8), ("density", 5)], &gpu);
+    assert_eq!(memory(&world), "8");
+    let before = template(&world);
+    // What it needs is not told yet.
+    prepared(&mut world, &format!("{gpu}{THREE}"));
+    assert_eq!(template(&world), before);
+    world.facts.weight_bytes.insert("middle".into(), 6);
+    world.pass();
+    assert_eq!(memory(&world), "14", "all but the smallest");
+    let rolled = template(&world);
+    world.facts.weight_bytes.clear();
+    assert_eq!(world.plan(), Plan::default());
+    assert_eq!(template(&world), rolled);
+
+    // Pods that have asked for enough stay: here for a ladder that had a larger rung.
+    let two = "profiles: [{name: quality, weights: {format: FP8}}, {name: density, weights: {format: INT4}}]";
+    let mut world = serving(&[("quality", 8), ("middle", 6), ("density", 5)], &format!("{gpu}{THREE}"));
+    let before = template(&world);
+    prepared(&mut world, &format!("{gpu}{two}"));
+    world.facts.weight_bytes.insert("small".into(), 2);
+    let small = two.replace("}]", "}, {name: small, weights: {format: INT4, groupSize: 32}}]");
+    prepared(&mut world, &format!("{gpu}{small}"));
+    assert_eq!((template(&world), memory(&world)), (before, "14".into()));
+
+    // A manifest that says how much has decided.
+    let own = gpu.replace("gpu}", "gpu, resources: {limits: {memory: 1Gi}}}");
+    let mut world = serving(&[("quality", 8), ("density", 5)], &own);
+    let before = template(&world);
+    world.facts.weight_bytes.insert("middle".into(), 6);
+    prepared(&mut world, &format!("{own}{THREE}"));
+    assert_eq!(template(&world), before);
 }
 
 #[test]

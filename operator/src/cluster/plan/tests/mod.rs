@@ -218,6 +218,17 @@ impl World {
         }
     }
 
+    /// Workers read the manifest of the ConfigMap anew.
+    pub(super) fn read_ladder(&mut self) {
+        let Some(read) = self.facts.existing.config_map.as_ref().and_then(rollout::running) else { return };
+        for state in self.facts.workers.iter_mut().filter_map(|worker| worker.state.as_mut()) {
+            state.profiles = (read.spec.profiles.iter())
+                .map(|profile| WorkerProfile { name: profile.name.clone(), ..WorkerProfile::default() })
+                .collect();
+            state.awaited_profiles.clear();
+        }
+    }
+
     pub(super) fn deployments(&self) -> Vec<&str> {
         self.facts.existing.deployments.keys().map(String::as_str).collect()
     }

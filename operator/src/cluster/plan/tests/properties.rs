@@ -34,6 +34,8 @@ enum Event {
     Wait(i64),
     /// The Service is deleted by somebody.
     LoseService,
+    /// Workers look at their manifest.
+    Read,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -49,6 +51,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => any::<bool>().prop_map(Event::Jobs),
         2 => prop_oneof![Just(1_i64), Just(11), Just(121), Just(601)].prop_map(Event::Wait),
         1 => Just(Event::LoseService),
+        2 => Just(Event::Read),
     ]
 }
 
@@ -98,6 +101,7 @@ impl World {
             Event::InFlight(index, requests) => worker(index, &|worker| worker.in_flight = requests),
             Event::Jobs(complete) => self.finish_jobs(if complete { "Complete" } else { "Failed" }),
             Event::Wait(seconds) => self.wait(seconds),
+            Event::Read => self.read_ladder(),
             Event::LoseService => self.facts.existing.service = None,
         }
     }
@@ -113,6 +117,7 @@ impl World {
             self.finish_jobs("Complete");
             self.start_pods();
             self.ready_pods();
+            self.read_ladder();
             for worker in &mut self.facts.workers {
                 worker.answered = true;
                 if let Some(state) = &mut worker.state
