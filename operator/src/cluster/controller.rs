@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use jiff::SignedDuration;
 use kube::api::Api;
 use kube::runtime::controller::{Action as Requeue, Config, Controller};
@@ -61,6 +61,7 @@ pub async fn run(
     metrics: Metrics,
     end: impl Future<Output = ()> + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
+    let end = end.shared();
     let (changed, changes) = mpsc::channel(CHANGES);
     let context = Arc::new(Context {
         writer: Writer::new(client.clone()),
@@ -89,7 +90,7 @@ pub async fn run(
     let controller = controller
         .with_config(Config::default().concurrency(PASSES).debounce(DEBOUNCE))
         .reconcile_on(changes)
-        .graceful_shutdown_on(end)
+        .graceful_shutdown_on(end.clone())
         .run(reconcile, failed, context)
         .for_each(|outcome| async {
             if let Err(error) = outcome {
@@ -108,10 +109,23 @@ pub async fn run(
             });
         }
     };
+    // No pass begins before everything is known, and the controller ends after its first passes at the earliest. Where something may
+    // not be listed that never comes: it would hear of the end and wait on, with the Lease, until it is killed.
+    let ending_before_it_began = async {
+        end.await;
+        let begun = async {
+            store.wait_until_ready().await.ok();
+            known(&stopping.indexes).await;
+        };
+        if begun.now_or_never().is_some() {
+            std::future::pending::<()>().await;
+        }
+    };
     tokio::select! {
         () = controller => {}
         () = watches => {}
         () = forgetting => {}
+        () = ending_before_it_began => {}
     }
     Ok(())
 }
@@ -178,4 +192,44 @@ async fn reconcile(object: Arc<Stored>, context: Arc<Context>) -> Result<Requeue
         context.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::IntoFuture;
+
+    use axum::Json;
+    use axum::http::StatusCode;
+    use serde_json::json;
+
+    use super::*;
+
+    /// An API server that lets nobody list anything.
+    async fn refusing() -> Client {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let refuse = || async {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "reason": "Forbidden", "code": 403});
+            (StatusCode::FORBIDDEN, Json(status))
+        };
+        tokio::spawn(axum::serve(listener, axum::Router::new().fallback(refuse)).into_future());
+        Client::try_from(kube::Config::new(address.parse().unwrap())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_that_is_asked_to_end_before_it_could_list_everything_ends() {
+        let settings = Settings {
+            namespace: None,
+            interval: Duration::from_secs(1),
+            ahead: SignedDuration::ZERO,
+            options: Options::default(),
+        };
+        let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
+        let end = tokio::time::sleep(Duration::from_millis(100));
+        let running = Box::pin(run(refusing().await, settings, signer, Metrics::new().unwrap(), end));
+        tokio::time::timeout(Duration::from_secs(10), running)
+            .await
+            .expect("it waits for what it may not list")
+            .unwrap();
+    }
 }
