@@ -49,10 +49,22 @@ pub struct WorkerProfile {
 pub struct AwaitedProfile {
     /// Name in the manifest.
     pub name: String,
+    /// What kind of thing it lacks.
+    pub reason: AwaitedReason,
     /// What it lacks, as a sentence.
     pub message: String,
-    /// It can not join a worker that runs; one that starts takes it. False: the worker tries again by itself.
-    pub needs_restart: bool,
+}
+
+/// Why a profile has not joined the ladder of a worker that serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AwaitedReason {
+    /// Its artifact is not in the cache, or damaged. The worker takes it once it is there; one that starts would make it.
+    #[default]
+    ArtifactMissing,
+    /// It can not join a worker that runs; one that starts takes it.
+    NeedsRestart,
+    /// No worker can have it, as the manifest is.
+    DoesNotFit,
 }
 
 /// Use of the KV cache.

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use modelprofile_api::worker::{SwitchReport, WorkerProfile, WorkerState};
+use modelprofile_api::worker::{AwaitedReason, SwitchReport, WorkerProfile, WorkerState};
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -290,7 +290,7 @@ fn a_profile_whose_artifact_is_missing_is_awaited_until_it_is_there() {
     let state = worker.state();
     let awaited = &state.awaited_profiles[..];
     assert!(
-        matches!(awaited, [one] if one.name == "density" && one.message.contains(lacks) && !one.needs_restart),
+        matches!(awaited, [one] if one.name == "density" && one.message.contains(lacks) && one.reason == AwaitedReason::ArtifactMissing),
         "{awaited:?}"
     );
     assert_eq!(worker.profiles(), ["quality"]);
@@ -374,7 +374,7 @@ fn a_profile_without_room_for_requests_as_long_as_they_may_be_asks_for_another_s
     let (status, text) = worker.switch("quality");
     assert_eq!(status, 404, "{text}");
     let awaited = worker.state().awaited_profiles;
-    assert!(awaited.len() == 1 && awaited[0].needs_restart, "{awaited:?}");
+    assert!(awaited.len() == 1 && awaited[0].reason == AwaitedReason::NeedsRestart, "{awaited:?}");
     assert!(awaited[0].message.contains("requests may have 1024 since the worker started"), "{awaited:?}");
     drop(worker);
     assert_eq!(setup.serve().profiles(), ["quality", "density"], "a worker that starts takes it");

@@ -248,7 +248,7 @@ def rung_that_is_added(world: World) -> str:
         load.wait_for_answers(3)
         begun = time.monotonic()
         model.edit({"profiles": [quality, density]})
-        world.wait("the worker has two rungs", lambda: ladder(model) == {"quality", "density"}, 40)
+        world.wait("the worker has two rungs", lambda: ladder(model) == {"quality", "density"}, 120)
         joined = time.monotonic() - begun
         (job,) = jobs().items()
         expect(job[0] not in first and job[1] == 1, f"a Job of its own has prepared the rung before: {first}, and then {job}")

@@ -12,7 +12,8 @@
 //!
 //! - a cache that goes with its pod is filled by the pod when it starts; one that serves makes no artifact;
 //! - on accelerators packed weights of inactive rungs lie in pinned host memory, and the pods have asked for too little;
-//! - a worker says that a request may be longer than the rung has room for; one that starts would take shorter ones only.
+//! - a worker says that a request may be longer than the rung has room for; one that starts would take shorter ones only;
+//! - a worker says that the artifact is not there, and the cache is a path of its node: the Job prepared it on another one.
 //!
 //! Of these only the first is told by the manifest alone; [`super::shape`] sees to the others.
 

@@ -11,12 +11,14 @@
 //!
 //! Rungs that were added since are in an annotation of the Deployment itself, which the pods do not have: one of them that gets
 //! other weights replaces pods as any other does. They replace pods by themselves where these have asked for too little host
-//! memory, where a worker says that it can not take one, and where the cache goes with the pod, which fills it when it starts.
+//! memory, where a worker says that it can not take one or has no artifact of it on its node, and where the cache goes with the
+//! pod, which fills it when it starts.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use modelprofile_api::worker::{AwaitedProfile, AwaitedReason};
 use modelprofile_api::{EngineType, Profile};
 use serde_json::json;
 
@@ -89,9 +91,16 @@ impl Shape {
         let short = !pod::says_memory(valid) && host_memory(valid, set, facts) > Some(self.host_memory.unwrap_or(0));
         let staying = facts.of(set).filter(|worker| !worker.terminating).filter_map(|worker| worker.state.as_deref());
         let mut awaited = staying.flat_map(|state| &state.awaited_profiles);
+        // The Job has prepared it on some node; a pod that starts on another one makes it there.
+        let elsewhere = valid.spec().cache.host_path.is_some();
+        let starts = |awaited: &AwaitedProfile| match awaited.reason {
+            AwaitedReason::NeedsRestart => true,
+            AwaitedReason::ArtifactMissing => elsewhere,
+            AwaitedReason::DoesNotFit => false,
+        };
         rollout::is_joined(valid.manifest())
             && !short
-            && !awaited.any(|awaited| awaited.needs_restart && joins(&awaited.name))
+            && !awaited.any(|awaited| joins(&awaited.name) && starts(awaited))
     }
 
     /// The shape of pods that exist.

@@ -19,7 +19,13 @@ use std::{
     time::Duration,
 };
 
-use modelprofile_api::{Profile, Validated, worker::AwaitedProfile};
+use modelprofile_api::{
+    Profile, Validated,
+    worker::{
+        AwaitedProfile,
+        AwaitedReason::{self, ArtifactMissing, DoesNotFit, NeedsRestart},
+    },
+};
 use modelprofile_engine::{
     artifact::{Artifact, Finder, store::MANIFEST},
     serve::{Engine, EngineHandle, ProfileSnapshot},
@@ -78,18 +84,7 @@ struct Tried {
 }
 
 /// Why a profile has not joined.
-#[derive(Clone)]
-struct Awaited {
-    message: String,
-    needs_restart: bool,
-}
-
-impl Awaited {
-    /// It may join later.
-    fn yet(message: impl Into<String>) -> Self {
-        Self { message: message.into(), needs_restart: false }
-    }
-}
+type Awaited = (AwaitedReason, String);
 
 impl Seen {
     /// Of a worker that has just started with this ladder.
@@ -173,7 +168,7 @@ impl Follower<'_> {
             for declined in declined {
                 let at = ladder.iter().position(|held| held.profile.name == declined.name);
                 let Some(held) = at.map(|at| ladder.remove(at)) else { continue };
-                let why = Awaited::yet(declined.message);
+                let why = (DoesNotFit, declined.message);
                 self.tried(&held.profile, stamp(&held.artifact.directory().join(MANIFEST)), why.clone());
                 awaited.push((declined.name, why));
             }
@@ -187,17 +182,16 @@ impl Follower<'_> {
     /// The artifact of a profile that is to join; a sentence if it can not yet.
     fn open(&mut self, profile: &Profile) -> Result<Artifact, Awaited> {
         let name = &profile.name;
-        let spec = preparation::profile(profile).map_err(|error| Awaited::yet(error.to_string()))?;
+        let spec = preparation::profile(profile).map_err(|error| (DoesNotFit, error.to_string()))?;
         if spec.kv != self.kv {
             let message = format!("{name} has another kvCache.format than the cache that requests are in");
-            return Err(Awaited { message, needs_restart: true });
+            return Err((NeedsRestart, message));
         }
-        let found = self.finder.find(&spec).map_err(|error| Awaited::yet(error.to_string()))?;
+        let found = self.finder.find(&spec).map_err(|error| (DoesNotFit, error.to_string()))?;
         let before = |known: &ProfileSnapshot| *known.name == **name && known.artifact_key != found.key;
         if self.engine.snapshot().profiles.iter().any(before) {
-            return Err(Awaited::yet(format!(
-                "{name} joins when its predecessor of the same name does not serve any more"
-            )));
+            let message = format!("{name} joins when its predecessor of the same name does not serve any more");
+            return Err((NeedsRestart, message));
         }
         let stamp = stamp(&found.directory.join(MANIFEST));
         if let Some(tried) = self.seen.tried.get(name)
@@ -207,12 +201,15 @@ impl Follower<'_> {
         }
         let opened = match found.open() {
             Ok(Some(artifact)) => self.fits(name, &artifact).map(|()| artifact),
-            Ok(None) => Err(Awaited::yet(format!(
-                "the artifact {} of {name} is not in the cache; a worker that serves makes none, `modelprofile-worker prepare` \
-                 does",
-                found.key
-            ))),
-            Err(error) => Err(Awaited::yet(error.to_string())),
+            Ok(None) => {
+                let key = &found.key;
+                let message = format!(
+                    "the artifact {key} of {name} is not in the cache; a worker that serves makes none, `modelprofile-worker \
+                     prepare` does"
+                );
+                Err((ArtifactMissing, message))
+            }
+            Err(error) => Err((ArtifactMissing, error.to_string())),
         };
         if let Err(why) = &opened {
             self.tried(profile, stamp, why.clone());
@@ -231,7 +228,7 @@ impl Follower<'_> {
         let wanted = model.max_context_tokens.map(|tokens| tokens as usize);
         let longest = self.finder.config().max_positions;
         let (blocks, _) =
-            limits.memory.ladder(&sizes, wanted, longest).map_err(|error| Awaited::yet(error.to_string()))?;
+            limits.memory.ladder(&sizes, wanted, longest).map_err(|error| (DoesNotFit, error.to_string()))?;
         let (holds, limit) = (blocks.iter().sum::<usize>() * BLOCK_TOKENS, limits.max_context_tokens);
         if holds >= limit {
             return Ok(());
@@ -240,7 +237,7 @@ impl Follower<'_> {
             "{name} holds {holds} tokens beside its weights, and requests may have {limit} since the worker started; set \
              spec.model.maxContextTokens to at most {holds}, or start the worker again"
         );
-        Err(Awaited { message, needs_restart: true })
+        Err((NeedsRestart, message))
     }
 
     /// Tells the gate what was measured of profiles that it knows nothing of.
@@ -263,10 +260,8 @@ impl Follower<'_> {
     fn tell(&mut self, awaited: Vec<(String, Awaited)>) {
         self.seen.tried.retain(|name, _| awaited.iter().any(|(awaited, _)| awaited == name));
         let told = self.app.awaited();
-        let awaited: Vec<AwaitedProfile> = awaited
-            .into_iter()
-            .map(|(name, Awaited { message, needs_restart })| AwaitedProfile { name, message, needs_restart })
-            .collect();
+        let awaited: Vec<AwaitedProfile> =
+            awaited.into_iter().map(|(name, (reason, message))| AwaitedProfile { name, reason, message }).collect();
         for news in awaited.iter().filter(|awaited| !told.contains(awaited)) {
             tracing::warn!(profile = %news.name, "it was added to the manifest and is not served yet: {}", news.message);
         }

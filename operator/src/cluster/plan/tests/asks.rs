@@ -1,4 +1,4 @@
-use modelprofile_api::worker::AwaitedProfile;
+use modelprofile_api::worker::{AwaitedProfile, AwaitedReason};
 use modelprofile_api::{OnFailure, Quality};
 
 use super::*;
@@ -66,8 +66,11 @@ fn a_rung_that_is_added_is_asked_for_where_it_is_known_and_what_the_others_lack_
     let none = "0 of 3 workers know the profile middle yet; they read it within about a minute";
     assert_eq!(waits(&world.plan()), [none]);
     world.state("pod-2").profiles.push(WorkerProfile { name: "middle".into(), ..WorkerProfile::default() });
-    world.state("pod-3").awaited_profiles =
-        vec![AwaitedProfile { name: "middle".into(), message: "its artifact is damaged".into(), needs_restart: false }];
+    world.state("pod-3").awaited_profiles = vec![AwaitedProfile {
+        name: "middle".into(),
+        reason: AwaitedReason::ArtifactMissing,
+        message: "its artifact is damaged".into(),
+    }];
     assert_eq!(world.pass(), ["switch pod-2 to middle: it serves with quality, and middle is wanted"]);
     assert_eq!(
         waits(&world.plan()),

@@ -1,4 +1,4 @@
-use modelprofile_api::worker::AwaitedProfile;
+use modelprofile_api::worker::{AwaitedProfile, AwaitedReason};
 use rstest::rstest;
 
 use super::*;
@@ -195,17 +195,28 @@ fn a_rung_that_a_worker_can_not_take_while_it_runs_replaces_the_pods_once() {
     let before = template(&world);
     prepared(&mut world, &format!("{CACHE}{THREE}"));
     assert_eq!(template(&world), before);
-    let awaited = |needs_restart| {
-        let message = "middle holds 64 tokens beside its weights".to_owned();
-        vec![AwaitedProfile { name: "middle".into(), message, needs_restart }]
+    let awaited = |reason| {
+        let message = "middle lacks something".to_owned();
+        vec![AwaitedProfile { name: "middle".into(), reason, message }]
     };
-    world.state("pod-1").awaited_profiles = awaited(false);
-    assert_eq!(world.plan(), Plan::default(), "it tries again by itself");
-    world.state("pod-1").awaited_profiles = awaited(true);
+    for reason in [AwaitedReason::ArtifactMissing, AwaitedReason::DoesNotFit] {
+        world.state("pod-1").awaited_profiles = awaited(reason);
+        assert_eq!(world.plan(), Plan::default(), "{reason:?}: another pod would not have it either");
+    }
+    world.state("pod-1").awaited_profiles = awaited(AwaitedReason::NeedsRestart);
     world.pass();
     let rolled = template(&world);
     assert_ne!(rolled, before);
     assert_eq!(world.plan(), Plan::default(), "the pod that says so is about to be replaced");
+
+    let path = "cache: {hostPath: /models}\n";
+    let mut world = World::serving(path);
+    let before = template(&world);
+    prepared(&mut world, &format!("{path}{THREE}"));
+    assert_eq!(template(&world), before);
+    world.state("pod-1").awaited_profiles = awaited(AwaitedReason::ArtifactMissing);
+    world.pass();
+    assert_ne!(template(&world), before, "a pod that starts makes what its node lacks");
 }
 
 #[test]
