@@ -2,7 +2,8 @@
 """A worker without a model: it speaks the admin API, so that the tests of local mode see every state within a second.
 
 It takes the command line of the real worker, and does not start with a manifest that does not name the profile. Its profiles are
-quality and density; each look at its state prepares a bit more. A profile named in FAKE_REFUSES is refused. The file named by
+quality and density; each look at its state prepares FAKE_PREPARES percent more, all of it without that. A profile named in
+FAKE_REFUSES is refused. The file named by
 FAKE_DIES, once it exists, makes it die; while the file named by FAKE_HANGS exists, it does not answer. The file named by
 FAKE_LOAD holds the percentage of KV blocks in use, 10 without it; while it says "none", there are no metrics. While the file
 named by FAKE_SWITCH says "cut", a switch gets no answer; while it says "die", the worker dies of it. The file named by FAKE_STALLED
@@ -72,7 +73,7 @@ def measured(name):
 
 def state():
     global prepared, active
-    prepared = min(100, prepared + 40)
+    prepared = min(100, prepared + int(os.environ.get("FAKE_PREPARES", "100")))
     if prepared == 100 and active is None:
         wanted = [args.profile, "quality", "density"]
         active = next((name for name in wanted if may_serve(name)), None)

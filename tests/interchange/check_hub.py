@@ -18,6 +18,7 @@ import argparse
 import json
 import pathlib
 import sys
+import time
 
 import numpy
 import torch
@@ -145,6 +146,7 @@ def load(directory, activations):
 
 
 def check(directory, reference):
+    begun = time.monotonic()
     layout, config, values = plain(directory)
     report = {"directory": str(directory), "layout": layout, "tensors": len(values)}
     if layout == "compressed-tensors" and scheme_of(config["quantization_config"]).weights.symmetric:
@@ -162,6 +164,7 @@ def check(directory, reference):
         differing = [name for name in values if not torch.equal(values[name], reference[name])]
         if differing:
             sys.exit(f"{directory} holds other values: {differing}")
+    report["seconds"] = round(time.monotonic() - begun, 1)
     print(json.dumps(report), flush=True)
     return values
 

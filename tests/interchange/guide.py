@@ -24,10 +24,25 @@ def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def check(worker, operator, model, folder):
-    """Yields a line for each manifest, command and result. Exits at the first that does not work."""
+def text():
+    return (ROOT / "GUIDE.md").read_text(encoding="utf-8")
+
+
+def commands():
+    return [line for block in blocks(text(), "sh") for line in block.splitlines()]
+
+
+def outputs(folder):
+    """What the commands leave for readers that are not ours."""
+    words = [shlex.split(line) for line in commands()]
+    return [folder / line[at + 1] for line in words for at, word in enumerate(line) if word in ("--output", "--report")]
+
+
+def follow(worker, operator, model, folder):
+    """Yields a line for each manifest and command. Exits at the first that does not work."""
     folder.mkdir()
-    guide = (ROOT / "GUIDE.md").read_text(encoding="utf-8")
+    if not (len(commands()) >= 7 and len(outputs(folder)) >= 4):
+        sys.exit(f"error: GUIDE.md has {len(commands())} commands with {len(outputs(folder))} outputs; its pipelines are not found")
     programs = {"modelprofile-worker": worker, "modelprofile": operator}
 
     def run(*command):
@@ -36,14 +51,12 @@ def check(worker, operator, model, folder):
         if ran.returncode != 0:
             sys.exit(f"error: GUIDE.md's {' '.join(map(str, command))} failed:\n{ran.stdout}{ran.stderr}")
 
-    for index, manifest in enumerate(blocks(guide, "yaml")):
+    for index, manifest in enumerate(blocks(text(), "yaml")):
         file = folder / f"manifest-{index}.yaml"
         file.write_text(manifest, encoding="utf-8")
         run(operator, "validate", "-f", file)
         yield {"guide": "manifest", "valid": True}
-    outputs = []
-    commands = [line for block in blocks(guide, "sh") for line in block.splitlines()]
-    for line in commands:
+    for line in commands():
         words = shlex.split(line)
         if words[0] not in programs:
             sys.exit(f"error: GUIDE.md's command is no program of this repository: {line}")
@@ -52,10 +65,11 @@ def check(worker, operator, model, folder):
         named = {MODEL: str(model)} | {word: str(ROOT / word) for word in words if (ROOT / word).is_file() and word != MODEL}
         run(programs[words[0]], *(named.get(word, word) for word in words[1:]))
         yield {"guide": line}
-        outputs += [folder / words[at + 1] for at, word in enumerate(words) if word in ("--output", "--report")]
-    if not (len(commands) >= 7 and len(outputs) >= 4):
-        sys.exit(f"error: GUIDE.md has {len(commands)} commands with {len(outputs)} outputs; its pipelines are not found")
-    for output in outputs:
+
+
+def results(folder):
+    """Yields a line for each result, once the commands have run."""
+    for output in outputs(folder):
         yield {"guide": output.name, "read": read(output)}
 
 

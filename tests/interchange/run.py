@@ -2,8 +2,9 @@
 
 Started by tests/scripts/test-interchange.sh. Every export of a tiny checkpoint is read by check_hub.py and every GGUF type
 by check_gguf.py, from a model with blocks of 256 and from the first layers of a real one; then a real model is scored by
-transformers and compressed-tensors and by the worker: perplexity and divergence must agree. Last, GUIDE.md is followed
-(guide.py). Ends at the first difference with a line that says where.
+transformers and compressed-tensors and by the worker: perplexity and divergence must agree. Beside that GUIDE.md is followed
+(guide.py): the worker's processes and the readers in Python then have a core each. Ends at the first difference with a line
+that says where.
 """
 
 import argparse
@@ -13,7 +14,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -77,6 +80,25 @@ class Worker:
         if len(rows) != len(recipes):
             sys.exit(f"error: expected {len(recipes)} rows of scores in\n{output}")
         return {recipe: tuple(map(float, row)) for recipe, row in zip(recipes, rows)}
+
+
+class Tally:
+    """Prints what was checked, with the seconds that it took, and counts it."""
+
+    def __init__(self):
+        self.checks, self.lock = 0, threading.Lock()
+
+    def count(self, checks=1):
+        with self.lock:
+            self.checks += checks
+
+    def print(self, reports):
+        begun = time.monotonic()
+        for report in reports:
+            self.count()
+            with self.lock:
+                print(json.dumps(report | {"seconds": round(time.monotonic() - begun, 1)}), flush=True)
+            begun = time.monotonic()
 
 
 def truncate(source, target):
@@ -157,29 +179,26 @@ def main():
     parser.add_argument("--operator", type=Path, required=True)
     parser.add_argument("--smollm2", type=Path, required=True)
     arguments = parser.parse_args()
-    start, checks = time.monotonic(), 0
-    with tempfile.TemporaryDirectory() as name:
+    start, tally = time.monotonic(), Tally()
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(1) as beside:
         folder = Path(name)
         worker = Worker(arguments.worker, folder / "cache")
         small = truncate(arguments.smollm2, folder / "smollm2-layers")
+        followed = beside.submit(tally.print, guide.follow(arguments.worker, arguments.operator, small, folder / "guide"))
         for source, recipe, layouts in [(TINY, *row) for row in EXPORTS] + [(small, *row) for row in CALIBRATED]:
             artifact, reference = worker.quantize(source, recipe), None
             for layout in layouts:
                 output = worker.export(artifact, layout, folder / f"{recipe}-{layout}".replace(":", "-"))
                 values = check_hub.check(output, reference)
-                reference, checks = reference or values, checks + 1
+                reference = reference or values
+                tally.count()
         # K types where rows divide into blocks of 256, and the types that stand in for them where they do not.
         for source, types in ((wide(folder / "wide"), check_gguf.ERRORS), (small, ["Q5_K_M", "Q4_K_M"])):
-            for report in check_gguf.check(worker, source, folder, types):
-                print(json.dumps(report), flush=True)
-                checks += 1
-        for report in compare_scores(worker, arguments.smollm2, folder):
-            print(json.dumps(report), flush=True)
-            checks += 1
-        for report in guide.check(arguments.worker, arguments.operator, small, folder / "guide"):
-            print(json.dumps(report), flush=True)
-            checks += 1
-    print(f"{checks} passed, 0 failed; {time.monotonic() - start:.0f} s")
+            tally.print(check_gguf.check(worker, source, folder, types))
+        tally.print(compare_scores(worker, arguments.smollm2, folder))
+        followed.result()
+        tally.print(guide.results(folder / "guide"))
+    print(f"{tally.checks} passed, 0 failed; {time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ pub struct Indexes {
 /// What a pass saw.
 #[derive(Debug)]
 pub struct Observed {
-    /// Stands for the objects, as [`Indexes::version`] does.
+    /// Stands for the objects, as one number.
     pub objects: u64,
     /// The objects. `None`: they are those that a plan found nothing to do with, and were not read.
     pub existing: Option<Existing>,

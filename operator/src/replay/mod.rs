@@ -22,13 +22,14 @@ pub mod stats;
 pub mod timeline;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use modelprofile_policy::Rules;
 use serde_json::Value;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::traces::{LONGEST, Trace};
 use client::{Record, Target};
@@ -60,8 +61,12 @@ pub struct Options {
     pub salt: u64,
     /// Show a line of progress on standard error.
     pub progress: bool,
+    /// Once so many requests have ended, those that still run are cut off and left out; `None` waits for all.
+    pub enough: Option<usize>,
     /// How long the metrics are read on after the last answer, so that what follows on a peak is seen too.
     pub linger: Duration,
+    /// Ends that time early, while it says so; `None` is never.
+    pub seen_enough: Option<watch::Receiver<bool>>,
     /// A manifest's targets and signals, which the pressure is measured by; `None` takes the default targets, and the
     /// signals of the engine whose metrics come.
     pub rules: Option<Rules>,
@@ -81,7 +86,9 @@ impl Options {
             slo: Slo::default(),
             salt: 0,
             progress: false,
+            enough: None,
             linger: Duration::ZERO,
+            seen_enough: None,
             rules: None,
         }
     }
@@ -92,7 +99,7 @@ impl Options {
 pub struct Outcome {
     /// The clock at second 0.
     pub started: Timestamp,
-    /// A record of each request, in the order of the trace.
+    /// A record of each request that was not cut off, in the order of the trace.
     pub records: Vec<Record>,
     /// The server's metrics; empty if it has none.
     pub samples: Vec<Sample>,
@@ -116,7 +123,7 @@ pub fn check(trace: &Trace) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Replays `trace` and waits for every answer.
+/// Replays `trace` and waits for every answer, or for [`Options::enough`] of them.
 ///
 /// # Errors
 /// The trace cannot be replayed, or the server did not answer before the first request. Requests that fail are no errors: they
@@ -150,9 +157,9 @@ pub async fn run(options: &Options, trace: &Trace) -> anyhow::Result<Outcome> {
     let (start, started) = (Instant::now(), Timestamp::now());
     let mut seen = Seen::default();
     let send = async {
-        let records = send_all(&target, &trace, &prompts, start, options.progress).await?;
+        let records = send_all(&target, &trace, &prompts, start, options).await?;
         let (wall, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu_before);
-        tokio::time::sleep(options.linger).await;
+        linger(options).await;
         anyhow::Ok((records, wall, cpu))
     };
     let (records, wall, cpu) = tokio::select! {
@@ -164,36 +171,55 @@ pub async fn run(options: &Options, trace: &Trace) -> anyhow::Result<Outcome> {
     Ok(Outcome { started, records, samples, pressure, summary })
 }
 
-/// Sends each request at its time, and gathers the records when all have ended.
+/// Waits after the last answer, as [`Options::linger`] and [`Options::seen_enough`] say.
+async fn linger(options: &Options) {
+    let early = async {
+        let Some(mut seen) = options.seen_enough.clone() else { return std::future::pending().await };
+        // Whoever would say so may be gone: then nobody will.
+        if seen.wait_for(|enough| *enough).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = tokio::time::sleep(options.linger) => {}
+        () = early => {}
+    }
+}
+
+/// Sends each request at its time, and gathers the records when enough have ended.
 async fn send_all(
     target: &Arc<Target>,
     trace: &Trace,
     prompts: &Prompts,
     start: Instant,
-    progress: bool,
+    options: &Options,
 ) -> anyhow::Result<Vec<Record>> {
-    let done = Arc::new(AtomicUsize::new(0));
     let total = trace.arrivals.len();
-    let bar = if progress { progress_bar(total) } else { indicatif::ProgressBar::hidden() };
-    let mut tasks = Vec::with_capacity(total);
+    let enough = options.enough.unwrap_or(total).min(total);
+    let bar = if options.progress { progress_bar(total) } else { indicatif::ProgressBar::hidden() };
+    // Those that still run end with it.
+    let mut tasks = JoinSet::new();
     for (index, arrival) in trace.arrivals.iter().enumerate() {
         // Made before it is due: a long prompt takes its time.
         let prompt = prompts.prompt(index, arrival.prompt_tokens);
         let due = start + Duration::from_secs_f64(arrival.at);
         tokio::time::sleep_until(due.into()).await;
-        let (target, counter, arrival, shown) = (target.clone(), done.clone(), *arrival, bar.clone());
-        tasks.push(tokio::spawn(async move {
+        let (target, arrival, shown) = (target.clone(), *arrival, bar.clone());
+        tasks.spawn(async move {
             let record = client::send(&target, index, arrival, prompt, start).await;
-            shown.set_position(counter.fetch_add(1, Ordering::Relaxed) as u64 + 1);
+            shown.inc(1);
             record
-        }));
-        bar.set_message(format!("{} sent, {} running", index + 1, index + 1 - done.load(Ordering::Relaxed)));
+        });
+        bar.set_message(format!("{} sent, {} running", index + 1, index as u64 + 1 - bar.position()));
     }
     let mut records = Vec::with_capacity(total);
-    for task in tasks {
-        records.push(task.await.context("a request's task failed")?);
-        bar.set_message(format!("{total} sent, {} running", total - done.load(Ordering::Relaxed)));
+    while records.len() < enough
+        && let Some(record) = tasks.join_next().await
+    {
+        records.push(record.context("a request's task failed")?);
+        bar.set_message(format!("{total} sent, {} running", total as u64 - bar.position()));
     }
+    records.sort_by_key(|record: &Record| record.index);
     bar.finish_and_clear();
     Ok(records)
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -15,6 +16,8 @@ use crate::traces::Arrival;
 enum Manner {
     /// Three tokens, the last by another profile, after a delay.
     After(Duration),
+    /// The same, one request after the other.
+    Every(Duration),
     /// A status.
     Status(&'static str),
     /// One token, then an error event.
@@ -22,6 +25,9 @@ enum Manner {
     /// One token, then nothing.
     BreakOff,
 }
+
+/// Held by the request that [`Manner::Every`] answers.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 async fn serve(manner: Manner) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -79,7 +85,9 @@ async fn answer(mut stream: TcpStream, manner: Manner) {
             }
             say("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n".into()).await;
             match manner {
-                Manner::After(delay) => {
+                Manner::After(delay) | Manner::Every(delay) => {
+                    let turn = matches!(manner, Manner::Every(_)).then(|| TURN.lock());
+                    let _turn = OptionFuture::from(turn).await;
                     tokio::time::sleep(delay).await;
                     say(token("quality") + &token("quality")).await;
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -114,6 +122,31 @@ async fn answers_are_timed_and_counted_by_profile() {
     let sample = &outcome.samples[0];
     assert_eq!((sample.kv_usage, sample.profile.as_deref()), (Some(0.5), Some("quality")));
     assert_eq!(outcome.pressure[0], (sample.at, 0.5 / 0.85));
+}
+
+#[tokio::test]
+async fn what_runs_on_when_enough_have_ended_is_cut_off_and_left_out() {
+    let url = serve(Manner::Every(Duration::from_millis(200))).await;
+    let options = Options { enough: Some(3), ..Options::new(url) };
+    let outcome = run(&options, &trace(60, 0.0)).await.unwrap();
+    assert_eq!((outcome.summary.requests, outcome.summary.succeeded), (3, 3));
+    assert!(outcome.records.is_sorted_by_key(|record| record.index), "{:?}", outcome.records);
+    assert!(outcome.summary.seconds < 6.0, "all 60 take 12 s: {}", outcome.summary.seconds);
+}
+
+#[tokio::test]
+async fn lingering_ends_when_its_time_is_over_or_enough_was_seen() {
+    let url = serve(Manner::After(Duration::ZERO)).await;
+    let (say, seen) = watch::channel(false);
+    let lingering = |linger| {
+        let options = Options { linger, seen_enough: Some(seen.clone()), ..Options::new(url.clone()) };
+        async move { run(&options, &trace(1, 0.0)).await.unwrap() }
+    };
+    let begun = Instant::now();
+    lingering(Duration::from_millis(300)).await;
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+    say.send(true).unwrap();
+    tokio::time::timeout(Duration::from_secs(60), lingering(Duration::from_secs(600))).await.unwrap();
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use harness::{LIMIT, Local, command, free_ports, manifest, text};
 
 #[test]
 fn it_prepares_then_says_where_it_serves_and_drains_at_sigterm() {
-    let mut local = Local::start("{mode: Auto}", &[]);
+    let mut local = Local::start("{mode: Auto}", &[("FAKE_PREPARES", "40")]);
     local.expect("preparing: quality 40 %, density 40 %");
     local.expect("demo is ready");
     local.expect("curl http://127.0.0.1:");

@@ -2,9 +2,12 @@
 
 use crate::harness::{Local, manifest};
 
+/// A worker that prepares in steps: the line that says what is served comes after the one that says that it is ready.
+const SLOWLY: [(&str, &str); 1] = [("FAKE_PREPARES", "40")];
+
 #[test]
 fn a_worker_that_dies_after_an_invalid_edit_starts_again_as_it_was() {
-    let mut local = Local::start("{mode: Auto}", &[]);
+    let mut local = Local::start("{mode: Auto}", &SLOWLY);
     local.expect("demo is ready");
     local.write("broken");
     local.expect("not valid, so nothing changes");
@@ -14,7 +17,7 @@ fn a_worker_that_dies_after_an_invalid_edit_starts_again_as_it_was() {
 
 #[test]
 fn a_worker_that_dies_after_an_edit_that_waits_starts_again_as_it_was() {
-    let mut local = Local::start("{mode: Auto}", &[]);
+    let mut local = Local::start("{mode: Auto}", &SLOWLY);
     local.expect("demo is ready");
     local.write(&manifest("{mode: Auto}").replace("name: quality", "name: best").replace("FP8", "BF16"));
     local.expect("restart `modelprofile local` for the change of spec.profiles[0].name");

@@ -24,7 +24,7 @@ use modelprofile_operator::traces::Trace;
 
 use explain::Moves;
 use manifest::Mode;
-use run::{Run, Runner};
+use run::{End, Run, Runner};
 use trace::{Shape, Source};
 
 /// Mean requests that fit into the first profile's cache.
@@ -33,8 +33,8 @@ pub const REQUESTS_IN_CACHE: f64 = 4.0;
 const OVERLOAD: f64 = 1.4;
 /// The rate before and after, as a multiple of the same.
 const QUIET: f64 = 0.1;
-/// With the quiet part more than the window that a return takes, so that the picture shows it.
-const LINGER: Duration = Duration::from_secs(35);
+/// Most time after the last answer until load has brought the model back: more than the window that a return takes.
+const BACK_WITHIN: Duration = Duration::from_secs(35);
 
 /// The scenario on one machine: its budget and its trace.
 #[derive(Clone, Debug)]
@@ -115,7 +115,7 @@ impl Scenario {
     /// The worker does not serve.
     pub async fn switching(&self) -> anyhow::Result<Run> {
         println!("\nthe peak, load decides");
-        self.run(Mode::Auto, LINGER).await
+        self.run(Mode::Auto, End::Back { to: self.quality.clone(), within: BACK_WITHIN }).await
     }
 
     /// One run in the first profile.
@@ -124,12 +124,12 @@ impl Scenario {
     /// The worker does not serve.
     pub async fn pinned(&self) -> anyhow::Result<Run> {
         println!("\nthe same peak, pinned to {}", self.quality);
-        self.run(Mode::Pinned(&self.quality), Duration::ZERO).await
+        self.run(Mode::Pinned(&self.quality), End::AllAnswers).await
     }
 
-    async fn run(&self, mode: Mode<'_>, linger: Duration) -> anyhow::Result<Run> {
+    async fn run(&self, mode: Mode<'_>, end: End) -> anyhow::Result<Run> {
         let file = variant_of(&self.manifest, &self.folder, mode, self.budget_mib)?;
-        let run = self.runner.run(&file, &self.trace, linger).await?;
+        let run = self.runner.run(&file, &self.trace, &end).await?;
         println!("{}", run.sentence());
         Ok(run)
     }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use jiff::Timestamp;
 use modelprofile_operator::replay::{self, Options, Outcome};
 use modelprofile_operator::traces::Trace;
+use tokio::sync::watch::Sender;
 
 use crate::local::{Local, Ready};
 
@@ -19,6 +20,24 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(300);
 /// Of every run, so that all send the same prompts.
 const SALT: u64 = 1;
+/// How long the picture goes on after the model is back in its first profile.
+const CALM: Duration = Duration::from_secs(5);
+
+/// When a run is over.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// When all requests were answered.
+    AllAnswers,
+    /// When as many were; the others are cut off.
+    Answers(usize),
+    /// When all were, and load has brought the model back to a profile.
+    Back {
+        /// The profile.
+        to: String,
+        /// Most time after the last answer.
+        within: Duration,
+    },
+}
 
 /// A change of profile that load caused.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,13 +108,13 @@ impl Runner {
         Self { modelprofile: modelprofile.to_owned() }
     }
 
-    /// Serves `manifest` and replays `trace`; afterwards the metrics are watched for `linger` more.
+    /// Serves `manifest` and replays `trace` until `end`.
     ///
     /// # Errors
     /// The worker does not serve, or local mode does not end well.
-    pub async fn run(&self, manifest: &Path, trace: &Trace, linger: Duration) -> anyhow::Result<Run> {
+    pub async fn run(&self, manifest: &Path, trace: &Trace, end: &End) -> anyhow::Result<Run> {
         let mut local = Local::start(&self.modelprofile, manifest)?;
-        let run = measure(&mut local, trace, linger).await;
+        let run = measure(&mut local, trace, end).await;
         // After an error too: a local mode that is killed would leave its worker behind.
         let stopped = local.stop(STOP_LIMIT).await;
         let run = run?;
@@ -104,34 +123,52 @@ impl Runner {
     }
 
     /// Requests a second that `manifest` serves, from requests that are all sent at once. The first answers and the last
-    /// do not count: then the worker is not yet full, or no longer.
+    /// do not count: then the worker is not yet full, or no longer. So nobody waits for the last.
     ///
     /// # Errors
     /// As for [`Runner::run`], or too few requests were answered.
     pub async fn capacity(&self, manifest: &Path, trace: &Trace) -> anyhow::Result<f64> {
-        println!("\nmeasuring what the worker can serve, with {} requests", trace.arrivals.len());
-        let run = self.run(manifest, trace, Duration::ZERO).await?;
+        let sent = trace.arrivals.len();
+        println!("\nmeasuring what the worker can serve, with {sent} requests");
+        let (_, last) = middle(sent);
+        let run = self.run(manifest, trace, &End::Answers(last + 1)).await?;
         let answered = run.outcome.records.iter().filter(|record| record.failure.is_none());
         let mut ends: Vec<f64> = answered.map(|record| record.ended).collect();
         ends.sort_by(f64::total_cmp);
-        rate(&ends).context("the worker answered too few requests to measure what it can serve")
+        rate(&ends, sent).context("the worker answered too few requests to measure what it can serve")
     }
 }
 
-/// Answers a second, without the first and the last quarter.
-fn rate(ends: &[f64]) -> Option<f64> {
-    let (low, high) = (ends.len() / 4, ends.len() - ends.len().div_ceil(4));
+/// Places of the answers, in the order in which they end, between which all slots of the worker are taken: without the
+/// first and the last quarter.
+fn middle(sent: usize) -> (usize, usize) {
+    (sent / 4, sent - sent.div_ceil(4))
+}
+
+/// Answers a second in the middle of those that were `sent`.
+fn rate(ends: &[f64], sent: usize) -> Option<f64> {
+    let (low, high) = middle(sent);
     let seconds = ends.get(high)? - ends.get(low)?;
     (seconds > 0.0).then(|| (high - low) as f64 / seconds)
 }
 
-async fn measure(local: &mut Local, trace: &Trace, linger: Duration) -> anyhow::Result<Run> {
+async fn measure(local: &mut Local, trace: &Trace, end: &End) -> anyhow::Result<Run> {
     let Ready { session, .. } = local.ready(READY_LIMIT).await?;
-    let options = Options { salt: SALT, linger, ..Options::new(session.api_url) };
+    let mut options = Options { salt: SALT, ..Options::new(session.api_url) };
+    let (back, is_back) = tokio::sync::watch::channel(false);
+    let mut home = None;
+    match end {
+        End::AllAnswers => {}
+        End::Answers(number) => options.enough = Some(*number),
+        End::Back { to, within } => {
+            (options.linger, options.seen_enough) = (*within, Some(is_back));
+            home = Some(to.as_str());
+        }
+    }
     let mut watched = Watched::default();
     let mut outcome = tokio::select! {
         outcome = replay::run(&options, trace) => outcome?,
-        never = watch(local, &mut watched) => match never {},
+        never = watch(local, &mut watched, home, &back) => match never {},
     };
     // A look after the end: the last switch may have ended since the last one.
     watched.look(local);
@@ -148,10 +185,15 @@ async fn measure(local: &mut Local, trace: &Trace, linger: Duration) -> anyhow::
     Ok(Run { outcome, switches })
 }
 
-/// Looks until it is dropped.
-async fn watch(local: &Local, watched: &mut Watched) -> Infallible {
+/// Looks until it is dropped, and says whether the model has been back in the profile `home` for a while.
+async fn watch(local: &Local, watched: &mut Watched, home: Option<&str>, back: &Sender<bool>) -> Infallible {
+    let mut since = None;
     loop {
         watched.look(local);
+        let is_back =
+            home.is_some() && watched.switches.values().next_back().is_some_and(|last| Some(&*last.to) == home);
+        since = if is_back { since.or_else(|| Some(Instant::now())) } else { None };
+        back.send_replace(since.is_some_and(|since| since.elapsed() >= CALM));
         tokio::time::sleep(LOOK).await;
     }
 }
@@ -192,7 +234,10 @@ mod tests {
     #[test]
     fn the_capacity_is_that_of_the_middle_half() {
         let ends = [1.0, 2.0, 10.0, 11.0, 12.0, 13.0, 14.0, 60.0, 90.0];
-        assert_eq!(rate(&ends), Some(1.0));
-        assert_eq!((rate(&[]), rate(&[1.0])), (None, None));
+        assert_eq!(rate(&ends, 9), Some(1.0));
+        // The last are not needed for it.
+        let (_, last) = middle(9);
+        assert_eq!((rate(&ends[..=last], 9), rate(&ends[..last], 9)), (Some(1.0), None));
+        assert_eq!((rate(&[], 0), rate(&[1.0], 1)), (None, None));
     }
 }
