@@ -191,9 +191,9 @@ pub struct WorkerState {
     pub quality_limits: Option<Quality>,
 }
 
-/// Body of `PUT /admin/v1/profile`. Of a name that is not in the ladder the worker looks into its manifest first. The answer is a [`SwitchReport`] once the switch ended: status 200 `Completed`, 409
-/// `Refused` or `Replaced`; 404 for a name that is not in the ladder. A profile that may not serve within the quality limits is
-/// `Refused` with the figure and the limit.
+/// Body of `PUT /admin/v1/profile`. The answer is a [`SwitchReport`] once the switch ended: status 200 `Completed`, 409 `Refused`
+/// or `Replaced`; 404 for a name that is not in the ladder, also after another look into the manifest. A profile that may not
+/// serve within the quality limits is `Refused` with the figure and the limit.
 ///
 /// The limits themselves change with `PUT /admin/v1/quality`, whose body is a [`Quality`] and which answers 204: an edit of
 /// `spec.quality` is followed without a restart.

@@ -88,6 +88,8 @@ pub struct Rung {
     pub kv_tokens: Option<u64>,
     /// Packed weights in bytes per worker.
     pub weight_bytes: Option<u64>,
+    /// No worker has it yet, so none could change to it: until one does it is no rung, and a pin to it waits.
+    pub awaited: bool,
 }
 
 impl Observation {

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use modelprofile_api::Quality;
-use modelprofile_api::worker::{WorkerPhase, WorkerProfile};
+use modelprofile_api::worker::{WorkerPhase, WorkerProfile, WorkerState};
 use modelprofile_policy::{Observation, Replica, Rules, Rung, Sample};
 
 use super::plan::facts::Worker;
+use super::plan::names::Set;
 
 /// Tokens of a step from which on 4-bit weights compute slower than 8-bit weights on an H100; about the same on its
 /// neighbours. On CPUs they never do.
@@ -47,7 +48,10 @@ pub fn observation(rules: &Rules, seen: Seen<'_>) -> Observation {
     let differs = |worker: &&&Worker| profile(worker).and_then(index) != active;
     let target = ready()
         .find_map(|worker| index(worker.state.as_ref()?.target_profile.as_deref()?))
-        .or_else(|| seen.wanted.and_then(index).filter(|wanted| active != Some(*wanted)))
+        // One that nobody could be asked for is not on its way.
+        .or_else(|| {
+            seen.wanted.filter(|name| !awaited(name, seen)).and_then(index).filter(|wanted| active != Some(*wanted))
+        })
         // Workers that follow late are a switch that has not ended.
         .or_else(|| ready().find(differs).and(active));
     Observation {
@@ -94,7 +98,21 @@ fn rung(name: &str, limits: &Quality, seen: Seen<'_>) -> Rung {
         verdict: limits.verdict(of().find_map(|profile| profile.quality.as_ref())),
         kv_tokens,
         weight_bytes: of().find_map(|profile| known(profile.weight_bytes)),
+        awaited: awaited(name, seen),
     }
+}
+
+/// Whether no worker could be asked for a profile: all that tell their ladder lack it. A rung that was added is read within a
+/// minute; one that has no room, or whose artifact is missing, stays away for longer.
+fn awaited(name: &str, seen: Seen<'_>) -> bool {
+    let staying = seen.workers.iter().filter(|worker| worker.set == Set::InPlace && !worker.terminating);
+    // Before it serves, a worker's ladder is what it is to have.
+    let serves = |state: &&WorkerState| matches!(state.phase, WorkerPhase::Ready | WorkerPhase::Blocked);
+    let told: Vec<&WorkerState> = staying.filter_map(|worker| worker.state.as_deref()).filter(serves).collect();
+    let has = |state: &&WorkerState| {
+        state.active_profile.as_deref() == Some(name) || state.profiles.iter().any(|profile| profile.name == name)
+    };
+    !told.is_empty() && !told.iter().any(has)
 }
 
 /// The value that comes most often; of several the least.
@@ -108,9 +126,7 @@ fn most(values: impl Iterator<Item = usize>) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use jiff::SignedDuration;
-    use modelprofile_api::worker::WorkerState;
 
-    use super::super::plan::names::Set;
     use super::*;
     use crate::local::watch::fixture;
 
@@ -182,6 +198,26 @@ mod tests {
         let found = observation(&rules(), Seen { known: Some("density"), ..seen(&never, &samples, &[]) });
         assert_eq!(found.active, Some(1), "an operator that starts anew");
         assert_eq!(observation(&rules(), seen(&never, &samples, &[])).active, None);
+    }
+
+    #[test]
+    fn a_rung_that_no_worker_tells_is_awaited_and_no_switch_to_it_is_under_way() {
+        let samples = HashMap::new();
+        let look = |workers: &[Worker]| {
+            let found = observation(&rules(), Seen { wanted: Some("density"), ..seen(workers, &samples, &[]) });
+            (found.target, found.rungs.iter().map(|rung| rung.awaited).collect::<Vec<_>>())
+        };
+        let old = |pod: &str| {
+            let mut worker = worker(pod, "quality", 10);
+            worker.state.as_mut().unwrap().profiles[0].name = "quality".to_owned();
+            worker
+        };
+        assert_eq!(look(&[old("a"), old("b")]), (None, vec![false, true]));
+        assert_eq!(look(&[old("a"), worker("b", "quality", 10)]), (Some(1), vec![false, false]), "one has it");
+        let silent = Worker { ready: true, serves: Some("quality".to_owned()), ..Worker::new("a", Set::InPlace) };
+        assert_eq!(look(&[silent]), (Some(1), vec![false, false]), "nobody told");
+        let of_set = Worker { set: Set::Profile("quality".to_owned()), ..old("a") };
+        assert_eq!(look(&[of_set]), (Some(1), vec![false, false]), "pods of one profile never change");
     }
 
     #[test]

@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 
 use super::lease::{Lease, Lost};
 
-/// How long the loop may take to end when the Lease is lost. Others may act three seconds after that at the earliest.
+/// How long the loop may take to end when the Lease is lost. It is given up three seconds before others may take it; somebody
+/// who took it away by force is not waited for by this.
 const TIME_TO_END: Duration = Duration::from_secs(1);
 
 /// The right to act, or the wait for it.

@@ -98,8 +98,23 @@ impl Lease {
     /// Gives it back, so that another one need not wait for its end.
     pub async fn release(&self, held: Held) {
         let spec = LeaseSpec { holder_identity: Some(String::new()), ..self.spec(None) };
-        if let Err(why) = within(self.write(&spec, &held.version)).await {
+        if let Err(why) = within(self.give_back(&spec, &held.version)).await {
             tracing::warn!("the Lease {} cannot be given back, and runs out: {why}", self.name);
+        }
+    }
+
+    async fn give_back(&self, spec: &LeaseSpec, version: &str) -> kube::Result<()> {
+        match self.write(spec, version).await {
+            // A renewal that was broken off may have come through.
+            Err(error) if is_conflict(&error) => {
+                let lease = self.api.get(&self.name).await?;
+                let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
+                if holder == Some(self.identity.as_str()) {
+                    self.write(spec, &lease.resource_version().unwrap_or_default()).await?;
+                }
+                Ok(())
+            }
+            written => written.map(drop),
         }
     }
 

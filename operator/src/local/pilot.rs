@@ -75,6 +75,7 @@ impl Pilot {
                 verdict: self.rules.quality.verdict(profile.and_then(|p| p.quality.as_ref())),
                 kv_tokens: profile.and_then(|p| known(p.kv_tokens)),
                 weight_bytes: profile.and_then(|p| known(p.weight_bytes)),
+                awaited: false,
             }
         });
         let memory = &state.memory;

@@ -61,7 +61,7 @@ pub struct Options {
     pub salt: u64,
     /// Show a line of progress on standard error.
     pub progress: bool,
-    /// Once so many requests have ended, those that still run are cut off and left out; `None` waits for all.
+    /// Once so many requests were answered, those that still run are cut off and left out; `None` waits for all.
     pub enough: Option<usize>,
     /// How long the metrics are read on after the last answer, so that what follows on a peak is seen too.
     pub linger: Duration,
@@ -186,7 +186,7 @@ async fn linger(options: &Options) {
     }
 }
 
-/// Sends each request at its time, and gathers the records when enough have ended.
+/// Sends each request at its time, and gathers the records when enough were answered.
 async fn send_all(
     target: &Arc<Target>,
     trace: &Trace,
@@ -212,14 +212,16 @@ async fn send_all(
         });
         bar.set_message(format!("{} sent, {} running", index + 1, index as u64 + 1 - bar.position()));
     }
-    let mut records = Vec::with_capacity(total);
-    while records.len() < enough
+    let (mut records, mut answered) = (Vec::with_capacity(total), 0);
+    while answered < enough
         && let Some(record) = tasks.join_next().await
     {
-        records.push(record.context("a request's task failed")?);
+        let record: Record = record.context("a request's task failed")?;
+        answered += usize::from(record.failure.is_none());
+        records.push(record);
         bar.set_message(format!("{total} sent, {} running", total as u64 - bar.position()));
     }
-    records.sort_by_key(|record: &Record| record.index);
+    records.sort_by_key(|record| record.index);
     bar.finish_and_clear();
     Ok(records)
 }

@@ -88,7 +88,7 @@ def load_switches_and_returns(world: World) -> str:
 def followed(model: Model, profile: str, moment: datetime) -> datetime:
     """Sends requests while a moment passes at which a window brings a profile; returns when it was seen to serve. No request fails."""
     before = model.status()["activeProfile"]
-    time.sleep(max(0, (moment - datetime.now(timezone.utc)).total_seconds() - 8))
+    time.sleep(max(0, (moment - datetime.now(timezone.utc)).total_seconds() - 15))
     with Load(model.url(), clients=1, tokens=16, pause=0.3) as load:
         load.wait_for_answers(1)
         model.serves(profile, seconds=30)
@@ -106,8 +106,8 @@ def window_opens_and_closes(world: World) -> str:
     model = world.model(world.namespace("hours")).apply(switching={**SOON, "targets": cache_alone(50)})
     model.serves("quality")
     workers = model.processes()
-    # A window has whole minutes: the first one that leaves time to look before it begins.
-    opens = (datetime.now(timezone.utc) + timedelta(seconds=70)).replace(second=0, microsecond=0)
+    # A window has whole minutes: the first one that leaves time to look before it begins, on a machine that others share.
+    opens = (datetime.now(timezone.utc) + timedelta(seconds=80)).replace(second=0, microsecond=0)
     closes = opens + timedelta(minutes=1)
     window = {"name": "rush", "profile": "density", "start": f"{opens:%H:%M}", "end": f"{closes:%H:%M}"}
     with Story(model) as story:

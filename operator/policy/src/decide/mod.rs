@@ -68,6 +68,11 @@ impl Pass<'_> {
         let pin = self.rules.pinned;
         let decision = self.automatic(active, pin.is_none());
         match pin {
+            Some(pin) if decision.action == Action::Hold && self.observation.rung(pin).awaited => {
+                let (name, serves) = (self.rules.name(pin), self.rules.name(active));
+                let message = format!("no worker has {name} yet, so its pin waits and {serves} serves");
+                Decision { rung: pin, reason: Reason::WaitingForEffect, message, ..decision }
+            }
             Some(pin) if !self.usable(pin) && decision.action == Action::Hold => {
                 self.blocked_pin(active, pin, &decision)
             }
@@ -92,7 +97,7 @@ impl Pass<'_> {
         })
     }
 
-    /// A person's pin waits for nothing. One that failed its gate is not followed.
+    /// A person's pin waits for nothing but a worker that has the profile. One that failed its gate is not followed.
     fn pin(&self, active: usize) -> Option<Decision> {
         let pinned = self.rules.pinned.filter(|pinned| self.usable(*pinned))?;
         let name = self.rules.name(pinned);
@@ -208,7 +213,8 @@ impl Pass<'_> {
     }
 
     fn usable(&self, rung: usize) -> bool {
-        self.rules.quality.admits(&self.observation.rung(rung).verdict)
+        let rung = self.observation.rung(rung);
+        self.rules.quality.admits(&rung.verdict) && !rung.awaited
     }
 
     fn verdict(&self, rung: usize) -> String {

@@ -1,8 +1,9 @@
 //! Who decides: pins, gates, recommendations.
 
+use jiff::SignedDuration;
 use modelprofile_policy::{Action, Reason, decide};
 
-use crate::support::{Plant, beyond, rules};
+use crate::support::{INTERVAL, Plant, beyond, rules};
 
 fn plant(rungs: usize, switching: &str, scaling: &str) -> Plant {
     Plant::new(rules(rungs, switching, scaling), &[100.0, 200.0, 400.0][..rungs], &[1.0; 3][..rungs])
@@ -55,6 +56,40 @@ fn a_pinned_profile_that_failed_its_gate_is_left_and_the_workers_follow_the_load
     );
     plant.run(8, 190.0, 0.1);
     assert_eq!((plant.active, plant.replicas), (0, 3));
+}
+
+#[test]
+fn a_rung_that_no_worker_has_holds_up_nothing_and_a_pin_to_it_waits() {
+    let scaling = r#"{"maxReplicas": 4}"#;
+    let mut plant = plant(2, "{}", scaling);
+    plant.rungs[1].awaited = true;
+    plant.run(8, 190.0, 0.1);
+    assert_eq!((plant.active, plant.replicas), (0, 3), "workers are added instead");
+    plant.rungs[1].awaited = false;
+    plant.run(8, 290.0, 0.1);
+    assert_eq!(plant.active, 1, "it is a rung once a worker has it");
+
+    let mut pinned = self::plant(2, r#"{"mode": "Pinned", "pinnedProfile": "density"}"#, scaling);
+    pinned.rungs[1].awaited = true;
+    // The profile stays whatever is wanted, for nobody can change to it.
+    let pass = |plant: &mut Plant, blocks: f64| {
+        let seen = plant.observe(blocks, 0.1);
+        plant.history.record(&plant.rules, &seen, plant.now);
+        let decision = decide(&plant.rules, &seen, &plant.history, plant.now);
+        plant.now += SignedDuration::from_secs(INTERVAL);
+        plant.replicas = decision.replicas;
+        decision
+    };
+    let waits = pass(&mut pinned, 10.0);
+    assert_eq!((waits.action, waits.reason, waits.rung), (Action::Hold, Reason::WaitingForEffect, 1));
+    assert_eq!(waits.message, "no worker has density yet, so its pin waits and quality serves");
+    for _ in 0..8 {
+        pass(&mut pinned, 190.0);
+    }
+    assert_eq!(pinned.replicas, 3, "the number of workers follows the load meanwhile");
+    pinned.rungs[1].awaited = false;
+    let followed = pass(&mut pinned, 10.0);
+    assert_eq!((followed.action, followed.rung, followed.reason), (Action::Switch, 1, Reason::Pinned));
 }
 
 #[test]

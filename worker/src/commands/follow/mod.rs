@@ -27,6 +27,7 @@ use modelprofile_api::{
     },
 };
 use modelprofile_engine::{
+    EngineError,
     artifact::{Artifact, Finder, store::MANIFEST},
     serve::{Engine, EngineHandle, ProfileSnapshot},
 };
@@ -209,6 +210,8 @@ impl Follower<'_> {
                 );
                 Err((ArtifactMissing, message))
             }
+            // It may pass: the next look tries again.
+            Err(error @ EngineError::Io { .. }) => return Err((ArtifactMissing, error.to_string())),
             Err(error) => Err((ArtifactMissing, error.to_string())),
         };
         if let Err(why) = &opened {
