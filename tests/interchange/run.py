@@ -4,7 +4,7 @@ Started by tests/scripts/test-interchange.sh. Every export of a tiny checkpoint 
 by check_gguf.py, from a model with blocks of 256 and from the first layers of a real one; then a real model is scored by
 transformers and compressed-tensors and by the worker: perplexity and divergence must agree. Beside that GUIDE.md is followed
 (guide.py): the worker's processes and the readers in Python then have a core each. Ends at the first difference with a line
-that says where.
+that says where; what the guide has found is told when the readers are through.
 """
 
 import argparse
