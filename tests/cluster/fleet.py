@@ -29,6 +29,8 @@ MEMORY_GOALS = {1000: 60, 5000: 150}
 """MB that it may take with so many ModelProfiles."""
 PASS_GOAL = 50
 """Milliseconds that 99 of 100 steady passes may take, with up to a thousand."""
+STALE = 3
+"""Intervals after which a worker's metrics do not count any more (crate modelprofile-policy, `Rules`)."""
 MOST_PRINTED = 5
 """Writes of a steady window that are shown; there should be none."""
 begun = time.monotonic()
@@ -55,7 +57,7 @@ def until(what: str, look, seconds: float, operator: Operator, every: float = 0.
         time.sleep(every)
 
 
-def missed(run: dict) -> list[str]:
+def missed(run: dict, interval: float) -> list[str]:
     """Goals that were not reached, each as a sentence."""
     found = []
     memory = min((goal for count, goal in MEMORY_GOALS.items() if run["count"] <= count), default=None)
@@ -65,6 +67,8 @@ def missed(run: dict) -> list[str]:
             found.append(f"{phase}: {told['resident_mb']} MB, and {memory} is the goal")
         if run["count"] <= 1000 and told["pass_ms"]["p99"] > PASS_GOAL:
             found.append(f"{phase}: a pass takes {told['pass_ms']['p99']} ms (p99), and {PASS_GOAL} is the goal")
+        if told["longest_since_asked_seconds"] > STALE * interval:
+            found.append(f"{phase}: a worker was not asked for {told['longest_since_asked_seconds']} s, so that its metrics are stale")
         if told["writes"]:
             found.append(f"{phase}: {told['writes']} objects were written although nothing happened")
     if run["restart"]["writes"]:
@@ -127,7 +131,9 @@ class Fleet:
             self.operator.text()
         span = time.monotonic() - start
         passes, written = self.operator.passes() - at, self.audit.writes(writes, self.operator.user)
-        asked = sum(fakes_told()["counts"][kind] - told["counts"][kind] for kind in ("state", "metrics"))
+        now = fakes_told()
+        asked = sum(now["counts"][kind] - told["counts"][kind] for kind in ("state", "metrics"))
+        longest = time.time() - min(now["heard_at"].values())
         for line in written[:MOST_PRINTED]:
             say(f"  written: {line}")
         return {
@@ -137,7 +143,7 @@ class Fleet:
             "passes_per_second": round(passes.count / span, 1), "requests_per_second": round(asked / span, 1),
             "pass_ms": {f"p{percent}": passes.millis(percent / 100) for percent in (50, 90, 99)},
             "passes_due_percent": round(100 * passes.count * interval / (span * len(self.names)), 1),
-            "failed_passes": passes.failed, "writes": len(written),
+            "longest_since_asked_seconds": round(longest, 1), "failed_passes": passes.failed, "writes": len(written),
             "api_server": {"resident_mb": round(self.server.resident()), "cpu_percent": round(100 * (self.server.seconds() - server) / span, 1)},
         }
 
@@ -200,7 +206,7 @@ def measured(fleet: Fleet, count: int, steady_seconds: float, interval: float) -
     for name, phase in phases.items():
         run[name] = phase()
         say(f"{name}: {json.dumps(run[name])}")
-    run["missed"] = missed(run)
+    run["missed"] = missed(run, interval)
     return run
 
 

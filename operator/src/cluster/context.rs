@@ -5,7 +5,6 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use modelprofile_api::{API_VERSION, KIND, ModelProfileStatus};
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
@@ -13,6 +12,7 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use super::apply::Writer;
 use super::error::Error;
 use super::index::Key;
+use super::looks::Looks;
 use super::memory::Memory;
 use super::metrics::Metrics;
 use super::news::news;
@@ -43,10 +43,10 @@ pub struct Context {
     pub options: Options,
     /// Time between two looks at the metrics.
     pub interval: Duration,
-    /// How far the clock that decisions go by is ahead of the machine's.
-    pub ahead: SignedDuration,
     /// The operator's own metrics.
     pub metrics: Metrics,
+    /// When each ModelProfile is looked at again.
+    pub looks: Looks,
     /// Tells the controller of a ModelProfile that needs a pass.
     pub changed: mpsc::Sender<Key>,
     /// With the UID of the ModelProfile that each is of.
@@ -56,11 +56,6 @@ pub struct Context {
 }
 
 impl Context {
-    /// The time that decisions go by.
-    pub fn now(&self) -> Timestamp {
-        Timestamp::now().saturating_add(self.ahead).unwrap_or(Timestamp::MAX)
-    }
-
     /// What is remembered of a ModelProfile; `new` makes it at its first pass.
     pub fn memory(&self, owner: &Owner, new: impl FnOnce() -> Memory) -> Arc<AsyncMutex<Memory>> {
         let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,6 +85,7 @@ impl Context {
             there.as_deref() == Some(memory.0.as_str())
         });
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| uid(key).is_some());
+        self.looks.keep(|key| uid(key).is_some());
         for (namespace, name) in gone {
             self.metrics.forget(&namespace, &name);
         }

@@ -4,9 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt};
-use jiff::SignedDuration;
 use kube::api::Api;
-use kube::runtime::controller::{Action as Requeue, Config, Controller};
+use kube::runtime::controller::{Action as Requeue, Config, Controller, Error as NoPass};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
@@ -17,6 +16,7 @@ use super::apply::Writer;
 use super::context::Context;
 use super::error::Error;
 use super::index::Key;
+use super::looks::Looks;
 use super::metrics::Metrics;
 use super::observe::Indexes;
 use super::pass::pass;
@@ -29,6 +29,8 @@ use super::workers::Workers;
 
 /// Passes at once: most of a pass is waiting for workers.
 const PASSES: u16 = 64;
+/// Of these, passes that nothing but time brings about: what changes finds a place at once.
+const LOOKS: usize = 48;
 /// Time in which changes of one ModelProfile become one pass.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// Time between two looks at what can be forgotten.
@@ -44,8 +46,6 @@ pub struct Settings {
     pub namespace: Option<String>,
     /// Time between two looks at the metrics.
     pub interval: Duration,
-    /// How far the clock that decisions go by is ahead of the machine's.
-    pub ahead: SignedDuration,
     /// What objects are made of.
     pub options: Options,
 }
@@ -71,10 +71,10 @@ pub async fn run(
         signer,
         options: settings.options,
         interval: settings.interval,
-        ahead: settings.ahead,
         metrics,
         memories: Mutex::default(),
         failures: Mutex::default(),
+        looks: Looks::new(LOOKS),
         changed: changed.clone(),
     });
     let namespace = settings.namespace.as_deref();
@@ -84,7 +84,7 @@ pub async fn run(
         None => Api::all(client),
     };
     let changes = ReceiverStream::new(changes).map(|(namespace, name): Key| ObjectRef::new(&name).within(&namespace));
-    let stopping = context.clone();
+    let shared = context.clone();
     let controller = Controller::new(profiles, watcher::Config::default().page_size(PAGE));
     let store = controller.store();
     let controller = controller
@@ -95,8 +95,13 @@ pub async fn run(
         .for_each(|outcome| async {
             if let Err(error) = outcome {
                 tracing::debug!("{error}");
+                // It was deleted since it was handed over, and no pass ends that would say so.
+                if let NoPass::ObjectNotFound(object) = error {
+                    shared.looks.ended(&(object.namespace.unwrap_or_default(), object.name), None);
+                }
             }
         });
+    let looking = shared.looks.hand_out(&shared.changed, |late| shared.metrics.looked(late));
     // What has no finalizer is gone without a pass of its own.
     let forgetting = async {
         if store.wait_until_ready().await.is_err() {
@@ -104,7 +109,7 @@ pub async fn run(
         }
         loop {
             tokio::time::sleep(FORGET).await;
-            stopping.keep(|(namespace, name)| {
+            shared.keep(|(namespace, name)| {
                 store.get(&ObjectRef::new(name).within(namespace)).and_then(|object| object.uid())
             });
         }
@@ -115,7 +120,7 @@ pub async fn run(
         end.await;
         let begun = async {
             store.wait_until_ready().await.ok();
-            known(&stopping.indexes).await;
+            known(&shared.indexes).await;
         };
         if begun.now_or_never().is_some() {
             std::future::pending::<()>().await;
@@ -125,6 +130,7 @@ pub async fn run(
         () = controller => {}
         () = watches => {}
         () = forgetting => {}
+        () = looking => {}
         () = ending_before_it_began => {}
     }
     Ok(())
@@ -174,24 +180,27 @@ async fn known(indexes: &Indexes) {
 fn failed(object: Arc<Stored>, error: &Error, context: Arc<Context>) -> Requeue {
     let key = (object.namespace().unwrap_or_default(), object.name_any());
     let mut failures = context.failures.lock().unwrap_or_else(PoisonError::into_inner);
-    let count = failures.entry(key).or_default();
+    let count = failures.entry(key.clone()).or_default();
     *count = count.saturating_add(1);
     let pause = error.pause(*count);
+    context.looks.ended(&key, Some(pause));
     tracing::warn!(namespace = object.namespace(), name = object.name_any(), "{error}; the next pass is in {pause:?}");
-    Requeue::requeue(pause)
+    Requeue::await_change()
 }
 
 /// One pass, with its time and outcome counted.
 async fn reconcile(object: Arc<Stored>, context: Arc<Context>) -> Result<Requeue, Error> {
     known(&context.indexes).await;
+    let key = (object.namespace().unwrap_or_default(), object.name_any());
+    context.looks.begun(&key);
     let start = Instant::now();
     let outcome = pass(&object, &context).await;
     context.metrics.passed(outcome.as_ref().err().map_or("ok", Error::class), start.elapsed());
-    if outcome.is_ok() {
-        let key = (object.namespace().unwrap_or_default(), object.name_any());
-        context.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-    }
-    outcome
+    let next = outcome?;
+    context.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    context.looks.ended(&key, next);
+    // The time is kept there.
+    Ok(Requeue::await_change())
 }
 
 #[cfg(test)]
@@ -218,12 +227,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_is_asked_to_end_before_it_could_list_everything_ends() {
-        let settings = Settings {
-            namespace: None,
-            interval: Duration::from_secs(1),
-            ahead: SignedDuration::ZERO,
-            options: Options::default(),
-        };
+        let settings = Settings { namespace: None, interval: Duration::from_secs(1), options: Options::default() };
         let signer = Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap();
         let end = tokio::time::sleep(Duration::from_millis(100));
         let running = Box::pin(run(refusing().await, settings, signer, Metrics::new().unwrap(), end));

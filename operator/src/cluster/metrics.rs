@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `modelprofile_operator_reconciles_total` | result: ok, invalid, conflict, transient, bug |
 //! | `modelprofile_operator_reconcile_seconds` | |
+//! | `modelprofile_operator_look_delay_seconds` | |
 //! | `modelprofile_operator_switches_total` | outcome: Completed, Refused, Replaced, NoReport |
 //! | `modelprofile_operator_leader` | |
 //! | `modelprofile_operator_pressure_ratio` | namespace, name |
@@ -32,6 +33,8 @@ use super::index::Key;
 
 /// Upper bounds of the time of a pass, in seconds: a steady one takes milliseconds, one with a silent worker two seconds.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+/// Upper bounds of the delay of a look, in seconds: none while there is time for all, else up to what makes metrics stale.
+const DELAYS: [f64; 9] = [0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
 const STATUSES: [(&str, ConditionStatus); 3] =
     [("True", ConditionStatus::True), ("False", ConditionStatus::False), ("Unknown", ConditionStatus::Unknown)];
 /// ModelProfiles that are written out at a time: between two such pieces of a large answer passes get on.
@@ -43,6 +46,7 @@ pub struct Metrics {
     registry: Registry,
     reconciles: IntCounterVec,
     seconds: Histogram,
+    delay: Histogram,
     switches: IntCounterVec,
     leader: IntGauge,
     /// Not in the registry, which keeps names, help and labels with each of the thirty series that a ModelProfile has.
@@ -136,6 +140,13 @@ impl Metrics {
             seconds: Histogram::with_opts(
                 HistogramOpts::new(name("reconcile_seconds"), "Time of a pass").buckets(BUCKETS.to_vec()),
             )?,
+            delay: Histogram::with_opts(
+                HistogramOpts::new(
+                    name("look_delay_seconds"),
+                    "Time from when a look was due to when it was begun with",
+                )
+                .buckets(DELAYS.to_vec()),
+            )?,
             switches: IntCounterVec::new(
                 Opts::new(name("switches_total"), "Switches that workers were asked for"),
                 &["outcome"],
@@ -146,6 +157,7 @@ impl Metrics {
         };
         all.registry.register(Box::new(all.reconciles.clone()))?;
         all.registry.register(Box::new(all.seconds.clone()))?;
+        all.registry.register(Box::new(all.delay.clone()))?;
         all.registry.register(Box::new(all.switches.clone()))?;
         all.registry.register(Box::new(all.leader.clone()))?;
         Ok(all)
@@ -155,6 +167,11 @@ impl Metrics {
     pub fn passed(&self, result: &'static str, time: Duration) {
         self.reconciles.with_label_values(&[result]).inc();
         self.seconds.observe(time.as_secs_f64());
+    }
+
+    /// A look was begun with, so late.
+    pub fn looked(&self, late: Duration) {
+        self.delay.observe(late.as_secs_f64());
     }
 
     /// A switch ended.

@@ -9,6 +9,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`controller`] | the loop: what is watched, when a pass comes |
+//! | [`looks`] | which ModelProfile is looked at next, and when |
 //! | `pass` | one pass, from the first arrow to the last |
 //! | [`context`] | what every pass needs, and what it leaves |
 //! | [`index`] | what the API server told, by ModelProfile |
@@ -39,6 +40,7 @@ pub mod index;
 pub mod judge;
 pub mod leadership;
 pub mod lease;
+pub mod looks;
 pub mod memory;
 pub mod metrics;
 pub mod news;

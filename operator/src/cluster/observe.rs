@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use futures_util::future::join_all;
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
@@ -130,7 +131,7 @@ pub async fn observe(context: &Context, valid: &Valid, memory: &mut Memory, rule
         let read = read(&existing);
         (Some(existing), read)
     };
-    let now = context.now();
+    let now = Timestamp::now();
     let mut observed = Observed {
         preparation: if prepare::needed(valid) {
             prepared::of_job(job, &its, progress.state)

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use kube::runtime::controller::Action as Requeue;
 use kube::{Resource, ResourceExt};
 use modelprofile_api::conditions::reason;
 use modelprofile_api::{API_VERSION, KIND, Manifest, Metadata, ModelProfileStatus};
@@ -36,11 +35,11 @@ const MESSAGE: usize = 4000;
 /// Least time between two passes that nothing but time brings about.
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// One pass.
+/// One pass; the time until the next one that nothing but time brings about.
 ///
 /// # Errors
 /// Its class says when the next one comes; nothing that was done is lost.
-pub(super) async fn pass(object: &Arc<Stored>, context: &Context) -> Result<Requeue, Error> {
+pub(super) async fn pass(object: &Arc<Stored>, context: &Context) -> Result<Option<Duration>, Error> {
     let owner = Owner {
         namespace: object.namespace().unwrap_or_default(),
         name: object.name_any(),
@@ -48,7 +47,7 @@ pub(super) async fn pass(object: &Arc<Stored>, context: &Context) -> Result<Requ
     };
     if object.meta().deletion_timestamp.is_some() {
         // Owner references take along what is ours; there is nothing else to undo.
-        return Ok(Requeue::await_change());
+        return Ok(None);
     }
     let seen = object.status();
     let version = object.resource_version().unwrap_or_default();
@@ -59,9 +58,9 @@ pub(super) async fn pass(object: &Arc<Stored>, context: &Context) -> Result<Requ
             let memory = context.memory(&owner, || Memory::from_status(&seen));
             let mut memory = memory.lock().await;
             let before = memory.status(&version, seen);
-            let after = status::rejected(&before, generation, (reason, &message), context.now());
+            let after = status::rejected(&before, generation, (reason, &message), Timestamp::now());
             context.write(&version, &owner, &before, after, &mut memory).await?;
-            return Ok(Requeue::await_change());
+            return Ok(None);
         }
     };
     let memory = context.memory(&owner, || Memory::from_status(&seen));
@@ -74,7 +73,7 @@ pub(super) async fn pass(object: &Arc<Stored>, context: &Context) -> Result<Requ
     let token = context.signer.token(&owner.audience(), Timestamp::now());
     let mut observed = observe(context, &valid, &mut memory, &rules, &token).await;
 
-    let now = context.now();
+    let now = Timestamp::now();
     let looked = observation(&rules, &observed, &before, &valid);
     memory.history.record(&rules, &looked, now);
     let decision = decide(&rules, &looked, &memory.history, now);
@@ -127,7 +126,7 @@ pub(super) async fn pass(object: &Arc<Stored>, context: &Context) -> Result<Requ
     applied?;
     let look = next_look(&owner.uid, now, context.interval);
     let soonest = [plan.revisit_after, Some(decision.revisit_after)].into_iter().flatten().fold(look, Duration::min);
-    Ok(Requeue::requeue(soonest.max(SHORTEST)))
+    Ok(Some(soonest.max(SHORTEST)))
 }
 
 /// Time until the next look at the metrics. Each ModelProfile has its own place in the interval: after a start all have their

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use jiff::SignedDuration;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
@@ -44,8 +43,6 @@ pub struct Flags {
     pub health: SocketAddr,
     /// Act only while holding the Lease.
     pub leader_election: bool,
-    /// How far the clock that decisions go by is ahead of the machine's.
-    pub ahead: SignedDuration,
     /// What objects are made of; the public key is added.
     pub options: Options,
 }
@@ -107,8 +104,7 @@ async fn lead(
     ready.store(true, Ordering::Relaxed);
     let mut options = flags.options.clone();
     options.admin_keys = vec![signer.public_key()];
-    let settings =
-        Settings { namespace: flags.namespace.clone(), interval: flags.interval, ahead: flags.ahead, options };
+    let settings = Settings { namespace: flags.namespace.clone(), interval: flags.interval, options };
     if !flags.leader_election {
         metrics.lead(true);
         return Box::pin(controller::run(client, settings, signer, metrics, stopped(stop))).await;

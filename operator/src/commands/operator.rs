@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use jiff::{SignedDuration, Timestamp};
 use tracing_subscriber::EnvFilter;
 
 use crate::cluster::plan::facts::{Images, OperatorPod, Options};
@@ -54,9 +53,6 @@ pub struct Args {
     /// Labels of namespaces whose pods may scrape the metrics of workers.
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
     metrics_from_labels: Vec<String>,
-    /// Decide as if it were this time when the operator starts: to see what a schedule does without waiting for it.
-    #[arg(long, value_name = "RFC3339", hide = true)]
-    clock: Option<Timestamp>,
 }
 
 /// Acts until a signal.
@@ -71,7 +67,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         metrics: args.metrics_address,
         health: args.health_address,
         leader_election: args.leader_election,
-        ahead: args.clock.map_or(SignedDuration::ZERO, |clock| clock.duration_since(Timestamp::now())),
         options: Options {
             images: Images {
                 worker: args.worker_image,
