@@ -9,6 +9,7 @@
 #   --quick                   a quarter of the text
 #   --sections methods,gguf   only these parts
 #   --models trained          only this model
+#   --resume                  go on after a run that was cut: what it finished is not measured again
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/scripts/lib.sh
