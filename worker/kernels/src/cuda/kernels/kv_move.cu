@@ -22,7 +22,7 @@ DEV bool reads_what_was_written(const u32* moves, u32 first, u32 later) {
     return reads;
 }
 
-extern "C" __global__ void __launch_bounds__(256) kv_move(u8* pool, u64 block_bytes, const u32* moves, u32 count) {
+extern "C" __global__ void __launch_bounds__(256) kv_move(u8* pool, const u32* moves, u64 block_bytes, u32 count) {
     const u64 column = ((u64)blockIdx.x * 256 + threadIdx.x) * 16;
     if (column >= block_bytes) {
         return;

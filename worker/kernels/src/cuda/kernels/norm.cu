@@ -3,45 +3,46 @@
 // Bound by bytes (many rows) or latency (few); rows.cuh says how the shape follows. Fused, the normed row is never
 // written as FP32: per value 4 bytes are read and 1 or 2 written, instead of 4 read, 4 written, 4 read again.
 //
-// Grid: one block of 256 threads per row. x [rows, width] and gain [width] are FP32, out is [rows, width].
+// Grid: one block of 256 threads per row. x [rows, width] and gain [width] are FP32, codes [rows, pitch] or, where no pitch
+// is given, [rows, width].
 
+// out [rows, width] may be x.
 extern "C" __global__ void __launch_bounds__(256) rms_norm(
-    const float* x, const float* gain, u32 width, float epsilon, float* out) {
-    store_f32(normed_row(x, gain, width, epsilon), width, out);
+    float* out, const float* x, const float* gain, u32 width, float epsilon) {
+    store_f32(out, normed_row(x, gain, width, epsilon), width);
 }
 
 extern "C" __global__ void __launch_bounds__(256) norm_quantize_bf16(
-    const float* x, const float* gain, u32 width, float epsilon, u16* out) {
-    store_bf16(normed_row(x, gain, width, epsilon), width, out);
+    u16* codes, const float* x, const float* gain, u32 width, u32 pitch, float epsilon) {
+    store_bf16(codes, normed_row(x, gain, width, epsilon), width, pitch);
 }
 
 // scales [rows].
 extern "C" __global__ void __launch_bounds__(256) norm_quantize_e4m3(
-    const float* x, const float* gain, u32 width, float epsilon, u8* out, float* scales) {
-    quantize_e4m3_row(normed_row(x, gain, width, epsilon), width, out, scales);
+    u8* codes, float* scales, const float* x, const float* gain, u32 width, u32 pitch, float epsilon) {
+    quantize_e4m3_row(codes, scales, normed_row(x, gain, width, epsilon), width, pitch);
 }
 
-// One scale for all rows, measured beforehand; saturating.
+// One scale for all rows, measured beforehand: an input; saturating.
 extern "C" __global__ void __launch_bounds__(256) norm_quantize_e4m3_static(
-    const float* x, const float* gain, u32 width, float epsilon, const float* scale, u8* out) {
-    store_e4m3(normed_row(x, gain, width, epsilon), width, *scale, out);
+    u8* codes, const float* scale, const float* x, const float* gain, u32 width, u32 pitch, float epsilon) {
+    store_e4m3(codes, *scale, normed_row(x, gain, width, epsilon), width, pitch);
 }
 
 // scales [rows, width / 128].
 extern "C" __global__ void __launch_bounds__(256) norm_quantize_e4m3_block(
-    const float* x, const float* gain, u32 width, float epsilon, u8* out, float* scales) {
-    quantize_e4m3_blocks(normed_row(x, gain, width, epsilon), width, out, scales);
+    u8* codes, float* scales, const float* x, const float* gain, u32 width, float epsilon) {
+    quantize_e4m3_blocks(codes, scales, normed_row(x, gain, width, epsilon), width);
 }
 
 // scales [rows].
 extern "C" __global__ void __launch_bounds__(256) norm_quantize_int8(
-    const float* x, const float* gain, u32 width, float epsilon, u8* out, float* scales) {
-    quantize_int8_row(normed_row(x, gain, width, epsilon), width, out, scales);
+    u8* codes, float* scales, const float* x, const float* gain, u32 width, u32 pitch, float epsilon) {
+    quantize_int8_row(codes, scales, normed_row(x, gain, width, epsilon), width, pitch);
 }
 
 // scales and sums [rows, width / group], group 32, 64 or 128.
 extern "C" __global__ void __launch_bounds__(256) norm_quantize_int8_group(
-    const float* x, const float* gain, u32 width, float epsilon, u32 group, u8* out, float* scales,
-    float* sums) {
-    quantize_int8_groups(normed_row(x, gain, width, epsilon), width, group, out, scales, sums);
+    u8* codes, float* scales, float* sums, const float* x, const float* gain, u32 width, u32 group, float epsilon) {
+    quantize_int8_groups(codes, scales, sums, normed_row(x, gain, width, epsilon), width, group);
 }

@@ -13,7 +13,9 @@
 // ties to even. Division is IEEE division here (no fast math), so codes and scales are the CPU's wherever the values
 // are.
 //
-// Shapes: width is a multiple of 4, rows start at multiples of 16 bytes; the grid is one block per row.
+// Shapes: width is a multiple of 4, rows of values start at multiples of 16 bytes. Rows of codes are `pitch` codes apart, a
+// multiple of 4 and at least width; zeros fill what is behind width, as products want a length of their own. The grid is
+// one block per row.
 
 constexpr u32 ROW_THREADS = 256;
 constexpr u32 ROW_WARPS = ROW_THREADS / 32;
@@ -161,9 +163,21 @@ DEV float scale_of(float absmax, float largest) {
 
 // ----------------------------------------------------------------------------------------- whole rows: one scale each
 
+// Float4 i, or zeros behind the row's end.
 template <class Row>
-DEV void store_f32(const Row& row, u32 width, float* out) {
-    float4* to = reinterpret_cast<float4*>(out + (u64)blockIdx.x * width);
+DEV float4 padded_at(const Row& row, u32 i, u32 width) {
+    return i < width / 4 ? row.at(i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}
+
+// The block's row of codes.
+template <class Word, class Code>
+DEV Word* words_of(Code* codes, u32 pitch) {
+    return reinterpret_cast<Word*>(codes + (u64)blockIdx.x * pitch);
+}
+
+template <class Row>
+DEV void store_f32(float* out, const Row& row, u32 width) {
+    float4* to = words_of<float4>(out, width);
 #pragma unroll 4
     for (u32 i = threadIdx.x; i < width / 4; i += ROW_THREADS) {
         to[i] = row.at(i);
@@ -171,11 +185,11 @@ DEV void store_f32(const Row& row, u32 width, float* out) {
 }
 
 template <class Row>
-DEV void store_bf16(const Row& row, u32 width, u16* out) {
-    uint2* to = reinterpret_cast<uint2*>(out + (u64)blockIdx.x * width);
+DEV void store_bf16(u16* codes, const Row& row, u32 width, u32 pitch) {
+    uint2* to = words_of<uint2>(codes, pitch);
 #pragma unroll 4
-    for (u32 i = threadIdx.x; i < width / 4; i += ROW_THREADS) {
-        to[i] = bf16x4(row.at(i));
+    for (u32 i = threadIdx.x; i < pitch / 4; i += ROW_THREADS) {
+        to[i] = bf16x4(padded_at(row, i, width));
     }
 }
 
@@ -191,41 +205,42 @@ DEV float row_absmax(const Row& row, u32 width) {
 
 // With a scale that was measured beforehand: larger values saturate.
 template <class Row>
-DEV void store_e4m3(const Row& row, u32 width, float scale, u8* out) {
+DEV void store_e4m3(u8* codes, float scale, const Row& row, u32 width, u32 pitch) {
     const float inverse = 1.0f / scale;
-    u32* to = reinterpret_cast<u32*>(out + (u64)blockIdx.x * width);
+    u32* to = words_of<u32>(codes, pitch);
 #pragma unroll 4
-    for (u32 i = threadIdx.x; i < width / 4; i += ROW_THREADS) {
-        to[i] = e4m3x4(row.at(i), inverse);
+    for (u32 i = threadIdx.x; i < pitch / 4; i += ROW_THREADS) {
+        to[i] = e4m3x4(padded_at(row, i, width), inverse);
     }
 }
 
 template <class Row>
-DEV void quantize_e4m3_row(const Row& row, u32 width, u8* out, float* scales) {
+DEV void quantize_e4m3_row(u8* codes, float* scales, const Row& row, u32 width, u32 pitch) {
     const float scale = scale_of(row_absmax(row, width), E4M3_LARGEST);
     if (threadIdx.x == 0) {
         scales[blockIdx.x] = scale;
     }
-    store_e4m3(row, width, scale, out);
+    store_e4m3(codes, scale, row, width, pitch);
 }
 
 template <class Row>
-DEV void quantize_int8_row(const Row& row, u32 width, u8* out, float* scales) {
+DEV void quantize_int8_row(u8* codes, float* scales, const Row& row, u32 width, u32 pitch) {
     const float scale = scale_of(row_absmax(row, width), INT8_LARGEST);
     if (threadIdx.x == 0) {
         scales[blockIdx.x] = scale;
     }
     const float inverse = 1.0f / scale;
-    u32* to = reinterpret_cast<u32*>(out + (u64)blockIdx.x * width);
+    u32* to = words_of<u32>(codes, pitch);
 #pragma unroll 4
-    for (u32 i = threadIdx.x; i < width / 4; i += ROW_THREADS) {
-        to[i] = int8x4(row.at(i), inverse).codes;
+    for (u32 i = threadIdx.x; i < pitch / 4; i += ROW_THREADS) {
+        to[i] = int8x4(padded_at(row, i, width), inverse).codes;
     }
 }
 
 // ------------------------------------------------------------------------------ groups of a row: one scale each
 // A group of 32, 64 or 128 values is held by 8, 16 or 32 neighbouring lanes: its extremes and sums need shuffles only,
-// no barrier. Lanes beyond the row's end take part with zeros. Scales and sums are [rows, width / group].
+// no barrier. Lanes beyond the row's end take part with zeros. Scales and sums are [rows, width / group]; width is a
+// multiple of 32, so these rows need no padding.
 
 DEV float lanes_max(float v, u32 lanes) {
     for (u32 step = 1; step < lanes; step *= 2) {
@@ -243,8 +258,8 @@ DEV int lanes_sum(int v, u32 lanes) {
 
 // One scale per 128 values (DeepSeek-V3, 2024, section 3.3); width is a multiple of 128.
 template <class Row>
-DEV void quantize_e4m3_blocks(const Row& row, u32 width, u8* out, float* scales) {
-    u32* to = reinterpret_cast<u32*>(out + (u64)blockIdx.x * width);
+DEV void quantize_e4m3_blocks(u8* codes, float* scales, const Row& row, u32 width) {
+    u32* to = words_of<u32>(codes, width);
     float* row_scales = scales + (u64)blockIdx.x * (width / 128);
     // Whole warps: width is a multiple of 128.
     for (u32 i = threadIdx.x; i < width / 4; i += ROW_THREADS) {
@@ -259,14 +274,14 @@ DEV void quantize_e4m3_blocks(const Row& row, u32 width, u8* out, float* scales)
 
 // sums = scale * (sum of the group's codes): what a group's minimum is multiplied with.
 template <class Row>
-DEV void quantize_int8_groups(const Row& row, u32 width, u32 group, u8* out, float* scales, float* sums) {
+DEV void quantize_int8_groups(u8* codes, float* scales, float* sums, const Row& row, u32 width, u32 group) {
     const u32 lanes = group / 4;
     const u64 first_group = (u64)blockIdx.x * (width / group);
-    u32* to = reinterpret_cast<u32*>(out + (u64)blockIdx.x * width);
+    u32* to = words_of<u32>(codes, width);
     for (u32 first = threadIdx.x / 32 * 32; first < width / 4; first += ROW_THREADS) {
         const u32 i = first + threadIdx.x % 32;
         const bool inside = i < width / 4;
-        const float4 v = inside ? row.at(i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        const float4 v = padded_at(row, i, width);
         const float scale = scale_of(lanes_max(absmax4(v), lanes), INT8_LARGEST);
         const Int8x4 quad = int8x4(v, 1.0f / scale);
         const int sum = lanes_sum(quad.sum, lanes);
