@@ -1,0 +1,9 @@
+//! Kernels on a device, real or emulated, against plain references: one entry point at a time.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the test's result")]
+
+#[macro_use]
+mod device;
+mod calibrate;
+mod elementwise;
+mod rotary;
+mod sample;
