@@ -77,7 +77,7 @@ fn column_maxima_are_raised_and_never_lowered() {
         let before: Vec<f32> = noise(k, 4).iter().map(|v| v.abs()).collect();
         for shares in [1, 3] {
             let (on_device, out) = (gpu.upload(&x), gpu.upload(&before));
-            let shape = Shape { grid: (k.div_ceil(TILE), shares), ..Shape::blocks(1) };
+            let shape = Shape { grid: (k.div_ceil(TILE), shares, 1), ..Shape::blocks(1) };
             gpu.launch("column_absmax", shape, args![&out, &on_device, rows, k]);
             let expected: Vec<f32> =
                 (0..k).map(|j| (0..rows).fold(before[j], |m, r| m.max(x[r * k + j].abs()))).collect();
@@ -141,7 +141,7 @@ fn quadratic_forms_read_the_upper_triangle() {
         let (on_device, gram) = (gpu.upload(&delta), gpu.upload(&upper));
         let tiles = k.div_ceil(TILE);
         let partials = gpu.output::<f64>(tiles * rows);
-        let shape = Shape { grid: (tiles, rows.div_ceil(TILE)), ..Shape::blocks(1) };
+        let shape = Shape { grid: (tiles, rows.div_ceil(TILE), 1), ..Shape::blocks(1) };
         gpu.launch("quadratic_partials", shape, args![&partials, &on_device, &gram, rows, k]);
         let out = gpu.output::<f32>(rows);
         gpu.launch("quadratic_forms", Shape::blocks(rows.div_ceil(256)), args![&out, &partials, rows, tiles]);

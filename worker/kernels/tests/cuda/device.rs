@@ -10,7 +10,10 @@ use std::{
 
 use bytemuck::Pod;
 use cudarc::{
-    driver::{CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg},
+    driver::{
+        CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchArgs, LaunchConfig,
+        PushKernelArg, sys::CUfunction_attribute,
+    },
     nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts},
 };
 
@@ -74,6 +77,11 @@ pub struct Memory<T> {
 }
 
 impl<T> Memory<T> {
+    /// Where it starts on the device.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
     /// The address of an element.
     pub fn at(&self, element: usize) -> Arg {
         Arg::Long(self.address + (element * size_of::<T>()) as u64)
@@ -83,7 +91,7 @@ impl<T> Memory<T> {
 /// Blocks and threads of a launch.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    pub grid: (usize, usize),
+    pub grid: (usize, usize, usize),
     pub threads: u32,
     /// Bytes of dynamic shared memory.
     pub shared: usize,
@@ -92,7 +100,7 @@ pub struct Shape {
 impl Shape {
     /// A one-dimensional grid of 256 threads.
     pub fn blocks(blocks: usize) -> Self {
-        Self { grid: (blocks, 1), threads: 256, shared: 0 }
+        Self { grid: (blocks, 1, 1), threads: 256, shared: 0 }
     }
 }
 
@@ -136,7 +144,7 @@ impl Gpu {
     /// # Panics
     /// When the launch is refused or the kernel fails, with what the device says about it.
     pub fn launch(&self, name: &str, shape: Shape, args: &[Arg]) {
-        let function = self.module.load_function(name).unwrap();
+        let function = self.function(name, shape);
         let mut builder = self.stream.launch_builder(&function);
         for arg in args {
             match arg {
@@ -145,10 +153,32 @@ impl Gpu {
                 Arg::Float(value) => builder.arg(value),
             };
         }
+        self.run(name, shape, builder);
+    }
+
+    /// [`Self::launch`] of a kernel whose one argument is a struct.
+    pub fn launch_struct<T: DeviceRepr>(&self, name: &str, shape: Shape, argument: &T) {
+        let function = self.function(name, shape);
+        let mut builder = self.stream.launch_builder(&function);
+        builder.arg(argument);
+        self.run(name, shape, builder);
+    }
+
+    fn function(&self, name: &str, shape: Shape) -> CudaFunction {
+        let function = self.module.load_function(name).unwrap();
+        if shape.shared > 48 << 10 {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(attribute, i32::try_from(shape.shared).unwrap()).unwrap();
+        }
+        function
+    }
+
+    fn run(&self, name: &str, shape: Shape, mut builder: LaunchArgs<'_>) {
+        let side = |side: usize| u32::try_from(side).unwrap();
         let config = LaunchConfig {
-            grid_dim: (u32::try_from(shape.grid.0).unwrap(), u32::try_from(shape.grid.1).unwrap(), 1),
+            grid_dim: (side(shape.grid.0), side(shape.grid.1), side(shape.grid.2)),
             block_dim: (shape.threads, 1, 1),
-            shared_mem_bytes: u32::try_from(shape.shared).unwrap(),
+            shared_mem_bytes: side(shape.shared),
         };
         // SAFETY: the test passes what the kernel's head says; a device under test reports what goes beyond.
         let launched = unsafe { builder.launch(config) }.map(|_| ());

@@ -375,10 +375,10 @@ fn group_wise(n: usize, k: usize, bits: u8, group: usize, codes: &[u8], scales: 
             }
         }
         for index in 0..k / group {
-            let at = ((row / 32) * (k / group) + index) * 128 + ((row % 8) / 2 * 8 + (row % 32) / 8 * 2 + row % 2) * 2;
+            let at = ((row / 32) * (k / group) + index) * 128 + row % 8 * 16 + (row % 32) / 8 * 2;
             for (which, values) in scales.iter().enumerate() {
                 let bytes = values[row * (k / group) + index].to_bits().to_le_bytes();
-                out_scales[at + 64 * which..at + 64 * which + 2].copy_from_slice(&bytes);
+                out_scales[at + 8 * which..at + 8 * which + 2].copy_from_slice(&bytes);
             }
         }
     }

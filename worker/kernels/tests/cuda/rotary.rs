@@ -212,7 +212,7 @@ fn rotate_and_store(gpu: &Gpu, case: &Case, inputs: &Inputs, pool: &Pool, slots:
     }
     args.extend(args![case.heads, case.kv_heads, case.head_dim, case.rotary_dim, EPSILON]);
     args.extend(args![pool.layout.block_bytes() as u64, (pool.layer * pool.layout.layer_bytes()) as u64]);
-    let grid = (case.rows, case.heads_in_row().div_ceil(case.heads_of_block()));
+    let grid = (case.rows, case.heads_in_row().div_ceil(case.heads_of_block()), 1);
     gpu.launch(pool.entry(), Shape { grid, threads: 256, shared: 0 }, &args);
     gpu.download(&qkv)
 }

@@ -95,7 +95,7 @@ fn sampled(gpu: &Gpu, logits: &[Vec<f32>], rows: &[SampleRow]) -> Vec<u32> {
     let stride = vocab.next_multiple_of(4) + 4;
     let (on_device, how) = (gpu.upload(&padded(logits, stride)), gpu.upload(rows));
     let out = gpu.output::<u32>(rows.len());
-    let shape = Shape { grid: (rows.len(), 1), threads: 1024, shared: 0 };
+    let shape = Shape { grid: (rows.len(), 1, 1), threads: 1024, shared: 0 };
     gpu.launch("sample_tokens", shape, args![&out, &on_device, &how, vocab, stride]);
     gpu.download(&out)
 }
