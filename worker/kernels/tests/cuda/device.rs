@@ -134,8 +134,8 @@ impl Gpu {
 
     /// Memory for results: every byte 0xff, which is NaN as FP32, so that what no thread writes does not look right.
     pub fn output<T: DeviceRepr + Pod>(&self, count: usize) -> Memory<T> {
-        let bytes = vec![0xffu8; count * size_of::<T>()];
-        let values: Vec<T> = bytemuck::pod_collect_to_vec(&bytes);
+        let mut values = vec![T::zeroed(); count];
+        bytemuck::cast_slice_mut::<T, u8>(&mut values).fill(0xff);
         self.upload(&values)
     }
 
