@@ -11,11 +11,11 @@
 // Bytes in flight. Needed: 15.2 KB per SM (3.35 TB/s x 600 ns / 132). Two of a warp's three stages are in flight; K and V of
 // a block and head of 128 dims are 4 KB in 8 bits, 8 KB in 16:
 //
-//   dim  cache    in flight per block   shared memory   registers (expected)   blocks per SM
-//    64  8 bit          16 KB                36 KB               80                  6
-//   128  8 bit          32 KB                61 KB              115                  3
-//   128  16 bit         64 KB               116 KB              115                  1
-//   256  16 bit        128 KB               216 KB              190                  1
+//   dim  cache    in flight per block   shared memory   registers   blocks per SM
+//    64  8 bit          16 KB                36 KB          96           5
+//   128  8 bit          32 KB                62 KB         128           3
+//   128  16 bit         64 KB               116 KB         134           1
+//   256  16 bit        128 KB               216 KB         204           1
 //
 // A step has batch x KV heads x parts blocks: one sequence of 4,096 tokens with 8 KV heads and 16 parts 128, one for each
 // SM. Products: per token of 128 dims 2 x 16 x 128 multiply-adds, at 256 bytes 16 a byte; 15 bytes a clock ask for a fifth of

@@ -10,11 +10,11 @@
 // 256 (8 bit) or 512 bytes for 16 k multiply-adds, 32 or more a byte; the bus is far from full, and two stages in flight (16 or
 // 32 KB of a block, of the 15.2 KB that an SM needs at full rate) hide its latency.
 //
-//   dim  cache    shared memory   registers (expected)   blocks per SM
-//    64  8 bit         28 KB               85                  5
-//   128  8 bit         49 KB              125                  4
-//   128  16 bit        75 KB              125                  3
-//   256  16 bit       139 KB              200                  1
+//   dim  cache    shared memory   registers   blocks per SM
+//    64  8 bit         29 KB          78           6
+//   128  8 bit         49 KB         124           4
+//   128  16 bit        76 KB         126           2
+//   256  16 bit       140 KB         194           1
 //
 // Blocks of the last rows of a sequence have most to do and are numbered first, so that they do not start last.
 

@@ -5,8 +5,8 @@
 //
 // Bytes in flight. Little's law: 3.35 TB/s x 600 ns = 2.0 MB over the whole H100, 15.2 KB on each of 132 SMs. linear_rows
 // has 8 warps of which each asks for 4 KB (128 bytes of 32 outputs) before it waits: 32 KB a block, 64 KB with the two blocks
-// that up to 128 registers and 9 to 37 KB of shared memory let an SM hold. A warp may so spend three quarters of its time
-// on products and the bus still be full (modelled; no hardware has run this).
+// that up to 128 registers and 9 to 37 KB of shared memory let an SM hold (only block-scaled FP8 for 32 rows takes 140). A
+// warp may so spend three quarters of its time on products and the bus still be full (modelled; no hardware has run this).
 //
 // Why tensor cores for one row: at 15 bytes per clock and SM (3.35 TB/s at 1.7 GHz) the eight columns of mma cost no more
 // than one, and FP32 multiply-adds would need 120 of the SM's 128 lanes for eight rows of 8-bit weights.

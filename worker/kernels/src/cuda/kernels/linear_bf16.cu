@@ -1,9 +1,9 @@
 // Products with BF16 weights for at most 32 rows: the output layer (128 k outputs x 4 k inputs are 1 GB, a fifth of what an
 // INT4 step of an 8B model reads) and the outlier columns of LLM.int8.
 //
-// Bound by the weight's bytes up to about 80 rows on an H100 (modelled: 989 TFLOP/s / 3.35 TB/s / 2 per byte, less what
-// mma.sync reaches of it); linear.cuh says how many are in flight. About 80 registers for 8 rows, 128 for 32. More rows than
-// 32 go to cuBLASLt.
+// Bound by the weight's bytes: one row does one multiply-add for two bytes, and an H100 could do 295 while they arrive, by
+// mma.sync some 170 (modelled: 989 TFLOP/s, 3.35 TB/s). linear.cuh says how many bytes are in flight. 48 registers for 8 rows,
+// 86 for 32. More rows than 32 go to cuBLASLt, which reads the activations less often.
 //
 // x [m, k] and w [n padded to 32, k] are BF16, k a multiple of 8. Grid: x = n / 32, y = splits. 256 threads.
 

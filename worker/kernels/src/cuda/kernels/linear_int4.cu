@@ -8,10 +8,10 @@
 // Bytes in flight. Needed: 15.2 KB per SM (linear.cuh). Three of four stages are in flight: 24 KB of codes and 6 KB of scales
 // and minima of a block. One block per SM suffices, two and more are there while rows are few:
 //
-//   rows  threads  shared memory  registers (expected)  blocks per SM
-//    16     128        56 KB             80                  4
-//    32     128        72 KB            130                  3
-//    64     256       104 KB            130                  1 (shared memory would hold 2, so would registers at 128)
+//   rows  threads  shared memory  registers  blocks per SM
+//    16     128        56 KB          95           4
+//    32     128        72 KB         128           3
+//    64     256       104 KB         128           2
 //
 // With 8-bit codes a stage has 8 KB more. `splits` parts of k fill the 132 SMs where n / 128 alone does not: 4096 outputs
 // are 32 blocks, so 4 splits.

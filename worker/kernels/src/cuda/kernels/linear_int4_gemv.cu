@@ -5,7 +5,7 @@
 // from an A operand of ones.
 //
 // Bytes in flight: a warp asks for a chunk of 4 units, 2 KB of codes with 128 to 512 bytes of scales and minima, before it
-// waits; 8 warps 16 KB, and three blocks per SM (about 80 registers, 9 KB of shared memory) 48 KB, three times the 15.2 KB
+// waits; 8 warps 16 KB, and three blocks per SM (80 registers, 9 KB of shared memory) 48 KB, three times the 15.2 KB
 // that 3.35 TB/s x 600 ns want of an SM. What a warp computes meanwhile (about 180 integer and BF16 instructions and 24 mma
 // a chunk) takes some 330 clocks of a quarter SM, and the 8 KB of four warps arrive in 550 (modelled). 4096 outputs are 128
 // blocks, one per SM with 16 KB, barely enough: `splits` of 2 or 3 fill the SMs there.

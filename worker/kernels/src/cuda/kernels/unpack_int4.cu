@@ -2,7 +2,7 @@
 //
 // A warp takes one unit, lane (g, t) the inputs 8 t .. 8 t + 7 of four outputs. For 16 (or 32) bytes read a lane writes 64,
 // so writing decides: 2 n k bytes, 44 us for 4096 x 14336 at 3.35 TB/s with what is read (modelled). Stores wait for nothing;
-// 16 warps with 640 bytes of loads each and the 32 KB of stores behind them keep an SM busy. About 40 registers.
+// 16 warps with 640 bytes of loads each and the 32 KB of stores behind them keep an SM busy. 40 registers.
 
 // Grid: x = strips, y = any number of blocks over the units. 256 threads.
 template <int PLANES>
