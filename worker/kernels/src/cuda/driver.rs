@@ -173,22 +173,13 @@ impl Stream {
         check("cuMemcpyDtoHAsync", unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, len, self.raw) })
     }
 
-    /// Copies within the device.
-    ///
-    /// # Safety
-    /// Both ranges must be mapped when the stream gets there, and must not overlap.
-    pub(super) unsafe fn copy(&self, to: Address, from: Address, len: usize) -> Result<()> {
-        // SAFETY: the caller's promise.
-        check("cuMemcpyDtoDAsync", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, len, self.raw) })
-    }
-
-    /// Fills a range with zeros.
+    /// Fills a range with a word.
     ///
     /// # Safety
     /// The range must be mapped when the stream gets there.
-    pub(super) unsafe fn zero(&self, at: Address, len: usize) -> Result<()> {
+    pub(super) unsafe fn fill(&self, at: Address, word: u32, count: usize) -> Result<()> {
         // SAFETY: the caller's promise.
-        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(at, 0, len, self.raw) })
+        check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(at, word, count, self.raw) })
     }
 
     /// Records what `fill` submits to this stream as a graph instead of running it.

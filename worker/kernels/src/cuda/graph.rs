@@ -49,12 +49,14 @@ pub(super) enum Command {
     Launch(Launch),
     /// A product of cuBLASLt.
     Product(Product),
-    /// Zeros over a range.
-    Zero {
+    /// The same word over a range.
+    Fill {
         /// Where.
         at: Address,
-        /// Bytes.
-        len: usize,
+        /// What.
+        word: u32,
+        /// How often.
+        count: usize,
     },
 }
 
@@ -74,7 +76,7 @@ impl Machine {
                 None => Err(super::cublaslt::missing()),
             },
             // SAFETY: whoever made the command owns the range; memory is unmapped only behind a flush and a wait.
-            Command::Zero { at, len } => unsafe { self.stream.zero(*at, *len) },
+            Command::Fill { at, word, count } => unsafe { self.stream.fill(*at, *word, *count) },
         }
     }
 
@@ -114,12 +116,27 @@ pub(super) struct Queue {
     mode: Mode,
     lists: Vec<List>,
     notes: Vec<String>,
+    /// What was noted before.
+    said: Vec<String>,
     replays: u64,
 }
 
 impl Queue {
     pub(super) fn new(machine: Machine) -> Self {
-        Self { machine, mode: Mode::Plain, lists: Vec::new(), notes: Vec::new(), replays: 0 }
+        Self { machine, mode: Mode::Plain, lists: Vec::new(), notes: Vec::new(), said: Vec::new(), replays: 0 }
+    }
+
+    /// Adds a sentence for the log, once.
+    pub(super) fn note(&mut self, sentence: String) {
+        if !self.said.contains(&sentence) {
+            self.said.push(sentence.clone());
+            self.notes.push(sentence);
+        }
+    }
+
+    /// True within a step that is padded to a bucket.
+    pub(super) fn is_in_step(&self) -> bool {
+        !matches!(self.mode, Mode::Plain)
     }
 
     /// Sentences for the log that came up since the last call: each fact once.
@@ -202,14 +219,12 @@ impl Queue {
         }
         if matches!(list.graph, Recorded::Not) {
             let machine = &self.machine;
-            list.graph = match machine.stream.capture(|| machine.submit_all(&list.commands)) {
-                Ok(graph) => Recorded::Graph(graph),
-                Err(error) => {
-                    self.notes.push(format!("decode steps of {} rows run without a graph: {error}", list.bucket));
-                    Recorded::Failed
-                }
-            };
+            let captured = machine.stream.capture(|| machine.submit_all(&list.commands));
+            let sentence = captured.as_ref().err().map(|e| format!("decode steps run without a graph: {e}"));
+            list.graph = captured.map_or(Recorded::Failed, Recorded::Graph);
+            sentence.into_iter().for_each(|sentence| self.note(sentence));
         }
+        let list = &mut self.lists[index];
         let Recorded::Graph(graph) = &list.graph else { return self.machine.submit_all(&list.commands) };
         // SAFETY: the step's own commands just named all this memory, so it is mapped; it is unmapped only behind a flush.
         match unsafe { graph.launch() } {
@@ -218,9 +233,11 @@ impl Queue {
                 Ok(())
             }
             Err(error) => {
-                self.notes.push(format!("decode steps of {} rows run without their graph: {error}", list.bucket));
+                let sentence = format!("decode steps run without their graph: {error}");
                 list.graph = Recorded::Failed;
-                self.machine.submit_all(&list.commands)
+                let done = self.machine.submit_all(&list.commands);
+                self.note(sentence);
+                done
             }
         }
     }

@@ -4,7 +4,11 @@
 //! they point to, sides are [`Side`]s and rows [`Rows`]: what a kernel cannot take has no value, and an argument in the
 //! wrong place does not compile.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{
+    marker::PhantomData,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
     compile::{Images, Origin, Unit},
@@ -35,9 +39,13 @@ impl<T> Ptr<T> {
         self.0
     }
 
-    /// `count` elements further.
+    pub(super) fn is_null(self) -> bool {
+        self.0 == 0
+    }
+
+    /// `count` elements further; null stays null.
     pub(super) fn offset(self, count: usize) -> Self {
-        Self::new(self.0 + (count * size_of::<T>()) as Address)
+        if self.is_null() { self } else { Self::new(self.0 + (count * size_of::<T>()) as Address) }
     }
 }
 
@@ -244,11 +252,12 @@ kernels! {
         PrefillE5m2256 "attention_prefill_e5m2_256" 128 MOST_SHARED,
         AttentionReduce "attention_reduce" 128 0,
     }
-    calibrate = ["prim.cuh", "calibrate.cu"] {
+    calibrate = ["prim.cuh", "rows.cuh", "calibrate.cu"] {
+        Gram "gram" 256 0,
         ColumnAbsmax "column_absmax" 256 0,
-        RoundingChanges "rounding_changes" 128 0,
-        MatmulF32 "matmul_f32" 256 0,
-        RowDots "row_dots" 256 0,
+        RoundingChanges "rounding_changes" 256 0,
+        QuadraticPartials "quadratic_partials" 256 0,
+        QuadraticForms "quadratic_forms" 256 0,
     }
 }
 
@@ -290,4 +299,12 @@ impl Kernels {
         // pointers are the backend's, which unmaps memory only when the work before has been done.
         unsafe { self.functions[index].launch(stream, launch.grid, threads, launch.shared, &launch.parameters) }
     }
+}
+
+/// Compiles all kernels for a compute capability into a folder that is shipped beside the program; returns the files.
+///
+/// # Errors
+/// [`KernelError::Device`] when NVRTC is missing or refuses a source; [`KernelError::Io`] for the folder.
+pub fn ship(folder: &Path, capability: (i32, i32)) -> Result<Vec<PathBuf>> {
+    UNITS.iter().map(|unit| Images::ship(folder, unit, capability)).collect()
 }

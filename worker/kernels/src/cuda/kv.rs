@@ -21,6 +21,7 @@ use std::sync::Arc;
 use super::{
     driver::Address,
     memory::{Arena, Block, Physical, Region},
+    shared::Shared,
 };
 use crate::{AttentionShape, BLOCK_TOKENS, BlockMove, KernelError, KvFormat, KvLayout, KvScales, Result};
 
@@ -38,6 +39,7 @@ pub struct CudaKv {
     pub(super) layout: KvLayout,
     /// Scales `[layers * kv_heads]` of K, then as many of V.
     scales: Block,
+    shared: Arc<Shared>,
 }
 
 impl CudaKv {
@@ -45,6 +47,7 @@ impl CudaKv {
     pub(super) fn new(
         physical: &Arc<Physical>,
         arena: &Arc<Arena>,
+        shared: &Arc<Shared>,
         layout: KvLayout,
         scales: &KvScales,
         blocks: usize,
@@ -71,7 +74,7 @@ impl CudaKv {
         let bytes = bytes.ok_or_else(|| KernelError::OutOfMemory(format!("{max_blocks} KV blocks")))?;
         let region = Region::reserve(physical, bytes)?;
         let scales = arena.block(2 * heads * size_of::<f32>())?;
-        let mut pool = Self { region, mapped: 0, blocks: 0, max_blocks, layout, scales };
+        let mut pool = Self { region, mapped: 0, blocks: 0, max_blocks, layout, scales, shared: shared.clone() };
         pool.back(blocks)?;
         pool.blocks = blocks;
         Ok(pool)
@@ -99,8 +102,8 @@ impl CudaKv {
     }
 
     /// Where all scales are to be copied: K's, then V's.
-    pub(super) fn scales_address(&self) -> Address {
-        self.scales.address()
+    pub(super) fn scales(&self) -> &Block {
+        &self.scales
     }
 
     pub(super) fn format(&self) -> KvFormat {
@@ -160,13 +163,25 @@ impl CudaKv {
         Ok(())
     }
 
-    /// The byte ranges of a move: from, to, length.
-    pub(super) fn places(&self, BlockMove { from, to }: BlockMove) -> Result<(Address, Address, usize)> {
-        let bytes = self.layout.block_bytes();
-        if from as usize >= self.blocks || to as usize >= self.blocks || from == to {
-            return Err(KernelError::Shape(format!("block {from} cannot move to {to} of {}", self.blocks)));
+    /// Moves as the kernel takes them: from and to of each.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] for blocks outside the pool or a move to itself.
+    pub(super) fn moves(&self, moves: &[BlockMove]) -> Result<Vec<u32>> {
+        let mut numbers = Vec::with_capacity(2 * moves.len());
+        for BlockMove { from, to } in moves {
+            if *from as usize >= self.blocks || *to as usize >= self.blocks || from == to {
+                return Err(KernelError::Shape(format!("block {from} cannot move to {to} of {}", self.blocks)));
+            }
+            numbers.extend([*from, *to]);
         }
-        let at = |block: u32| self.base() + (block as usize * bytes) as Address;
-        Ok((at(from), at(to), bytes))
+        Ok(numbers)
+    }
+}
+
+impl Drop for CudaKv {
+    fn drop(&mut self) {
+        // The memory is taken below: nothing that uses it may be on its way.
+        let _ = self.shared.finish();
     }
 }

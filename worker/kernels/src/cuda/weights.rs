@@ -23,10 +23,17 @@ use std::{
 };
 
 use super::{
-    driver::{Address, Event, Pinned, Stream},
+    driver::{Address, Event, Pinned},
+    kernels::Ptr,
+    launch::{
+        linear::{Grouped, Weight},
+        rows::{Columns, Table},
+    },
+    layout::{self, GpuLayout, Part},
     memory::{ALIGNMENT, Physical, Region, lock},
+    shared::Shared,
 };
-use crate::{KernelError, Result, WeightSpec};
+use crate::{KernelError, PackedWeight, Result, WeightKind, WeightSpec};
 
 /// Addresses reserved at once, unless a weight needs more: many weights of a layer, few reservations.
 const SEGMENT: usize = 16 << 30;
@@ -35,8 +42,7 @@ const SEGMENT: usize = 16 << 30;
 #[derive(Debug)]
 pub(super) struct WeightSpace {
     physical: Arc<Physical>,
-    compute: Arc<Stream>,
-    copies: Arc<Stream>,
+    shared: Arc<Shared>,
     /// The segment that new weights are placed in, and where.
     open: Mutex<Option<(Arc<Segment>, usize)>>,
     /// Released weights whose memory may still be in use, the oldest first.
@@ -68,7 +74,7 @@ struct Leaving {
 /// A linear weight.
 #[derive(Debug)]
 pub struct CudaWeight {
-    pub(super) spec: WeightSpec,
+    pub(super) layout: GpuLayout,
     /// Scale of all inputs (FP8 with static activations).
     pub(super) input_scale: Option<f32>,
     host: Pinned,
@@ -87,24 +93,19 @@ enum State {
 }
 
 impl WeightSpace {
-    pub(super) fn new(physical: &Arc<Physical>, compute: &Arc<Stream>, copies: &Arc<Stream>) -> Arc<Self> {
+    pub(super) fn new(physical: &Arc<Physical>, shared: &Arc<Shared>) -> Arc<Self> {
         Arc::new(Self {
             physical: physical.clone(),
-            compute: compute.clone(),
-            copies: copies.clone(),
+            shared: shared.clone(),
             open: Mutex::default(),
             leaving: Mutex::default(),
         })
     }
 
-    /// A weight of these bytes in the device's layout; absent.
-    pub(super) fn weight(
-        self: &Arc<Self>,
-        spec: WeightSpec,
-        input_scale: Option<f32>,
-        host: Pinned,
-    ) -> Result<CudaWeight> {
-        let len = host.bytes().len();
+    /// A weight from the CPU's layout, repacked for the device; absent.
+    pub(super) fn weight(self: &Arc<Self>, packed: &PackedWeight) -> Result<CudaWeight> {
+        let input_scale = packed.input_scale()?;
+        let len = layout::gpu_len(&packed.spec)?;
         // What could never be resident is said when it is made, not when it is used.
         if len > self.physical.budget() {
             return Err(KernelError::OutOfMemory(format!(
@@ -112,9 +113,11 @@ impl WeightSpace {
                 self.physical.budget()
             )));
         }
+        let mut host = Pinned::zeroed(&self.shared.gpu.context, len)?;
+        let layout = layout::pack_into(&packed.unpack()?, host.bytes_mut())?;
         let (segment, offset) = self.place(len)?;
         let state = Mutex::new(State::Absent);
-        Ok(CudaWeight { spec, input_scale, host, segment, offset, space: self.clone(), state })
+        Ok(CudaWeight { layout, input_scale, host, segment, offset, space: self.clone(), state })
     }
 
     fn place(&self, len: usize) -> Result<(Arc<Segment>, usize)> {
@@ -164,9 +167,10 @@ impl WeightSpace {
         Ok(())
     }
 
-    /// Marks a range as leaving once the work submitted up to now is done.
+    /// Marks a range as leaving once the work up to now is done, that of a step that is being followed included.
     fn leave(&self, segment: &Arc<Segment>, bytes: Range<usize>) -> Result<()> {
-        let event = Event::record(&self.compute)?;
+        self.shared.flush()?;
+        let event = Event::record(&self.shared.gpu.compute)?;
         lock(&self.leaving).push_back(Leaving { event, segment: segment.clone(), bytes });
         Ok(())
     }
@@ -212,6 +216,63 @@ impl Segment {
 }
 
 impl CudaWeight {
+    /// Kind and shape.
+    pub fn spec(&self) -> WeightSpec {
+        self.layout.spec
+    }
+
+    fn part<T>(&self, part: Part) -> Ptr<T> {
+        Ptr::new(self.address() + part.offset as Address)
+    }
+
+    /// The weight as products read it.
+    pub(super) fn operand(&self) -> Weight {
+        let GpuLayout { codes, scales, rows, .. } = self.layout;
+        let codes_at = self.part(codes);
+        match self.layout.spec.kind {
+            WeightKind::Bf16 => Weight::Bf16(self.part(codes)),
+            WeightKind::Fp8 | WeightKind::Fp8Static => Weight::Fp8 { codes: codes_at, scales: self.part(rows) },
+            WeightKind::Fp8Block => Weight::Fp8Block { codes: codes_at, scales: self.part(scales) },
+            WeightKind::Int8 | WeightKind::Int8Outliers { .. } => {
+                Weight::Int8 { codes: codes_at, scales: self.part(rows) }
+            }
+            WeightKind::Int4 { group } | WeightKind::Int8Group { group } => Weight::Grouped(Grouped {
+                codes: codes_at,
+                affine: self.part(scales),
+                row_scales: self.part(rows),
+                group: u32::from(group),
+                eight_bits: self.layout.planes() == 2,
+            }),
+        }
+    }
+
+    /// The weight as an embedding.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] for the kind that keeps some columns apart: no embedding is stored so.
+    pub(super) fn table(&self) -> Result<Table> {
+        if self.outliers().is_some() {
+            return Err(KernelError::Shape("an embedding with outlier columns; store it in BF16 or INT8".into()));
+        }
+        Ok(match self.operand() {
+            Weight::Bf16(values) => Table::Bf16(values),
+            Weight::Fp8 { codes, scales } => Table::E4m3 { codes, scales },
+            Weight::Fp8Block { codes, scales } => Table::E4m3Block { codes, scales },
+            Weight::Int8 { codes, scales } => Table::Int8 { codes, scales },
+            Weight::Grouped(Grouped { codes, affine, row_scales, group, eight_bits }) => {
+                let planes = if eight_bits { 2 } else { 1 };
+                Table::Grouped { codes, group_scales: affine, row_scales, group, planes }
+            }
+        })
+    }
+
+    /// The outlier columns: which, their BF16 weight, and its padded K; none without any.
+    pub(super) fn outliers(&self) -> Option<(Columns, Weight, usize)> {
+        let WeightKind::Int8Outliers { columns: count @ 1.. } = self.layout.spec.kind else { return None };
+        let columns = Columns { at: self.part(self.layout.columns), count: u32::from(count) };
+        Some((columns, Weight::Bf16(self.part(self.layout.outliers)), self.layout.outlier_k))
+    }
+
     /// Its first address: fixed.
     pub(super) fn address(&self) -> Address {
         self.segment.base + self.offset as Address
@@ -257,7 +318,7 @@ impl CudaWeight {
         }
         if let State::Coming(event) = &*state {
             // The compute stream is in order: whoever comes later on it is behind this wait too.
-            self.space.compute.wait(event)?;
+            self.space.shared.gpu.compute.wait(event)?;
             if event.is_done()? {
                 *state = State::Resident;
             }
@@ -270,8 +331,8 @@ impl CudaWeight {
         self.segment.take(&range)?;
         // SAFETY: the page-locked copy lives and stays unchanged until `drop` has waited for the event; the range was
         // mapped just now and stays so until `release`, which comes behind the copy.
-        let copied = unsafe { self.space.copies.upload(self.address(), self.host.bytes().as_ptr(), range.len()) }
-            .and_then(|()| Event::record(&self.space.copies));
+        let copied = unsafe { self.space.shared.gpu.copies.upload(self.address(), self.host.bytes().as_ptr(), range.len()) }
+            .and_then(|()| Event::record(&self.space.shared.gpu.copies));
         match copied {
             Ok(event) => {
                 *state = State::Coming(event);
@@ -279,7 +340,7 @@ impl CudaWeight {
             }
             Err(error) => {
                 // The copy may have been submitted all the same.
-                let _ = self.space.copies.synchronize();
+                let _ = self.space.shared.gpu.copies.synchronize();
                 let _ = self.segment.give(&range);
                 Err(error)
             }
@@ -291,7 +352,7 @@ impl CudaWeight {
         let mut state = lock(&self.state);
         if let State::Coming(event) = &*state {
             // Never used since its copy began: the compute stream has not waited for it.
-            self.space.compute.wait(event)?;
+            self.space.shared.gpu.compute.wait(event)?;
         }
         if !matches!(*state, State::Absent) {
             self.space.leave(&self.segment, self.range())?;
@@ -308,7 +369,7 @@ impl Drop for CudaWeight {
             let _ = event.wait();
         }
         if self.release().is_err() {
-            let _ = self.space.compute.synchronize();
+            let _ = self.space.shared.finish();
         }
     }
 }

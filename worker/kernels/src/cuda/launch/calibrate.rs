@@ -1,25 +1,42 @@
 //! Launches of calibration's kernels. The contracts are in `kernels/calibrate.cu`.
 
-use super::blocks;
+use super::{blocks, per_row};
 use crate::{
     cuda::{
         driver::Parameters,
-        kernels::{Kernel, Launch, Ptr, Rows},
+        kernels::{Kernel, Launch, Ptr, Rows, Side},
     },
     rtn::Grid,
 };
 
-/// `out[j] = max(out[j], |x[r, j]|)`.
-pub(in crate::cuda) fn column_absmax(rows: Rows, x: Ptr<f32>, k: usize, out: Ptr<f32>) -> Launch {
-    let parameters = Parameters::new().ptr(out).ptr(x).with(rows.get() as u32).with(k as u32);
-    Launch::new(Kernel::ColumnAbsmax, [blocks(k, 32), 1, 1], parameters)
+/// Side of the tiles.
+const TILE: usize = 128;
+
+/// Tiles of a row of `k`: the partial sums of [`quadratic_partials`].
+pub(in crate::cuda) fn tiles(k: Side) -> usize {
+    k.get().div_ceil(TILE)
 }
 
-/// How groups are rounded.
+/// `gram += x^T x`.
+pub(in crate::cuda) fn gram(rows: Rows, x: Ptr<f32>, k: Side, gram: Ptr<f32>) -> Launch {
+    let parameters = Parameters::new().ptr(gram).ptr(x).with(rows.get() as u32).side(k);
+    let tiles = tiles(k);
+    Launch::new(Kernel::Gram, [(tiles * (tiles + 1) / 2) as u32, 1, 1], parameters)
+}
+
+/// `out[j] = max(out[j], |x[r, j]|)`.
+pub(in crate::cuda) fn column_absmax(rows: Rows, x: Ptr<f32>, k: Side, out: Ptr<f32>) -> Launch {
+    let parameters = Parameters::new().ptr(out).ptr(x).with(rows.get() as u32).side(k);
+    // Blocks share the rows: enough of them to fill the device, each with rows for all its warps.
+    let shares = rows.get().div_ceil(64).min(64) as u32;
+    Launch::new(Kernel::ColumnAbsmax, [blocks(k.get(), TILE), shares, 1], parameters)
+}
+
+/// How groups are rounded; checked by the caller.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::cuda) struct Rounding {
     pub(in crate::cuda) bits: u32,
-    pub(in crate::cuda) group: usize,
+    pub(in crate::cuda) group: u32,
     pub(in crate::cuda) grid: Grid,
     /// `[k]` or null.
     pub(in crate::cuda) scales: Ptr<f32>,
@@ -30,7 +47,7 @@ pub(in crate::cuda) struct Rounding {
 pub(in crate::cuda) fn rounding_changes(
     rows: Rows,
     weights: Ptr<f32>,
-    k: usize,
+    k: Side,
     rounding: &Rounding,
     changes: Ptr<f32>,
 ) -> Launch {
@@ -43,41 +60,28 @@ pub(in crate::cuda) fn rounding_changes(
         .ptr(changes)
         .ptr(weights)
         .ptr(rounding.scales)
-        .with(k as u32)
-        .with(rounding.group as u32)
+        .side(k)
         .with(rounding.bits)
+        .with(rounding.group)
         .with(grid)
         .with(rounding.cut);
-    Launch::new(Kernel::RoundingChanges, [rows.get() as u32, 1, 1], parameters)
+    Launch::new(Kernel::RoundingChanges, per_row(rows), parameters)
 }
 
-/// A matrix for [`matmul`]: element (i, j) is at `i * row + j * column`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(in crate::cuda) struct View {
-    pub(in crate::cuda) at: Ptr<f32>,
-    pub(in crate::cuda) row: usize,
-    pub(in crate::cuda) column: usize,
+/// Parts of `d_r gram d_r^T`: `partials` is `[tiles, rows]` in FP64.
+pub(in crate::cuda) fn quadratic_partials(
+    rows: Rows,
+    delta: Ptr<f32>,
+    gram: Ptr<f32>,
+    k: Side,
+    partials: Ptr<f64>,
+) -> Launch {
+    let parameters = Parameters::new().ptr(partials).ptr(delta).ptr(gram).with(rows.get() as u32).side(k);
+    Launch::new(Kernel::QuadraticPartials, [tiles(k) as u32, blocks(rows.get(), TILE), 1], parameters)
 }
 
-/// `out [m, n] (+)= a [m, depth] b [depth, n]`, in FP32.
-pub(in crate::cuda) fn matmul([m, n, depth]: [usize; 3], a: View, b: View, add: bool, out: Ptr<f32>) -> Launch {
-    let parameters = Parameters::new()
-        .ptr(out)
-        .ptr(a.at)
-        .ptr(b.at)
-        .with(m as u32)
-        .with(n as u32)
-        .with(depth as u32)
-        .with(a.row as u32)
-        .with(a.column as u32)
-        .with(b.row as u32)
-        .with(b.column as u32)
-        .with(u32::from(add));
-    Launch::new(Kernel::MatmulF32, [blocks(n, 64), blocks(m, 64), 1], parameters)
-}
-
-/// `out[r] = a[r] . b[r]`.
-pub(in crate::cuda) fn row_dots(rows: Rows, a: Ptr<f32>, b: Ptr<f32>, k: usize, out: Ptr<f32>) -> Launch {
-    let parameters = Parameters::new().ptr(out).ptr(a).ptr(b).with(k as u32);
-    Launch::new(Kernel::RowDots, [rows.get() as u32, 1, 1], parameters)
+/// Adds the parts up.
+pub(in crate::cuda) fn quadratic_forms(rows: Rows, partials: Ptr<f64>, k: Side, out: Ptr<f32>) -> Launch {
+    let parameters = Parameters::new().ptr(out).ptr(partials).with(rows.get() as u32).with(tiles(k) as u32);
+    Launch::new(Kernel::QuadraticForms, [blocks(rows.get(), 256), 1, 1], parameters)
 }
