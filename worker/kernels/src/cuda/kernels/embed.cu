@@ -114,9 +114,9 @@ DEV u32 nibble(u32 word, u32 i) {
     return word >> (4 * (i / 2) + 16 * (i % 2)) & 15;
 }
 
-// FP16 scale and minimum of a group lie in 128 bytes per strip and group: the scale at this byte, the minimum 64 behind.
+// FP16 scale and minimum of a group lie in 128 bytes per strip and group: the scale at this byte, the minimum 8 behind.
 DEV u32 group_scale_at(u32 row) {
-    return (row % 8 / 2 * 8 + row % STRIP_ROWS / 8 * 2 + row % 2) * 2;
+    return row % 8 * 16 + row % STRIP_ROWS / 8 * 2;
 }
 
 DEV float half_at(const u8* at) {
@@ -144,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(256) embed_grouped(
         const u32 high = planes == 2 ? *reinterpret_cast<const u32*>(plane + PLANE_BYTES) : 0;
         const u8* scales = group_scales + (strip * (width / group) + eight * 8 / group) * 128 + group_scale_at(token);
         const float scale = half_at(scales);
-        const float min = half_at(scales + 64);
+        const float min = half_at(scales + 8);
         float v[8];
 #pragma unroll
         for (u32 i = 0; i < 8; i++) {
