@@ -135,7 +135,7 @@ impl Lt {
             return Ok(plan.clone());
         }
         let plan =
-            if shape.is_aligned() { Plan::new(self.handle, shape, self.workspace.len())?.map(Arc::new) } else { None };
+            if shape.is_aligned() { Plan::new(self.handle, shape, &self.workspace)?.map(Arc::new) } else { None };
         plans.insert(shape, plan.clone());
         Ok(plan)
     }
@@ -247,7 +247,7 @@ unsafe impl Sync for Plan {}
 
 impl Plan {
     /// None when the library has no algorithm.
-    fn new(handle: sys::cublasLtHandle_t, shape: Shape, workspace: usize) -> Result<Option<Self>> {
+    fn new(handle: sys::cublasLtHandle_t, shape: Shape, workspace: &Block) -> Result<Option<Self>> {
         use sys::{cublasComputeType_t as Compute, cublasLtMatmulDescAttributes_t as Attribute, cudaDataType_t as Type};
         let (operand, out, compute, scale) = match shape.operands {
             Operands::Bf16 => (Type::CUDA_R_16BF, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F, Type::CUDA_R_32F),
@@ -277,15 +277,20 @@ impl Plan {
                     return Ok(None);
                 }
             }
+            // The mode is complete with pointers only; those of a product come when it is submitted.
+            let place = workspace.address();
+            plan.set(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &place)?;
+            plan.set(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &place)?;
         }
         let mut raw = ptr::null_mut();
         // SAFETY: a place to write.
         check("cublasLtMatmulPreferenceCreate", unsafe { sys::cublasLtMatmulPreferenceCreate(&raw mut raw) })?;
         let preference = Preference(raw);
+        let bytes = workspace.len();
         let most = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         // SAFETY: the attribute is a size.
         let set = unsafe {
-            sys::cublasLtMatmulPreferenceSetAttribute(raw, most, (&raw const workspace).cast(), size_of::<usize>())
+            sys::cublasLtMatmulPreferenceSetAttribute(raw, most, (&raw const bytes).cast(), size_of::<usize>())
         };
         check("cublasLtMatmulPreferenceSetAttribute", set)?;
         // SAFETY: a C structure of numbers.

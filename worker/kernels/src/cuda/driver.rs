@@ -89,6 +89,11 @@ impl Context {
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.raw) })
     }
 
+    /// As [`Self::bind`], for what frees: when it fails, freeing is tried all the same, and fails by itself if it must.
+    pub(super) fn bind_if_possible(&self) {
+        let _ = self.bind();
+    }
+
     /// Free and total bytes of the device, by the driver's count.
     pub(super) fn free_and_total(&self) -> Result<(usize, usize)> {
         self.bind()?;
@@ -209,10 +214,9 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.context.bind().is_ok() {
-            // SAFETY: ours. Memory that its work uses is freed by owners that waited for it.
-            unsafe { sys::cuStreamDestroy_v2(self.raw) };
-        }
+        self.context.bind_if_possible();
+        // SAFETY: ours. Memory that its work uses is freed by owners that waited for it.
+        unsafe { sys::cuStreamDestroy_v2(self.raw) };
     }
 }
 
@@ -260,10 +264,9 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        if self.context.bind().is_ok() {
-            // SAFETY: ours; the driver keeps it until the stream has passed it.
-            unsafe { sys::cuEventDestroy_v2(self.raw) };
-        }
+        self.context.bind_if_possible();
+        // SAFETY: ours; the driver keeps it until the stream has passed it.
+        unsafe { sys::cuEventDestroy_v2(self.raw) };
     }
 }
 
@@ -314,10 +317,9 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        if self.context.bind().is_ok() {
-            // SAFETY: ours; owners wait for copies that use it.
-            unsafe { sys::cuMemFreeHost(self.base.as_ptr().cast()) };
-        }
+        self.context.bind_if_possible();
+        // SAFETY: ours; owners wait for copies that use it.
+        unsafe { sys::cuMemFreeHost(self.base.as_ptr().cast()) };
     }
 }
 
@@ -363,10 +365,9 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        if self.context.bind().is_ok() {
-            // SAFETY: ours; functions keep it alive.
-            unsafe { sys::cuModuleUnload(self.raw) };
-        }
+        self.context.bind_if_possible();
+        // SAFETY: ours; functions keep it alive.
+        unsafe { sys::cuModuleUnload(self.raw) };
     }
 }
 
@@ -481,9 +482,7 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if self.stream.context.bind().is_err() {
-            return;
-        }
+        self.stream.context.bind_if_possible();
         if !self.exec.is_null() {
             // SAFETY: ours.
             unsafe { sys::cuGraphExecDestroy(self.exec) };

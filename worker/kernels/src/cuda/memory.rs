@@ -134,9 +134,7 @@ impl Physical {
 
 impl Drop for Physical {
     fn drop(&mut self) {
-        if self.context.bind().is_err() {
-            return;
-        }
+        self.context.bind_if_possible();
         for chunk in lock(&self.state).free.drain(..) {
             // SAFETY: ours, mapped nowhere.
             unsafe { sys::cuMemRelease(chunk) };
@@ -270,11 +268,9 @@ impl Drop for Region {
     fn drop(&mut self) {
         let all: Vec<usize> = (0..self.chunks.len()).collect();
         self.unmap_all(&all);
-        if self.physical.context.bind().is_ok() {
-            let size = self.chunks.len() * self.physical.chunk;
-            // SAFETY: ours, and nothing is mapped in it.
-            unsafe { sys::cuMemAddressFree(self.base, size) };
-        }
+        let size = self.chunks.len() * self.physical.chunk;
+        // SAFETY: ours, and nothing is mapped in it.
+        unsafe { sys::cuMemAddressFree(self.base, size) };
     }
 }
 
