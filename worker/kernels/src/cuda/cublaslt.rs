@@ -113,11 +113,8 @@ impl Lt {
         unsafe { sys::is_culib_present() }
     }
 
-    /// Opens the library in the current context.
+    /// Opens the library, which [`Self::is_present`], in the current context.
     pub(super) fn new(workspace: Block) -> Result<Self> {
-        if !Self::is_present() {
-            return Err(missing());
-        }
         let mut handle = ptr::null_mut();
         // SAFETY: a place to write.
         check("cublasLtCreate", unsafe { sys::cublasLtCreate(&raw mut handle) })?;

@@ -5,7 +5,7 @@
 //
 // Bytes in flight. Little's law: 3.35 TB/s x 600 ns = 2.0 MB over the whole H100, 15.2 KB on each of 132 SMs. linear_rows
 // has 8 warps of which each asks for 4 KB (128 bytes of 32 outputs) before it waits: 32 KB a block, 64 KB with the two blocks
-// that about 110 registers and 9 to 37 KB of shared memory let an SM hold. A warp may so spend three quarters of its time
+// that up to 128 registers and 9 to 37 KB of shared memory let an SM hold. A warp may so spend three quarters of its time
 // on products and the bus still be full (modelled; no hardware has run this).
 //
 // Why tensor cores for one row: at 15 bytes per clock and SM (3.35 TB/s at 1.7 GHz) the eight columns of mma cost no more
@@ -84,7 +84,8 @@ template <class Format, int TILES>
 DEV void linear_chunk(typename Format::Sum (&sums)[2][TILES][4], const u8* w, const u8* x, u32 row_bytes, u32 m, u32 chunk) {
     const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint4 zero = make_uint4(0, 0, 0, 0);
-    uint4 a[2][4];
+    // All loads first: they are in flight together.
+    uint4 a[2][4], b[2][TILES];
 #pragma unroll
     for (int u = 0; u < 2; u++) {
         const u32 at = chunk * LINEAR_CHUNK + u * 64 + t * 16;
@@ -92,20 +93,22 @@ DEV void linear_chunk(typename Format::Sum (&sums)[2][TILES][4], const u8* w, co
         for (int i = 0; i < 4; i++) {
             a[u][i] = at < row_bytes ? ld_global_nc_v4(w + (u64)(g + 8 * i) * row_bytes + at) : zero;
         }
-    }
-#pragma unroll
-    for (int u = 0; u < 2; u++) {
-        const u32 at = chunk * LINEAR_CHUNK + u * 64 + t * 16;
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
             const u32 row = tile * 8 + g;
             const bool exists = row < m && at < row_bytes;
-            const uint4 b = exists ? *reinterpret_cast<const uint4*>(x + (u64)row * row_bytes + at) : zero;
-            const u32 b0[2] = {b.x, b.y}, b1[2] = {b.z, b.w};
+            b[u][tile] = exists ? *reinterpret_cast<const uint4*>(x + (u64)row * row_bytes + at) : zero;
+        }
+    }
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const uint4 low = a[u][2 * half], high = a[u][2 * half + 1];
-                const u32 a0[4] = {low.x, high.x, low.y, high.y}, a1[4] = {low.z, high.z, low.w, high.w};
+    for (int u = 0; u < 2; u++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const uint4 low = a[u][2 * half], high = a[u][2 * half + 1];
+            const u32 a0[4] = {low.x, high.x, low.y, high.y}, a1[4] = {low.z, high.z, low.w, high.w};
+#pragma unroll
+            for (int tile = 0; tile < TILES; tile++) {
+                const u32 b0[2] = {b[u][tile].x, b[u][tile].y}, b1[2] = {b[u][tile].z, b[u][tile].w};
                 Format::mma(sums[half][tile], a0, b0);
                 Format::mma(sums[half][tile], a1, b1);
             }

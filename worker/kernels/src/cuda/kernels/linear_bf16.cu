@@ -2,7 +2,7 @@
 // INT4 step of an 8B model reads) and the outlier columns of LLM.int8.
 //
 // Bound by the weight's bytes up to about 80 rows on an H100 (modelled: 989 TFLOP/s / 3.35 TB/s / 2 per byte, less what
-// mma.sync reaches of it); linear.cuh says how many are in flight. About 80 registers for 8 rows, 110 for 32. More rows than
+// mma.sync reaches of it); linear.cuh says how many are in flight. About 80 registers for 8 rows, 128 for 32. More rows than
 // 32 go to cuBLASLt.
 //
 // x [m, k] and w [n padded to 32, k] are BF16, k a multiple of 8. Grid: x = n / 32, y = splits. 256 threads.

@@ -5,7 +5,7 @@
 // from an A operand of ones.
 //
 // Bytes in flight: a warp asks for a chunk of 4 units, 2 KB of codes with 128 to 512 bytes of scales and minima, before it
-// waits; 8 warps 16 KB, and three blocks per SM (about 72 registers, 9 KB of shared memory) 48 KB, three times the 15.2 KB
+// waits; 8 warps 16 KB, and three blocks per SM (about 80 registers, 9 KB of shared memory) 48 KB, three times the 15.2 KB
 // that 3.35 TB/s x 600 ns want of an SM. What a warp computes meanwhile (about 180 integer and BF16 instructions and 24 mma
 // a chunk) takes some 330 clocks of a quarter SM, and the 8 KB of four warps arrive in 550 (modelled). 4096 outputs are 128
 // blocks, one per SM with 16 KB, barely enough: `splits` of 2 or 3 fill the SMs there.
@@ -75,7 +75,7 @@ struct Int4Gemv {
         const uint4 zero = make_uint4(0, 0, 0, 0);
         for (u32 chunk = to.begin(chunks) + threadIdx.x / 32; chunk < to.end(chunks); chunk += LINEAR_WARPS) {
             // All of the chunk's loads first: they are in flight together.
-            uint4 planes[GEMV_UNITS][PLANES], scales[GEMV_UNITS];
+            uint4 planes[GEMV_UNITS][PLANES], scales[GEMV_UNITS], rows[GEMV_UNITS];
 #pragma unroll
             for (int u = 0; u < GEMV_UNITS; u++) {
                 const u32 at = chunk * GEMV_UNITS + u;
@@ -87,13 +87,12 @@ struct Int4Gemv {
                 }
                 const bool last = exists && (u & mask) == mask;
                 scales[u] = last ? ld_global_nc_v4(strip_affine + (u64)(at >> shift) * INT4_AFFINE_BYTES) : zero;
+                const u16* from = x + (u64)g * k + at * 32 + t * 8;
+                rows[u] = exists && g < to.m ? *reinterpret_cast<const uint4*>(from) : zero;
             }
 #pragma unroll
             for (int u = 0; u < GEMV_UNITS; u++) {
-                const u32 at = chunk * GEMV_UNITS + u;
-                const bool exists = at < units && g < to.m;
-                const u16* from = x + (u64)g * k + at * 32 + t * 8;
-                unit(planes[u], exists ? *reinterpret_cast<const uint4*>(from) : zero);
+                unit(planes[u], rows[u]);
                 if ((u & mask) == mask) {
                     apply(scales[u]);
                 }
