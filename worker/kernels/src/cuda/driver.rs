@@ -14,7 +14,7 @@ use cudarc::driver::sys;
 use crate::{KernelError, Result};
 
 /// An address in the device's memory.
-pub type Address = sys::CUdeviceptr;
+pub(super) type Address = sys::CUdeviceptr;
 
 /// Turns a driver's result into a value that names the call, the driver's reason and what helps.
 pub(super) fn check(call: &str, code: sys::CUresult) -> Result<()> {
@@ -61,7 +61,7 @@ fn name(code: sys::CUresult) -> String {
 
 /// A device's primary context. Everything below keeps it alive.
 #[derive(Debug)]
-pub struct Context {
+pub(super) struct Context {
     device: sys::CUdevice,
     raw: sys::CUcontext,
 }
@@ -117,7 +117,7 @@ impl Drop for Context {
 
 /// A queue of work on the device.
 #[derive(Debug)]
-pub struct Stream {
+pub(super) struct Stream {
     raw: sys::CUstream,
     context: Arc<Context>,
 }
@@ -200,6 +200,11 @@ impl Stream {
         let mut graph = ptr::null_mut();
         // SAFETY: begun above.
         let ended = check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.raw, &raw mut graph) });
+        if ended.is_err() {
+            // Work would be recorded instead of run for ever after if the capture went on.
+            // SAFETY: as above; where the capture has ended this is one more error.
+            unsafe { sys::cuStreamEndCapture(self.raw, &raw mut graph) };
+        }
         let mut captured = Graph { graph, exec: ptr::null_mut(), stream: self.clone() };
         filled.and(ended)?;
         if captured.graph.is_null() {
@@ -222,7 +227,7 @@ impl Drop for Stream {
 
 /// A point in a stream's work.
 #[derive(Debug)]
-pub struct Event {
+pub(super) struct Event {
     raw: sys::CUevent,
     context: Arc<Context>,
 }
@@ -272,7 +277,7 @@ impl Drop for Event {
 
 /// Page-locked host memory: copies from and to it run beside the computation.
 #[derive(Debug)]
-pub struct Pinned {
+pub(super) struct Pinned {
     base: NonNull<u8>,
     len: usize,
     context: Arc<Context>,
@@ -325,7 +330,7 @@ impl Drop for Pinned {
 
 /// A loaded device image.
 #[derive(Debug)]
-pub struct Module {
+pub(super) struct Module {
     raw: sys::CUmodule,
     context: Arc<Context>,
 }
@@ -373,7 +378,7 @@ impl Drop for Module {
 
 /// An entry point of a module.
 #[derive(Clone, Debug)]
-pub struct Function {
+pub(super) struct Function {
     raw: sys::CUfunction,
     _module: Arc<Module>,
 }
@@ -460,7 +465,7 @@ impl Parameters {
 
 /// Recorded work that can be submitted again with one call.
 #[derive(Debug)]
-pub struct Graph {
+pub(super) struct Graph {
     graph: sys::CUgraph,
     exec: sys::CUgraphExec,
     stream: Arc<Stream>,

@@ -41,6 +41,9 @@ const UNPACK_ROWS: usize = 256;
 /// Rows that the GEMV of group-wise weights takes best (it takes 8; see `kernels/linear_int4_gemv.cu`).
 const GEMV_ROWS: usize = 4;
 
+/// Rows of a launch that has one block row for each (the second dimension of a grid).
+const MOST_ROWS: usize = 65_535;
+
 /// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
@@ -96,6 +99,9 @@ struct Sides {
 impl Cuda {
     /// `out (+)= w source + bias`. The shapes were checked; `input` is FP32 where the source is plain.
     pub(super) fn product(&self, rows: Rows, source: Source, w: &CudaWeight, to: Output) -> Result<()> {
+        if rows.get() > MOST_ROWS {
+            return Err(KernelError::Shape(format!("a product of {} rows; a launch takes {MOST_ROWS}", rows.get())));
+        }
         self.with_room(|| w.make_ready())?;
         let layout = w.layout;
         let (width, pitch) = (Side::new("a weight", layout.spec.k)?, Side::new("a weight", layout.k)?);

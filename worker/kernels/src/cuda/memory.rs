@@ -144,7 +144,7 @@ impl Drop for Physical {
 
 /// A reserved range of addresses, with memory below some of its chunks.
 #[derive(Debug)]
-pub struct Region {
+pub(super) struct Region {
     physical: Arc<Physical>,
     base: Address,
     chunks: Vec<Option<Chunk>>,
@@ -279,7 +279,7 @@ impl Drop for Region {
 /// Blocks are used by work of one stream only. So a freed block may be handed out at once: what still uses it comes
 /// before what its next owner submits.
 #[derive(Debug)]
-pub struct Arena {
+pub(super) struct Arena {
     state: Mutex<Space>,
 }
 
@@ -296,7 +296,7 @@ struct Space {
 
 /// A part of an arena; frees itself.
 #[derive(Debug)]
-pub struct Block {
+pub(super) struct Block {
     arena: Arc<Arena>,
     offset: usize,
     len: usize,
@@ -337,11 +337,6 @@ impl Arena {
             space.mapped = keep;
         }
         Ok(())
-    }
-
-    /// Bytes with memory.
-    pub(super) fn mapped_bytes(&self) -> usize {
-        lock(&self.state).region.mapped_bytes()
     }
 }
 

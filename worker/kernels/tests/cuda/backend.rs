@@ -2,8 +2,8 @@
 //! every format of the cache; what norms and gated activations promise; recorded steps.
 
 use modelprofile_kernels::{
-    Backend, Cpu, Device, GroupedActivations, HostTensor, KvFormat, Store, WeightKind,
-    cpu::CpuOptions,
+    Backend, Device, GroupedActivations, HostTensor, KvFormat, Store, WeightKind,
+    cpu::{Cpu, CpuOptions},
     cuda::{Cuda, CudaOptions},
     pack,
 };
