@@ -112,11 +112,17 @@ pub struct Gpu {
 }
 
 static ALONE: Mutex<()> = Mutex::new(());
+
+/// Keeps other tests from the device, as a [`Gpu`] does.
+pub fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 static COMPILED: Mutex<Option<HashMap<&'static str, Ptx>>> = Mutex::new(None);
 
 impl Gpu {
     pub fn new(source: &'static str) -> Self {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = alone();
         let context = CudaContext::new(0).unwrap();
         // One stream: no events, and no drop of a buffer that waits for some.
         // SAFETY: buffers are used on one stream only.

@@ -479,7 +479,7 @@ fn group_wise_weights_are_unpacked_to_the_nearest_bf16() {
 #[test]
 fn a_product_of_the_library_gets_scales_bias_and_residual() {
     let gpu = Gpu::new(LINEAR);
-    for (rows, n) in [(1, 1), (3, 70), (2, 1030), (2, 128)] {
+    for (rows, n) in [(1, 1usize), (3, 70), (2, 1030), (2, 128)] {
         let pitch = n.next_multiple_of(16);
         let integers: Vec<i32> = noise(rows * pitch, 51).iter().map(|v| (v * 1e6) as i32).collect();
         let floats = noise(rows * pitch, 52);

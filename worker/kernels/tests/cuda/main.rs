@@ -3,10 +3,16 @@
 
 #[macro_use]
 mod device;
+mod absent;
 mod attention;
+mod backend;
 mod calibrate;
+mod compile;
 mod elementwise;
 mod layout;
 mod linear;
+mod memory;
+mod model;
 mod rotary;
 mod sample;
+mod sim;
