@@ -41,7 +41,7 @@ impl Cuda {
         // Each kernel passes over the sequences that are the other's.
         if step.shape.decodes {
             self.submit(Command::Launch(attention.decode()?))?;
-            self.submit(Command::Launch(attention.reduce()))?;
+            self.submit(Command::Launch(attention.reduce()?))?;
         }
         if step.shape.longest > 0 {
             self.submit(Command::Launch(attention.prefill(step.shape.longest)?))?;

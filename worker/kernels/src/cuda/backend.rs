@@ -12,9 +12,9 @@ use super::{
     device::{CudaOptions, DeviceInfo, Gpu, driver_version},
     driver::Address,
     graph::{Command, Machine, Queue},
-    kernels::{Kernels, Launch, Ptr, Rows, Side},
+    kernels::{Kernels, Launch, Ptr, Rows, Side, UnitName},
     kv::CudaKv,
-    launch::{linear::Output, rotary, rows},
+    launch::{attention, linear::Output, rotary, rows},
     memory::{Arena, Block, Physical, lock},
     scratch::{Scratch, Slot},
     shared::Shared,
@@ -39,7 +39,6 @@ pub struct Cuda {
     physical: Arc<Physical>,
     /// Dropped last: waits for the work.
     pub(super) shared: Arc<Shared>,
-    origins: Vec<Origin>,
 }
 
 #[derive(Default)]
@@ -74,7 +73,10 @@ impl Cuda {
         let physical = Physical::new(&gpu.context, budget)?;
         let arena = Arena::new(&physical, budget)?;
         let images = Images { shipped: options.shipped.clone(), cache: options.cache.clone() };
-        let (kernels, origins) = Kernels::load(&gpu.context, &images, gpu.info.capability, driver_version()?)?;
+        let kernels = Kernels::new(&gpu.context, images, gpu.info.capability, driver_version()?);
+        for unit in [UnitName::rows, UnitName::rotary, UnitName::linear] {
+            kernels.need(unit)?;
+        }
         let mut notes = Vec::new();
         let lt = if Lt::is_present() {
             Some(Lt::new(arena.block(options.matmul_workspace)?)?)
@@ -86,7 +88,7 @@ impl Cuda {
         notes.into_iter().for_each(|note| queue.note(note));
         let shared = Arc::new(Shared::new(gpu, queue));
         let weights = WeightSpace::new(&physical, &shared);
-        Ok(Self { options, state: Mutex::default(), weights, arena, physical, shared, origins })
+        Ok(Self { options, state: Mutex::default(), weights, arena, physical, shared })
     }
 
     /// The device.
@@ -94,9 +96,9 @@ impl Cuda {
         &self.shared.gpu.info
     }
 
-    /// Where each unit of kernels came from.
-    pub fn kernel_origins(&self) -> &[Origin] {
-        &self.origins
+    /// Where the units of kernels that were needed up to now came from.
+    pub fn kernel_origins(&self) -> Vec<(&'static str, Origin)> {
+        self.shared.queue(|queue| queue.machine.kernels.origins())
     }
 
     /// Physical memory of this device: budget, use.
@@ -281,6 +283,9 @@ impl Device for Cuda {
     }
 
     fn kv(&self, layout: KvLayout, scales: &KvScales, blocks: usize, max_blocks: usize) -> Result<CudaKv> {
+        let unit = attention::unit(layout.head_dim)?;
+        self.shared.gpu.context.bind()?;
+        self.shared.queue(|queue| queue.machine.kernels.need(unit))?;
         let kv = self.with_room(|| {
             CudaKv::new(&self.physical, &self.arena, &self.shared, layout, scales, blocks, max_blocks)
         })?;

@@ -104,7 +104,13 @@ impl Images {
 fn options((major, minor): (i32, i32)) -> Vec<String> {
     // Hopper's own instructions are not in any later architecture, so they are asked for by a name of its own.
     let suffix = if (major, minor) == (9, 0) { "a" } else { "" };
-    vec![format!("--gpu-architecture=sm_{major}{minor}{suffix}"), "--std=c++17".into(), "-lineinfo".into()]
+    vec![
+        format!("--gpu-architecture=sm_{major}{minor}{suffix}"),
+        "--std=c++17".into(),
+        "-lineinfo".into(),
+        // No unit uses all the primitives that it is compiled behind.
+        "--diag-suppress=177".into(),
+    ]
 }
 
 fn path(folder: &Path, unit: &Unit, hash: Hash) -> PathBuf {

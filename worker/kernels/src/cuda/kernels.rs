@@ -5,6 +5,7 @@
 //! wrong place does not compile.
 
 use std::{
+    cell::OnceCell,
     marker::PhantomData,
     path::{Path, PathBuf},
     sync::Arc,
@@ -124,34 +125,49 @@ impl Parameters {
     }
 }
 
-macro_rules! source {
-    ($name:literal) => {
+/// A source file, or the one line that asks a file for a head size.
+macro_rules! source_file {
+    ("attention_64.cuh") => {
+        "#define ATTENTION_DIM 64\n"
+    };
+    ("attention_96.cuh") => {
+        "#define ATTENTION_DIM 96\n"
+    };
+    ("attention_128.cuh") => {
+        "#define ATTENTION_DIM 128\n"
+    };
+    ("attention_256.cuh") => {
+        "#define ATTENTION_DIM 256\n"
+    };
+    ($name:tt) => {
         include_str!(concat!("kernels/", $name))
     };
 }
 
-/// The kernels: name in Rust, entry point, unit, threads of a block, most dynamic shared memory.
+/// The kernels: units with their files, and of each kernel the name in Rust, the entry point, the threads of a block and the
+/// most dynamic shared memory.
 macro_rules! kernels {
-    ($($unit:ident = [$($file:literal),+ $(,)?] { $($kernel:ident $entry:literal $threads:literal $shared:expr,)+ })+) => {
+    ($($unit:ident = [$($file:tt),+ $(,)?] { $($kernel:ident $entry:literal $threads:literal $shared:expr,)+ })+) => {
         /// The translation units.
-        pub(super) static UNITS: &[Unit] = &[$(Unit { name: stringify!($unit), files: &[$(source!($file)),+] },)+];
+        static UNITS: &[Unit] = &[$(Unit { name: stringify!($unit), files: &[$(source_file!($file)),+] },)+];
 
-        #[allow(non_camel_case_types, reason = "names of files")]
-        #[derive(Clone, Copy)]
-        enum UnitIndex { $($unit,)+ }
+        /// A translation unit.
+        #[allow(non_camel_case_types, reason = "units are named as their files are")]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum UnitName { $($unit,)+ }
 
         /// An entry point.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub(super) enum Kernel { $($(#[allow(missing_docs)] $kernel,)+)+ }
+        pub(super) enum Kernel { $($($kernel,)+)+ }
 
         static ENTRIES: &[Entry] = &[
-            $($(Entry { unit: UnitIndex::$unit as usize, name: $entry, threads: $threads, shared: $shared },)+)+
+            $($(Entry { unit: UnitName::$unit, name: $entry, threads: $threads, shared: $shared },)+)+
         ];
     };
 }
 
 struct Entry {
-    unit: usize,
+    unit: UnitName,
     name: &'static str,
     threads: u32,
     shared: u32,
@@ -217,40 +233,57 @@ kernels! {
         ScaleStoreF32 "scale_store_f32" 256 0,
         LinearReduce "linear_reduce" 256 0,
     }
-    attention = ["prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cu"] {
+    attention_64 = [
+        "attention_64.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cu",
+    ] {
         DecodeBf1664 "attention_decode_bf16_64" 128 MOST_SHARED,
-        DecodeBf1696 "attention_decode_bf16_96" 128 MOST_SHARED,
-        DecodeBf16128 "attention_decode_bf16_128" 128 MOST_SHARED,
-        DecodeBf16256 "attention_decode_bf16_256" 128 MOST_SHARED,
         DecodeFp1664 "attention_decode_fp16_64" 128 MOST_SHARED,
-        DecodeFp1696 "attention_decode_fp16_96" 128 MOST_SHARED,
-        DecodeFp16128 "attention_decode_fp16_128" 128 MOST_SHARED,
-        DecodeFp16256 "attention_decode_fp16_256" 128 MOST_SHARED,
         DecodeE4m364 "attention_decode_e4m3_64" 128 MOST_SHARED,
-        DecodeE4m396 "attention_decode_e4m3_96" 128 MOST_SHARED,
-        DecodeE4m3128 "attention_decode_e4m3_128" 128 MOST_SHARED,
-        DecodeE4m3256 "attention_decode_e4m3_256" 128 MOST_SHARED,
         DecodeE5m264 "attention_decode_e5m2_64" 128 MOST_SHARED,
-        DecodeE5m296 "attention_decode_e5m2_96" 128 MOST_SHARED,
-        DecodeE5m2128 "attention_decode_e5m2_128" 128 MOST_SHARED,
-        DecodeE5m2256 "attention_decode_e5m2_256" 128 MOST_SHARED,
         PrefillBf1664 "attention_prefill_bf16_64" 128 MOST_SHARED,
-        PrefillBf1696 "attention_prefill_bf16_96" 128 MOST_SHARED,
-        PrefillBf16128 "attention_prefill_bf16_128" 128 MOST_SHARED,
-        PrefillBf16256 "attention_prefill_bf16_256" 128 MOST_SHARED,
         PrefillFp1664 "attention_prefill_fp16_64" 128 MOST_SHARED,
-        PrefillFp1696 "attention_prefill_fp16_96" 128 MOST_SHARED,
-        PrefillFp16128 "attention_prefill_fp16_128" 128 MOST_SHARED,
-        PrefillFp16256 "attention_prefill_fp16_256" 128 MOST_SHARED,
         PrefillE4m364 "attention_prefill_e4m3_64" 128 MOST_SHARED,
-        PrefillE4m396 "attention_prefill_e4m3_96" 128 MOST_SHARED,
-        PrefillE4m3128 "attention_prefill_e4m3_128" 128 MOST_SHARED,
-        PrefillE4m3256 "attention_prefill_e4m3_256" 128 MOST_SHARED,
         PrefillE5m264 "attention_prefill_e5m2_64" 128 MOST_SHARED,
+        Reduce64 "attention_reduce" 128 0,
+    }
+    attention_96 = [
+        "attention_96.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cu",
+    ] {
+        DecodeBf1696 "attention_decode_bf16_96" 128 MOST_SHARED,
+        DecodeFp1696 "attention_decode_fp16_96" 128 MOST_SHARED,
+        DecodeE4m396 "attention_decode_e4m3_96" 128 MOST_SHARED,
+        DecodeE5m296 "attention_decode_e5m2_96" 128 MOST_SHARED,
+        PrefillBf1696 "attention_prefill_bf16_96" 128 MOST_SHARED,
+        PrefillFp1696 "attention_prefill_fp16_96" 128 MOST_SHARED,
+        PrefillE4m396 "attention_prefill_e4m3_96" 128 MOST_SHARED,
         PrefillE5m296 "attention_prefill_e5m2_96" 128 MOST_SHARED,
+        Reduce96 "attention_reduce" 128 0,
+    }
+    attention_128 = [
+        "attention_128.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cu",
+    ] {
+        DecodeBf16128 "attention_decode_bf16_128" 128 MOST_SHARED,
+        DecodeFp16128 "attention_decode_fp16_128" 128 MOST_SHARED,
+        DecodeE4m3128 "attention_decode_e4m3_128" 128 MOST_SHARED,
+        DecodeE5m2128 "attention_decode_e5m2_128" 128 MOST_SHARED,
+        PrefillBf16128 "attention_prefill_bf16_128" 128 MOST_SHARED,
+        PrefillFp16128 "attention_prefill_fp16_128" 128 MOST_SHARED,
+        PrefillE4m3128 "attention_prefill_e4m3_128" 128 MOST_SHARED,
         PrefillE5m2128 "attention_prefill_e5m2_128" 128 MOST_SHARED,
+        Reduce128 "attention_reduce" 128 0,
+    }
+    attention_256 = [
+        "attention_256.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cu",
+    ] {
+        DecodeBf16256 "attention_decode_bf16_256" 128 MOST_SHARED,
+        DecodeFp16256 "attention_decode_fp16_256" 128 MOST_SHARED,
+        DecodeE4m3256 "attention_decode_e4m3_256" 128 MOST_SHARED,
+        DecodeE5m2256 "attention_decode_e5m2_256" 128 MOST_SHARED,
+        PrefillBf16256 "attention_prefill_bf16_256" 128 MOST_SHARED,
+        PrefillFp16256 "attention_prefill_fp16_256" 128 MOST_SHARED,
+        PrefillE4m3256 "attention_prefill_e4m3_256" 128 MOST_SHARED,
         PrefillE5m2256 "attention_prefill_e5m2_256" 128 MOST_SHARED,
-        AttentionReduce "attention_reduce" 128 0,
+        Reduce256 "attention_reduce" 128 0,
     }
     calibrate = ["prim.cuh", "rows.cuh", "calibrate.cu"] {
         Gram "gram" 256 0,
@@ -267,37 +300,62 @@ const INT4_MOST_SHARED: u32 = 4 * (64 * 256 + 2 * 8192 + 2048);
 /// Shared memory of a block on the oldest architecture that is taken (232,448 bytes on 9.0), less what kernels declare.
 pub(super) const MOST_SHARED: u32 = 224 * 1024;
 
-/// The loaded kernels of a device.
+/// The kernels of a device: each unit is compiled or found, and loaded, when it is first needed. A model needs attention for
+/// one head size, and none of calibration's kernels to serve.
 pub(super) struct Kernels {
+    context: Arc<Context>,
+    images: Images,
+    capability: (i32, i32),
+    driver: i32,
+    units: Vec<OnceCell<Loaded>>,
+}
+
+struct Loaded {
+    origin: Origin,
+    /// Of the unit's kernels, by their place among all; others are not here.
+    first: usize,
     functions: Vec<Function>,
 }
 
 impl Kernels {
-    /// Compiles or finds the images, loads them, and looks all entry points up, so that a missing one is told at start.
-    pub(super) fn load(
-        context: &Arc<Context>,
-        images: &Images,
-        capability: (i32, i32),
-        driver: i32,
-    ) -> Result<(Self, Vec<Origin>)> {
-        let mut modules = Vec::with_capacity(UNITS.len());
-        let mut origins = Vec::with_capacity(UNITS.len());
-        for unit in UNITS {
-            let (image, origin) = images.get(unit, capability, driver)?;
-            modules.push(Module::load(context, &image)?);
-            origins.push(origin);
+    /// Nothing is loaded yet.
+    pub(super) fn new(context: &Arc<Context>, images: Images, capability: (i32, i32), driver: i32) -> Self {
+        let units = UNITS.iter().map(|_| OnceCell::new()).collect();
+        Self { context: context.clone(), images, capability, driver, units }
+    }
+
+    /// Loads a unit and looks all its entry points up, so that a missing one is told now.
+    pub(super) fn need(&self, unit: UnitName) -> Result<()> {
+        self.unit(unit).map(|_| ())
+    }
+
+    /// Where the loaded units came from.
+    pub(super) fn origins(&self) -> Vec<(&'static str, Origin)> {
+        let loaded = UNITS.iter().zip(&self.units).filter_map(|(unit, cell)| Some((unit.name, cell.get()?.origin)));
+        loaded.collect()
+    }
+
+    fn unit(&self, unit: UnitName) -> Result<&Loaded> {
+        let cell = &self.units[unit as usize];
+        if let Some(loaded) = cell.get() {
+            return Ok(loaded);
         }
-        let functions = ENTRIES.iter().map(|entry| modules[entry.unit].function(entry.name, entry.shared));
-        Ok((Self { functions: functions.collect::<Result<_>>()? }, origins))
+        let (image, origin) = self.images.get(&UNITS[unit as usize], self.capability, self.driver)?;
+        let module = Module::load(&self.context, &image)?;
+        let first = ENTRIES.iter().position(|entry| entry.unit == unit).unwrap_or(0);
+        let entries = ENTRIES[first..].iter().take_while(|entry| entry.unit == unit);
+        let functions = entries.map(|entry| module.function(entry.name, entry.shared)).collect::<Result<_>>()?;
+        Ok(cell.get_or_init(|| Loaded { origin, first, functions }))
     }
 
     /// Submits a launch.
     pub(super) fn submit(&self, stream: &Stream, launch: &Launch) -> Result<()> {
-        let index = launch.kernel as usize;
-        let threads = ENTRIES[index].threads;
-        // SAFETY: launches are made by this module's functions alone, with the parameters that the kernel declares; their
+        let entry = &ENTRIES[launch.kernel as usize];
+        let loaded = self.unit(entry.unit)?;
+        let function = &loaded.functions[launch.kernel as usize - loaded.first];
+        // SAFETY: launches are made by `launch`'s functions alone, with the parameters that the kernel declares; their
         // pointers are the backend's, which unmaps memory only when the work before has been done.
-        unsafe { self.functions[index].launch(stream, launch.grid, threads, launch.shared, &launch.parameters) }
+        unsafe { function.launch(stream, launch.grid, entry.threads, launch.shared, &launch.parameters) }
     }
 }
 

@@ -25,9 +25,6 @@ use super::{
 };
 use crate::{AttentionShape, BLOCK_TOKENS, BlockMove, KernelError, KvFormat, KvLayout, KvScales, Result};
 
-/// Head sizes that the attention kernels are compiled for.
-pub(super) const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
-
 /// A pool of KV blocks on the device.
 #[derive(Debug)]
 pub struct CudaKv {
@@ -56,12 +53,6 @@ impl CudaKv {
         let heads = layout.layers * layout.kv_heads;
         if scales.k.len() != heads || scales.v.len() != heads {
             return Err(KernelError::Shape(format!("the KV scales are not for {heads} heads")));
-        }
-        if !HEAD_DIMS.contains(&layout.head_dim) {
-            return Err(KernelError::Shape(format!(
-                "heads of {} elements: the GPU's attention has kernels for {HEAD_DIMS:?}; run this model on the CPU",
-                layout.head_dim
-            )));
         }
         if blocks > max_blocks {
             return Err(KernelError::Shape(format!("{blocks} blocks are more than the largest number, {max_blocks}")));

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use modelprofile_kernels::cuda::{Cuda, CudaOptions, Images, Origin, Unit, ship};
+use modelprofile_kernels::cuda::{Cuda, CudaOptions, Images, Origin, Unit};
 
 use crate::sim::{alone, options};
 
@@ -62,10 +62,19 @@ fn a_cache_that_cannot_be_written_costs_time_only() {
 }
 
 #[test]
-fn a_device_starts_with_shipped_kernels() {
+fn a_device_starts_with_shipped_kernels_and_finds_damaged_ones_elsewhere() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
-    let shipped = ship(folder.path(), (9, 0)).unwrap();
-    let cuda = Cuda::new(CudaOptions { shipped: Some(folder.path().into()), cache: None, ..options() }).unwrap();
-    assert_eq!(cuda.kernel_origins(), vec![Origin::Shipped; shipped.len()]);
+    // What is shipped was compiled by someone else, here by an earlier start: the file of a unit under its other name.
+    let start = |shipped: Option<&Path>| {
+        Cuda::new(CudaOptions { shipped: shipped.map(Into::into), ..options() }).unwrap().kernel_origins()
+    };
+    start(None);
+    assert!(start(None).iter().all(|(_, origin)| *origin == Origin::Cached));
+    let shipped = Images::ship(folder.path(), &UNIT, (9, 0)).unwrap();
+    let images = Images { shipped: Some(folder.path().into()), cache: None };
+    assert_eq!(images.get(&UNIT, (9, 0), 1).unwrap().1, Origin::Shipped, "whatever the driver is");
+    fs::write(&shipped, b"broken").unwrap();
+    assert_eq!(images.get(&UNIT, (9, 0), 1).unwrap().1, Origin::Compiled);
+    assert!(start(Some(folder.path())).iter().all(|(_, origin)| *origin == Origin::Cached), "not among the shipped");
 }

@@ -78,12 +78,12 @@ impl Sim {
     }
 }
 
-/// Options of small tests: a small budget and workspace, kernels compiled once for all tests.
+/// Options of small tests: a small budget and workspace, kernels compiled once for all tests and runs.
 pub fn options() -> CudaOptions {
     CudaOptions {
         budget: Some(256 << 20),
         matmul_workspace: 1 << 20,
-        cache: Some(std::env::temp_dir().join(format!("modelprofile-kernels-{}", std::process::id()))),
+        cache: Some(env!("CARGO_TARGET_TMPDIR").into()),
         ..CudaOptions::default()
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     AttentionShape, BLOCK_TOKENS, KernelError, KvFormat, Result,
     cuda::{
         driver::Parameters,
-        kernels::{Kernel, Launch, MOST_SHARED, Ptr},
+        kernels::{Kernel, Launch, MOST_SHARED, Ptr, UnitName},
         kv::CudaKv,
     },
 };
@@ -167,8 +167,15 @@ impl Attention {
     }
 
     /// Joins the parts of [`Self::decode`].
-    pub(in crate::cuda) fn reduce(&self) -> Launch {
-        self.launch(Kernel::AttentionReduce, [self.arguments.heads, self.sequences as u32, 1], 0)
+    pub(in crate::cuda) fn reduce(&self) -> Result<Launch> {
+        let kernel = match self.arguments.dim {
+            64 => Kernel::Reduce64,
+            96 => Kernel::Reduce96,
+            128 => Kernel::Reduce128,
+            256 => Kernel::Reduce256,
+            dim => return Err(no_kernel(dim)),
+        };
+        Ok(self.launch(kernel, [self.arguments.heads, self.sequences as u32, 1], 0))
     }
 
     /// Sequences with more rows, of which the longest has `longest`.
@@ -219,10 +226,23 @@ impl Attention {
     }
 }
 
+/// The unit of a head size.
+pub(in crate::cuda) fn unit(head_dim: usize) -> Result<UnitName> {
+    match head_dim {
+        64 => Ok(UnitName::attention_64),
+        96 => Ok(UnitName::attention_96),
+        128 => Ok(UnitName::attention_128),
+        256 => Ok(UnitName::attention_256),
+        _ => Err(no_kernel(head_dim as u32)),
+    }
+}
+
 fn padded(bytes: usize) -> usize {
     if bytes % 128 == 64 { bytes } else { bytes + 64 }
 }
 
 fn no_kernel(dim: u32) -> KernelError {
-    KernelError::Shape(format!("the GPU's attention has no kernel for heads of {dim} elements"))
+    KernelError::Shape(format!(
+        "heads of {dim} elements: the GPU's attention has kernels for 64, 96, 128 and 256; run this model on the CPU"
+    ))
 }
