@@ -75,22 +75,34 @@ static int read_cubin(const uint8_t* file, Image& image) {
             symbols = (const Elf64_Sym*)(file + sections[i].sh_offset);
             symbol_names = (const char*)file + sections[sections[i].sh_link].sh_offset;
         }
+        if (starts_with(names + sections[i].sh_name, ".text.")) {
+            image[names + sections[i].sh_name + strlen(".text.")];
+        }
     }
+    // Attributes are also there of subroutines ("$__internal_..."), which nobody launches.
+    const auto kernel_of = [&](const std::string& name) {
+        const auto it = image.find(name);
+        return it == image.end() ? nullptr : &it->second;
+    };
     for (int i = 0; i < header.e_shnum; i++) {
         const Elf64_Shdr& section = sections[i];
         const std::string name = names + section.sh_name;
         const uint8_t* content = file + section.sh_offset;
-        if (starts_with(name, ".text.")) {
-            image[name.substr(6)];
-        } else if (starts_with(name, ".nv.info.")) {
-            read_kernel_attributes(content, section.sh_size, image[name.substr(9)]);
-        } else if (starts_with(name, ".nv.shared.") && !starts_with(name, ".nv.shared.reserved")) {
-            image[name.substr(11)].static_shared = (unsigned)section.sh_size;
-        } else if (name == ".nv.info" && symbols != nullptr) {  // {symbol, value} of every kernel
+        if (starts_with(name, ".nv.info.")) {
+            if (KernelImage* kernel = kernel_of(name.substr(strlen(".nv.info.")))) {
+                read_kernel_attributes(content, section.sh_size, *kernel);
+            }
+        } else if (starts_with(name, ".nv.shared.")) {
+            if (KernelImage* kernel = kernel_of(name.substr(strlen(".nv.shared.")))) {
+                kernel->static_shared = (unsigned)section.sh_size;
+            }
+        } else if (name == ".nv.info" && symbols != nullptr) {  // {symbol, value} of every function
             for_attributes(content, section.sh_size, [&](const Attribute& a) {
-                if (a.format == FORMAT_WITH_SIZE && a.bytes == 8 && (a.number == REGISTERS || a.number == FRAME_SIZE)) {
-                    KernelImage& kernel = image[symbol_names + symbols[word(a.value)].st_name];
-                    (a.number == REGISTERS ? kernel.registers : kernel.local_bytes) = word(a.value, 4);
+                if (a.format != FORMAT_WITH_SIZE || a.bytes != 8 || (a.number != REGISTERS && a.number != FRAME_SIZE)) {
+                    return;
+                }
+                if (KernelImage* kernel = kernel_of(symbol_names + symbols[word(a.value)].st_name)) {
+                    (a.number == REGISTERS ? kernel->registers : kernel->local_bytes) = word(a.value, 4);
                 }
             });
         }

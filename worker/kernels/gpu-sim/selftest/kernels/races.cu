@@ -2,11 +2,15 @@
 
 extern "C" __global__ void __launch_bounds__(64) race_in_block(u32* out) {
     __shared__ u32 table[64];
+    table[threadIdx.x] = 0;
+    __syncthreads();
     table[threadIdx.x] = threadIdx.x;
     out[threadIdx.x] = table[(threadIdx.x + 32) % 64];  // MARK race_in_block
 }
 extern "C" __global__ void __launch_bounds__(32) race_in_warp(u32* out) {
     __shared__ u32 table[32];
+    table[threadIdx.x] = 0;
+    __syncwarp();
     table[threadIdx.x] = threadIdx.x;
     out[threadIdx.x] = table[(threadIdx.x + 1) % 32];  // MARK race_in_warp
 }
