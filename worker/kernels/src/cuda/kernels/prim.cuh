@@ -99,10 +99,24 @@ DEV void e5m2x4_to_f32(u32 v, float (&f)[4]) {
     f[0] = a[0], f[1] = a[1], f[2] = b[0], f[3] = b[1];
 }
 
+// Four E4M3 bytes as two pairs of FP16, the lowest first, exactly: FP16 holds every E4M3 value, subnormals included.
+DEV void e4m3x4_to_f16x4(u32 v, u32 (&h)[2]) {
+    asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; cvt.rn.f16x2.e4m3x2 %1, b;}"
+        : "=r"(h[0]), "=r"(h[1])
+        : "r"(v));
+}
+
 // a - b of two pairs of BF16, each rounded to nearest even. (sub.bf16x2, 9.7.4.2)
 DEV u32 sub_bf16x2(u32 a, u32 b) {
     u32 r;
     asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+
+// a * b + c of two pairs of BF16, rounded once to nearest even. (fma.bf16x2, 9.7.4.4)
+DEV u32 fma_bf16x2(u32 a, u32 b, u32 c) {
+    u32 r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
     return r;
 }
 
@@ -116,11 +130,11 @@ DEV int dp4a(int a, int b, int c) {
 }
 
 // ----------------------------------------------------------------------------------------------- matrix fragments
-// With g = lane / 4 and t = lane % 4, for all three products D[16, 8] += A[16, K] B[K, 8]:
+// With g = lane / 4 and t = lane % 4, for all products D[16, 8] += A[16, K] B[K, 8]:
 //
 //   D (9.7.14.5): d[0] = (g, 2t), d[1] = (g, 2t + 1), d[2] = (g + 8, 2t), d[3] = (g + 8, 2t + 1)   as (row, column)
 //
-// K = 16, two BF16 in a register, the lower index in the low half (m16n8k16, 9.7.14.5.8):
+// K = 16, two BF16 or FP16 in a register, the lower index in the low half (m16n8k16, 9.7.14.5.8):
 //   A: a[0] = (g, 2t ..), a[1] = (g + 8, 2t ..), a[2] = (g, 2t + 8 ..), a[3] = (g + 8, 2t + 8 ..)  as (row, k)
 //   B: b[0] = (2t .., g), b[1] = (2t + 8 .., g)                                                    as (k, column)
 //
@@ -132,6 +146,14 @@ DEV int dp4a(int a, int b, int c) {
 DEV void mma_bf16_16816(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Warp. FP16 operands in the places of BF16 ones, FP32 sums.
+DEV void mma_f16_16816(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
