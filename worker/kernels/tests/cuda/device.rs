@@ -34,14 +34,14 @@ macro_rules! args {
 
 /// One argument of a kernel.
 #[derive(Clone, Copy, Debug)]
-pub enum Arg {
+pub(crate) enum Arg {
     Word(u32),
     Long(u64),
     Float(f32),
 }
 
 /// A pointer to nothing.
-pub const NULL: Arg = Arg::Long(0);
+pub(crate) const NULL: Arg = Arg::Long(0);
 
 impl From<u32> for Arg {
     fn from(value: u32) -> Self {
@@ -71,41 +71,41 @@ impl<T> From<&Memory<T>> for Arg {
 }
 
 /// Memory on the device.
-pub struct Memory<T> {
+pub(crate) struct Memory<T> {
     slice: CudaSlice<T>,
     address: u64,
 }
 
 impl<T> Memory<T> {
     /// Where it starts on the device.
-    pub fn address(&self) -> u64 {
+    pub(crate) fn address(&self) -> u64 {
         self.address
     }
 
     /// The address of an element.
-    pub fn at(&self, element: usize) -> Arg {
+    pub(crate) fn at(&self, element: usize) -> Arg {
         Arg::Long(self.address + (element * size_of::<T>()) as u64)
     }
 }
 
 /// Blocks and threads of a launch.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    pub grid: (usize, usize, usize),
-    pub threads: u32,
+pub(crate) struct Shape {
+    pub(crate) grid: (usize, usize, usize),
+    pub(crate) threads: u32,
     /// Bytes of dynamic shared memory.
-    pub shared: usize,
+    pub(crate) shared: usize,
 }
 
 impl Shape {
     /// A one-dimensional grid of 256 threads.
-    pub fn blocks(blocks: usize) -> Self {
+    pub(crate) fn blocks(blocks: usize) -> Self {
         Self { grid: (blocks, 1, 1), threads: 256, shared: 0 }
     }
 }
 
 /// A unit of kernels, loaded. Tests that hold one run one after the other: the emulated device has all cores for each.
-pub struct Gpu {
+pub(crate) struct Gpu {
     stream: Arc<CudaStream>,
     module: Arc<CudaModule>,
     _alone: MutexGuard<'static, ()>,
@@ -121,7 +121,7 @@ pub fn alone() -> MutexGuard<'static, ()> {
 static COMPILED: Mutex<Option<HashMap<&'static str, Ptx>>> = Mutex::new(None);
 
 impl Gpu {
-    pub fn new(source: &'static str) -> Self {
+    pub(crate) fn new(source: &'static str) -> Self {
         let alone = alone();
         let context = CudaContext::new(0).unwrap();
         // One stream: no events, and no drop of a buffer that waits for some.
@@ -132,14 +132,14 @@ impl Gpu {
         Self { stream, module, _alone: alone }
     }
 
-    pub fn upload<T: DeviceRepr>(&self, values: &[T]) -> Memory<T> {
+    pub(crate) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Memory<T> {
         let slice = self.stream.clone_htod(values).unwrap();
         let address = slice.device_ptr(&self.stream).0;
         Memory { slice, address }
     }
 
     /// Memory for results: every byte 0xff, which is NaN as FP32, so that what no thread writes does not look right.
-    pub fn output<T: DeviceRepr + Pod>(&self, count: usize) -> Memory<T> {
+    pub(crate) fn output<T: DeviceRepr + Pod>(&self, count: usize) -> Memory<T> {
         let mut values = vec![T::zeroed(); count];
         bytemuck::cast_slice_mut::<T, u8>(&mut values).fill(0xff);
         self.upload(&values)
@@ -149,7 +149,7 @@ impl Gpu {
     ///
     /// # Panics
     /// When the launch is refused or the kernel fails, with what the device says about it.
-    pub fn launch(&self, name: &str, shape: Shape, args: &[Arg]) {
+    pub(crate) fn launch(&self, name: &str, shape: Shape, args: &[Arg]) {
         let function = self.function(name, shape);
         let mut builder = self.stream.launch_builder(&function);
         for arg in args {
@@ -163,7 +163,7 @@ impl Gpu {
     }
 
     /// [`Self::launch`] of a kernel whose one argument is a struct.
-    pub fn launch_struct<T: DeviceRepr>(&self, name: &str, shape: Shape, argument: &T) {
+    pub(crate) fn launch_struct<T: DeviceRepr>(&self, name: &str, shape: Shape, argument: &T) {
         let function = self.function(name, shape);
         let mut builder = self.stream.launch_builder(&function);
         builder.arg(argument);
@@ -193,7 +193,7 @@ impl Gpu {
         }
     }
 
-    pub fn download<T: DeviceRepr + Clone + Default>(&self, memory: &Memory<T>) -> Vec<T> {
+    pub(crate) fn download<T: DeviceRepr + Clone + Default>(&self, memory: &Memory<T>) -> Vec<T> {
         let values = self.stream.clone_dtoh(&memory.slice).unwrap();
         self.stream.synchronize().unwrap();
         values
@@ -230,7 +230,7 @@ fn fault() -> String {
 }
 
 /// Reproducible values in -1..1.
-pub fn noise(count: usize, seed: u32) -> Vec<f32> {
+pub(crate) fn noise(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).max(1);
     (0..count)
         .map(|_| {
@@ -243,12 +243,12 @@ pub fn noise(count: usize, seed: u32) -> Vec<f32> {
 }
 
 /// Values that a model's activations resemble: most small, some large.
-pub fn activations(count: usize, seed: u32) -> Vec<f32> {
+pub(crate) fn activations(count: usize, seed: u32) -> Vec<f32> {
     noise(count, seed).into_iter().map(|v| v * v * v * 12.0).collect()
 }
 
 /// The largest difference, relative to the expected value or, below it, to `floor`.
-pub fn worst(found: &[f32], expected: &[f32], floor: f32) -> f32 {
+pub(crate) fn worst(found: &[f32], expected: &[f32], floor: f32) -> f32 {
     assert_eq!(found.len(), expected.len());
     found.iter().zip(expected).fold(0.0, |worst, (found, expected)| {
         let error = (found - expected).abs() / expected.abs().max(floor);

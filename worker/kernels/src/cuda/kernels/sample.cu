@@ -247,7 +247,7 @@ struct Cut {
 // Weights of a candidate by its key: its probability in units of 2^-42 (a vocabulary of 2^20 stays inside 64 bits), or one.
 struct Mass {
     static __device__ __forceinline__ u64 of(u32 key) {
-        return __float2ull_rn(__uint_as_float(key) * 4398046511104.0f);
+        return (u64)rintf(__uint_as_float(key) * 4398046511104.0f);
     }
 };
 struct One {
