@@ -451,6 +451,11 @@ fn outlier_columns_are_added_in_bf16() {
     check(&w, &x, &gpu.download(&out), |_, _| 0.0, "outliers");
 }
 
+/// Half of the step of BF16 at a value: 2^-8 of its power of two.
+fn half_ulp(value: f32) -> f32 {
+    f32::from_bits(value.to_bits() & 0x7f80_0000) / 256.0 + 1e-9
+}
+
 #[test]
 fn group_wise_weights_are_unpacked_to_the_nearest_bf16() {
     let gpu = Gpu::new(LINEAR);
@@ -467,8 +472,8 @@ fn group_wise_weights_are_unpacked_to_the_nearest_bf16() {
                 gpu.launch(name, shape, args![&out, parts[0], parts[1], parts[2], n, k, group]);
                 for (i, (found, value)) in gpu.download(&out).iter().zip(&w.values).enumerate() {
                     let found = bf16::from_bits(*found).to_f32();
-                    // Half an ulp of BF16; s q + m may have been rounded once instead of twice before.
-                    let budget = value.abs() * (1.0 / 256.0 + 1e-6) * 0.5 * 1.01 + 1e-6;
+                    // s q + m may have been rounded once to FP32 instead of twice before it is rounded to BF16.
+                    let budget = half_ulp(*value) * 1.001;
                     assert!((found - value).abs() <= budget, "{kind:?} [{}, {}]: {found}, not {value}", i / k, i % k);
                 }
             }
