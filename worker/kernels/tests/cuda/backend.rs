@@ -15,10 +15,16 @@ use crate::{
     sim::{Sim, alone, options},
 };
 
-/// Largest difference of logits from the CPU's. Both sum in FP32 but in different orders; then a value near the middle of
-/// two codes is rounded to the other one now and then, which costs a step of its scale.
+/// Largest difference of logits from the CPU's, as a part of the largest logit. Both sum in FP32 but in different orders; then
+/// a value near the middle of two codes is rounded to the other one now and then, which costs a step of its scale, an eighth
+/// of the value in E4M3. The CPU's own instruction sets differ by up to 0.067 (FP8), 0.030 (INT8) and 0.005 (BF16) here.
+const FP8: f32 = 0.1;
+const INT8: f32 = 0.05;
 const BF16: f32 = 0.02;
-const EIGHT_BITS: f32 = 0.05;
+/// Of one product whose inputs have the same codes: only the order of sums differs.
+const SUMS: f32 = 1e-4;
+/// The same with a weight that was unpacked: its values are rounded to BF16, half of 2^-8 each.
+const UNPACKED: f32 = 4e-3;
 
 fn cpu() -> Cpu {
     Cpu::new(CpuOptions { threads: 2, isa: None, grouped_activations: GroupedActivations::Bf16 }).unwrap()
@@ -52,11 +58,11 @@ fn compare(sizes: Sizes, kind: WeightKind, ends: WeightKind, format: KvFormat, o
 
 #[rstest]
 #[case(WeightKind::Bf16, BF16)]
-#[case(WeightKind::Fp8, EIGHT_BITS)]
-#[case(WeightKind::Fp8Static, EIGHT_BITS)]
-#[case(WeightKind::Fp8Block, EIGHT_BITS)]
-#[case(WeightKind::Int8, EIGHT_BITS)]
-#[case(WeightKind::Int8Outliers { columns: 3 }, EIGHT_BITS)]
+#[case(WeightKind::Fp8, FP8)]
+#[case(WeightKind::Fp8Static, FP8)]
+#[case(WeightKind::Fp8Block, FP8)]
+#[case(WeightKind::Int8, INT8)]
+#[case(WeightKind::Int8Outliers { columns: 3 }, INT8)]
 #[case(WeightKind::Int4 { group: 32 }, BF16)]
 #[case(WeightKind::Int4 { group: 128 }, BF16)]
 #[case(WeightKind::Int8Group { group: 64 }, BF16)]
@@ -71,7 +77,7 @@ fn a_model_of_every_kind_of_weight(#[case] kind: WeightKind, #[case] budget: f32
 #[case(WeightKind::Int4 { group: 64 })]
 #[case(WeightKind::Int8Group { group: 32 })]
 fn an_embedding_and_output_of_every_kind(#[case] ends: WeightKind) {
-    compare(Sizes { layers: 1, ..TINY }, WeightKind::Bf16, ends, KvFormat::Bf16, options(), EIGHT_BITS);
+    compare(Sizes { layers: 1, ..TINY }, WeightKind::Bf16, ends, KvFormat::Bf16, options(), FP8);
 }
 
 #[rstest]
@@ -79,14 +85,14 @@ fn an_embedding_and_output_of_every_kind(#[case] ends: WeightKind) {
 #[case(KvFormat::Fp8E4m3)]
 #[case(KvFormat::Fp8E5m2)]
 fn a_cache_of_every_format(#[case] format: KvFormat) {
-    compare(TINY, WeightKind::Bf16, WeightKind::Bf16, format, options(), EIGHT_BITS);
+    compare(TINY, WeightKind::Bf16, WeightKind::Bf16, format, options(), INT8);
 }
 
 #[test]
 fn head_norms_biases_and_a_sliding_window() {
     let sizes = Sizes { extras: true, window: Some(11), heads: 6, kv_heads: 2, hidden: 256, ..TINY };
-    compare(sizes, WeightKind::Fp8, WeightKind::Bf16, KvFormat::Bf16, options(), EIGHT_BITS);
-    compare(sizes, WeightKind::Int4 { group: 64 }, WeightKind::Bf16, KvFormat::Fp8E4m3, options(), EIGHT_BITS);
+    compare(sizes, WeightKind::Fp8, WeightKind::Bf16, KvFormat::Bf16, options(), FP8);
+    compare(sizes, WeightKind::Int4 { group: 64 }, WeightKind::Bf16, KvFormat::Fp8E4m3, options(), INT8);
 }
 
 #[test]
@@ -95,7 +101,8 @@ fn without_graphs_and_deterministic() {
     compare(TINY, WeightKind::Int4 { group: 32 }, WeightKind::Bf16, KvFormat::Bf16, options, BF16);
 }
 
-/// One product of many rows: what cuBLASLt computes, with and without a bias, overwriting and adding.
+/// One product of few rows, by every own kernel, or of many, by cuBLASLt; with and without a bias, overwriting and adding.
+/// Inputs are the same to the bit, and so are their codes: what differs is the order of sums.
 #[rstest]
 #[case(WeightKind::Bf16, 40)]
 #[case(WeightKind::Fp8, 40)]
@@ -106,8 +113,23 @@ fn without_graphs_and_deterministic() {
 #[case(WeightKind::Int4 { group: 64 }, 70)]
 #[case(WeightKind::Int4 { group: 64 }, 256)]
 #[case(WeightKind::Int8Group { group: 32 }, 256)]
-fn a_product_of_many_rows(#[case] kind: WeightKind, #[case] rows: usize) {
+#[case(WeightKind::Bf16, 1)]
+#[case(WeightKind::Bf16, 17)]
+#[case(WeightKind::Fp8, 1)]
+#[case(WeightKind::Fp8, 17)]
+#[case(WeightKind::Fp8Static, 9)]
+#[case(WeightKind::Fp8Block, 1)]
+#[case(WeightKind::Fp8Block, 17)]
+#[case(WeightKind::Int8, 9)]
+#[case(WeightKind::Int8Outliers { columns: 20 }, 3)]
+#[case(WeightKind::Int4 { group: 32 }, 1)]
+#[case(WeightKind::Int4 { group: 128 }, 9)]
+#[case(WeightKind::Int4 { group: 128 }, 20)]
+#[case(WeightKind::Int8Group { group: 64 }, 2)]
+#[case(WeightKind::Int8Group { group: 128 }, 20)]
+fn a_product_of_few_or_many_rows(#[case] kind: WeightKind, #[case] rows: usize) {
     let _alone = alone();
+    let budget = if rows >= 256 { UNPACKED } else { SUMS };
     // 80 outputs are no whole number of strips of 32, and 100 are none of what cuBLASLt takes.
     for n in [80, 100] {
         let (mut cpu, mut gpu) = (cpu(), Cuda::new(options()).unwrap());
@@ -116,7 +138,7 @@ fn a_product_of_many_rows(#[case] kind: WeightKind, #[case] rows: usize) {
             let expected = product(&mut cpu, &packed, rows, bias, store);
             let found = product(&mut gpu, &packed, rows, bias, store);
             let error = error(&found, &expected);
-            assert!(error < 0.01, "{kind:?}, {rows} rows, {n} outputs, bias {bias}, {store:?}: {error}");
+            assert!(error < budget, "{kind:?}, {rows} rows, {n} outputs, bias {bias}, {store:?}: {error}");
         }
     }
 }
