@@ -13,11 +13,13 @@
 //! | [`rtn`] | round to nearest: FP32 rows into codes |
 //! | [`pack`](mod@pack) | the CPU's weight layout |
 //! | [`cpu`] | the CPU backend |
+//! | [`cuda`] | the GPU backend, with the feature `cuda` |
 //! | [`map`] | memory-mapped files |
 
 pub mod backend;
 pub mod calibrate;
 pub mod cpu;
+pub mod cuda;
 pub mod dense;
 mod error;
 pub mod format;

@@ -56,7 +56,8 @@ fn pack_panels(weight: &HostWeight, spec: &WeightSpec, bytes: &mut [u8]) {
     }
 }
 
-fn check_lengths(weight: &HostWeight) -> Result<()> {
+/// That the parts of a weight have the lengths which its shape says.
+pub(crate) fn check_lengths(weight: &HostWeight) -> Result<()> {
     let WeightSpec { n, k, .. } = weight.spec();
     let sound = match weight {
         HostWeight::Bf16 { values, .. } => values.len() == n * k,

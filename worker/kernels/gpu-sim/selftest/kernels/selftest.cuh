@@ -1,0 +1,1 @@
+#define DEV_RECURSIVE static __device__ __noinline__

@@ -1,0 +1,258 @@
+//! The queue of work to the compute stream, and decode steps that are recorded and replayed.
+//!
+//! A decode step of a large model is some hundred launches, and launching costs the host more than computing costs the
+//! device. So a step of a size that came before is submitted as one graph. The queue does this below the backend's
+//! operations, which submit the same [`Command`]s in any case:
+//!
+//! ```text
+//! first step of its kind    observe   commands are submitted as they come, and written down
+//! second                    follow    commands are compared with those written down, and not submitted;
+//!                                     at the end the list is captured as a graph, and the graph submitted
+//! later                     follow    ... and the graph submitted
+//! ```
+//!
+//! Commands hold everything that determines what the device does: kernel, grid, addresses, scalars. A step whose commands
+//! are all equal to a list does what the list does, whatever the model code meant by them. A command that differs ends the
+//! following: the list up to there is submitted plainly, then the command, and the list is forgotten. So model code has no
+//! notion of graphs, a change in it cannot make a stale graph run, and a failure of capturing costs speed only.
+//!
+//! What differs from step to step lies in the device's memory (tokens, positions, block tables), always at the same
+//! address. Steps of up to a bucket's rows are padded to the bucket. A list is looked up by bucket and first command,
+//! which holds the address of the embedding, and so the ladder's rung; addresses of weights and cache stay right when
+//! memory comes and goes (see `memory`).
+
+use std::sync::Arc;
+
+use super::{
+    cublaslt::{Lt, Product},
+    driver::{Address, Graph, Stream},
+    kernels::{Kernels, Launch},
+};
+use crate::Result;
+
+/// Rows of a padded decode step. Few enough to be captured soon, close enough to waste little: at most a third of the
+/// rows are padding from 3 rows on, and rows cost little where the weights' bytes are the limit.
+const BUCKETS: [usize; 11] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64];
+
+/// Most lists that are kept: buckets of a few rungs. A graph takes some memory of the driver's.
+const MOST_LISTS: usize = 4 * BUCKETS.len();
+
+/// The bucket of a step of `rows` rows, none when it is too large for one.
+pub(super) fn bucket(rows: usize) -> Option<usize> {
+    BUCKETS.into_iter().find(|bucket| *bucket >= rows)
+}
+
+/// One piece of work for the compute stream, by value.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Command {
+    /// A kernel.
+    Launch(Launch),
+    /// A product of cuBLASLt.
+    Product(Product),
+    /// The same word over a range.
+    Fill {
+        /// Where.
+        at: Address,
+        /// What.
+        word: u32,
+        /// How often.
+        count: usize,
+    },
+}
+
+/// What commands are submitted with.
+pub(super) struct Machine {
+    pub(super) stream: Arc<Stream>,
+    pub(super) kernels: Kernels,
+    pub(super) lt: Option<Lt>,
+}
+
+impl Machine {
+    fn submit(&self, command: &Command) -> Result<()> {
+        match command {
+            Command::Launch(launch) => self.kernels.submit(&self.stream, launch),
+            Command::Product(product) => match &self.lt {
+                Some(lt) => lt.submit(&self.stream, product),
+                None => Err(super::cublaslt::missing()),
+            },
+            // SAFETY: whoever made the command owns the range; memory is unmapped only behind a flush and a wait.
+            Command::Fill { at, word, count } => unsafe { self.stream.fill(*at, *word, *count) },
+        }
+    }
+
+    fn submit_all(&self, commands: &[Command]) -> Result<()> {
+        commands.iter().try_for_each(|command| self.submit(command))
+    }
+}
+
+/// A step that was seen.
+struct List {
+    bucket: usize,
+    commands: Vec<Command>,
+    graph: Recorded,
+}
+
+enum Recorded {
+    Not,
+    Graph(Graph),
+    /// Capturing failed; the list is submitted plainly.
+    Failed,
+}
+
+enum Mode {
+    /// Commands are submitted as they come.
+    Plain,
+    /// A step of this bucket begins with the next command.
+    Expect(usize),
+    /// Submitted and written down.
+    Observe { bucket: usize, commands: Vec<Command> },
+    /// Compared with a list: so many are equal.
+    Follow { list: usize, equal: usize },
+}
+
+/// Work on its way to the compute stream.
+pub(super) struct Queue {
+    pub(super) machine: Machine,
+    mode: Mode,
+    lists: Vec<List>,
+    notes: Vec<String>,
+    /// What was noted before.
+    said: Vec<String>,
+    replays: u64,
+}
+
+impl Queue {
+    pub(super) fn new(machine: Machine) -> Self {
+        Self { machine, mode: Mode::Plain, lists: Vec::new(), notes: Vec::new(), said: Vec::new(), replays: 0 }
+    }
+
+    /// Adds a sentence for the log, once.
+    pub(super) fn note(&mut self, sentence: String) {
+        if !self.said.contains(&sentence) {
+            self.said.push(sentence.clone());
+            self.notes.push(sentence);
+        }
+    }
+
+    /// True within a step that is padded to a bucket.
+    pub(super) fn is_in_step(&self) -> bool {
+        !matches!(self.mode, Mode::Plain)
+    }
+
+    /// Sentences for the log that came up since the last call: each fact once.
+    pub(super) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Steps that ran as a graph.
+    pub(super) fn replays(&self) -> u64 {
+        self.replays
+    }
+
+    /// A decode step padded to `bucket` begins.
+    pub(super) fn expect(&mut self, bucket: usize) -> Result<()> {
+        self.flush()?;
+        self.mode = Mode::Expect(bucket);
+        Ok(())
+    }
+
+    /// Submits a command, or sees that it will be.
+    ///
+    /// # Errors
+    /// The driver's. Commands of the step so far may have been submitted.
+    pub(super) fn submit(&mut self, command: Command) -> Result<()> {
+        match std::mem::replace(&mut self.mode, Mode::Plain) {
+            Mode::Plain => self.machine.submit(&command),
+            Mode::Expect(bucket) => {
+                let found = self.lists.iter().position(|l| l.bucket == bucket && l.commands.first() == Some(&command));
+                if let Some(list) = found {
+                    self.mode = Mode::Follow { list, equal: 1 };
+                    return Ok(());
+                }
+                self.observe(bucket, Vec::with_capacity(512), command)
+            }
+            Mode::Observe { bucket, commands } => self.observe(bucket, commands, command),
+            Mode::Follow { list, equal } => {
+                if self.lists[list].commands.get(equal) == Some(&command) {
+                    self.mode = Mode::Follow { list, equal: equal + 1 };
+                    return Ok(());
+                }
+                self.end_following(list, equal)?;
+                self.machine.submit(&command)
+            }
+        }
+    }
+
+    fn observe(&mut self, bucket: usize, mut commands: Vec<Command>, command: Command) -> Result<()> {
+        self.machine.submit(&command)?;
+        commands.push(command);
+        self.mode = Mode::Observe { bucket, commands };
+        Ok(())
+    }
+
+    /// Everything submitted up to now is on the stream afterwards, and the step, if one was followed or written down, is
+    /// at its end.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.mode, Mode::Plain) {
+            Mode::Plain | Mode::Expect(_) => Ok(()),
+            Mode::Observe { bucket, commands } => {
+                if self.lists.len() == MOST_LISTS {
+                    self.machine.stream.synchronize()?;
+                    self.lists.remove(0);
+                }
+                self.lists.push(List { bucket, commands, graph: Recorded::Not });
+                Ok(())
+            }
+            Mode::Follow { list, equal } => self.end_following(list, equal),
+        }
+    }
+
+    /// The step is over or has left its list: what was equal is submitted.
+    fn end_following(&mut self, index: usize, equal: usize) -> Result<()> {
+        let list = &mut self.lists[index];
+        if equal < list.commands.len() {
+            let done = self.machine.submit_all(&list.commands[..equal]);
+            // A graph of it may still be running.
+            self.machine.stream.synchronize()?;
+            self.lists.remove(index);
+            return done;
+        }
+        if matches!(list.graph, Recorded::Not) {
+            let machine = &self.machine;
+            let captured = machine.stream.capture(|| machine.submit_all(&list.commands));
+            let sentence = captured.as_ref().err().map(|e| format!("decode steps run without a graph: {e}"));
+            list.graph = captured.map_or(Recorded::Failed, Recorded::Graph);
+            sentence.into_iter().for_each(|sentence| self.note(sentence));
+        }
+        let list = &mut self.lists[index];
+        let Recorded::Graph(graph) = &list.graph else { return self.machine.submit_all(&list.commands) };
+        // SAFETY: the step's own commands just named all this memory, so it is mapped; it is unmapped only behind a flush.
+        match unsafe { graph.launch() } {
+            Ok(()) => {
+                self.replays += 1;
+                Ok(())
+            }
+            Err(error) => {
+                let sentence = format!("decode steps run without their graph: {error}");
+                list.graph = Recorded::Failed;
+                let done = self.machine.submit_all(&list.commands);
+                self.note(sentence);
+                done
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_padded_to_the_next_bucket() {
+        assert_eq!([1, 5, 64].map(bucket), [Some(1), Some(6), Some(64)]);
+        assert_eq!(bucket(65), None);
+        for pair in BUCKETS.windows(2).filter(|pair| pair[0] >= 3) {
+            assert!(pair[1] - pair[0] - 1 <= pair[1] / 2, "{pair:?}");
+        }
+    }
+}

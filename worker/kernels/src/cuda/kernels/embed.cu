@@ -1,0 +1,159 @@
+// Rows of an embedding into the residual, dequantized: out[r] = table[tokens[r]].
+//
+// Bound by latency: a row is a few KiB of codes from anywhere in the table. One block of 256 threads per row; a thread
+// makes four values (eight of a group-wise table, one word of codes), so that the FP32 row leaves as 16-byte stores that
+// fill whole sectors, and a row of 4096 has all its loads in flight at once.
+//
+// The table lies as products read it (layout.rs), since a tied one is the logits' weight too. The formulas are those of
+// HostWeight::dequantize_row, product by product in FP32: the values are the CPU's, bit by bit.
+//
+// Grid: one block per row. out [rows, width] is FP32, width a multiple of 4. A token outside the vocabulary gives a row of
+// NaN, which sampling reports; nothing outside the table is read.
+
+constexpr u32 EMBED_THREADS = 256;
+
+// A row of NaN for tokens that are none.
+DEV bool is_token(float* out, u32 token, u32 vocab, u32 width) {
+    if (token < vocab) {
+        return true;
+    }
+    const float nan = __uint_as_float(0x7fc00000u);
+    for (u32 i = threadIdx.x; i < width / 4; i += EMBED_THREADS) {
+        reinterpret_cast<float4*>(out)[i] = make_float4(nan, nan, nan, nan);
+    }
+    return false;
+}
+
+DEV float* embed_out(float* out, u32 width) {
+    return out + (u64)blockIdx.x * width;
+}
+
+// table [vocab, pitch] of BF16.
+extern "C" __global__ void __launch_bounds__(256) embed_bf16(
+    float* out, const u32* tokens, const u16* table, u32 vocab, u32 width, u32 pitch) {
+    float* to = embed_out(out, width);
+    const u32 token = tokens[blockIdx.x];
+    if (!is_token(to, token, vocab, width)) {
+        return;
+    }
+    const uint2* from = reinterpret_cast<const uint2*>(table + (u64)token * pitch);
+    for (u32 i = threadIdx.x; i < width / 4; i += EMBED_THREADS) {
+        const uint2 v = from[i];
+        reinterpret_cast<float4*>(to)[i] = make_float4(bf16_lo(v.x), bf16_hi(v.x), bf16_lo(v.y), bf16_hi(v.y));
+    }
+}
+
+// codes [vocab, pitch] of E4M3, scales [vocab].
+extern "C" __global__ void __launch_bounds__(256) embed_e4m3(
+    float* out, const u32* tokens, const u8* codes, const float* scales, u32 vocab, u32 width, u32 pitch) {
+    float* to = embed_out(out, width);
+    const u32 token = tokens[blockIdx.x];
+    if (!is_token(to, token, vocab, width)) {
+        return;
+    }
+    const u32* from = reinterpret_cast<const u32*>(codes + (u64)token * pitch);
+    const float scale = scales[token];
+    for (u32 i = threadIdx.x; i < width / 4; i += EMBED_THREADS) {
+        float v[4];
+        e4m3x4_to_f32(from[i], v);
+        reinterpret_cast<float4*>(to)[i] = make_float4(scale * v[0], scale * v[1], scale * v[2], scale * v[3]);
+    }
+}
+
+// codes [vocab, pitch] of E4M3, scales [vocab, width / 128].
+extern "C" __global__ void __launch_bounds__(256) embed_e4m3_block(
+    float* out, const u32* tokens, const u8* codes, const float* scales, u32 vocab, u32 width, u32 pitch) {
+    float* to = embed_out(out, width);
+    const u32 token = tokens[blockIdx.x];
+    if (!is_token(to, token, vocab, width)) {
+        return;
+    }
+    const u32* from = reinterpret_cast<const u32*>(codes + (u64)token * pitch);
+    const float* row_scales = scales + (u64)token * (width / 128);
+    for (u32 i = threadIdx.x; i < width / 4; i += EMBED_THREADS) {
+        float v[4];
+        e4m3x4_to_f32(from[i], v);
+        const float scale = row_scales[i / 32];
+        reinterpret_cast<float4*>(to)[i] = make_float4(scale * v[0], scale * v[1], scale * v[2], scale * v[3]);
+    }
+}
+
+// codes [vocab, pitch] of INT8, scales [vocab].
+extern "C" __global__ void __launch_bounds__(256) embed_int8(
+    float* out, const u32* tokens, const u8* codes, const float* scales, u32 vocab, u32 width, u32 pitch) {
+    float* to = embed_out(out, width);
+    const u32 token = tokens[blockIdx.x];
+    if (!is_token(to, token, vocab, width)) {
+        return;
+    }
+    const u32* from = reinterpret_cast<const u32*>(codes + (u64)token * pitch);
+    const float scale = scales[token];
+    for (u32 i = threadIdx.x; i < width / 4; i += EMBED_THREADS) {
+        const u32 v = from[i];
+        reinterpret_cast<float4*>(to)[i] =
+            make_float4(scale * (float)(signed char)(v & 0xff), scale * (float)(signed char)(v >> 8 & 0xff),
+                        scale * (float)(signed char)(v >> 16 & 0xff), scale * (float)(signed char)(v >> 24));
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ group-wise tables
+// Strips of 32 rows x units of 32 inputs (layout.rs): a unit has 512 bytes per plane of nibbles, one plane for 4-bit
+// codes, a second with the upper nibbles for 8-bit ones. A word holds eight inputs of a row: input i at bit
+// 4 (i / 2) + 16 (i % 2).
+
+constexpr u32 STRIP_ROWS = 32;
+constexpr u32 UNIT_INPUTS = 32;
+constexpr u32 PLANE_BYTES = 512;
+
+// The word within a plane of inputs 8 q .. 8 q + 7 of a unit.
+DEV u32 plane_word(u32 row, u32 q) {
+    return (row % 8 * 4 + q) * 4 + row % STRIP_ROWS / 8;
+}
+
+DEV u32 nibble(u32 word, u32 i) {
+    return word >> (4 * (i / 2) + 16 * (i % 2)) & 15;
+}
+
+// FP16 scale and minimum of a group lie in 128 bytes per strip and group: the scale at this byte, the minimum 8 behind.
+DEV u32 group_scale_at(u32 row) {
+    return row % 8 * 16 + row % STRIP_ROWS / 8 * 2;
+}
+
+DEV float half_at(const u8* at) {
+    float v[2];
+    f16x2_to_f32(*reinterpret_cast<const u16*>(at), v);
+    return v[0];
+}
+
+// out = row_scale * (scale * code + min). codes and group_scales as above, row_scales [vocab]. planes: 1 for 4-bit codes, 2
+// for 8-bit ones. width is a multiple of group, group of 32.
+extern "C" __global__ void __launch_bounds__(256) embed_grouped(
+    float* out, const u32* tokens, const u8* codes, const u8* group_scales, const float* row_scales, u32 vocab, u32 width,
+    u32 group, u32 planes) {
+    float* to = embed_out(out, width);
+    const u32 token = tokens[blockIdx.x];
+    if (!is_token(to, token, vocab, width)) {
+        return;
+    }
+    const u64 strip = token / STRIP_ROWS;
+    const float row_scale = row_scales[token];
+    for (u32 eight = threadIdx.x; eight < width / 8; eight += EMBED_THREADS) {
+        const u64 unit = strip * (width / UNIT_INPUTS) + eight / 4;
+        const u8* plane = codes + unit * PLANE_BYTES * planes + plane_word(token, eight % 4) * 4;
+        const u32 low = *reinterpret_cast<const u32*>(plane);
+        const u32 high = planes == 2 ? *reinterpret_cast<const u32*>(plane + PLANE_BYTES) : 0;
+        const u8* scales = group_scales + (strip * (width / group) + eight * 8 / group) * 128 + group_scale_at(token);
+        const float scale = half_at(scales);
+        const float min = half_at(scales + 8);
+        float v[8];
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            const float code = (float)(nibble(low, i) | nibble(high, i) << 4);
+            // Not fused, as the definition is not.
+            v[i] = row_scale * __fadd_rn(__fmul_rn(scale, code), min);
+        }
+        float4* values = reinterpret_cast<float4*>(to) + 2 * eight;
+        values[0] = make_float4(v[0], v[1], v[2], v[3]);
+        values[1] = make_float4(v[4], v[5], v[6], v[7]);
+    }
+}

@@ -1,0 +1,211 @@
+//! Launches of products. The contracts are in `kernels/linear.cuh`, `int4.cuh` and the files behind them.
+
+use super::blocks;
+use crate::cuda::{
+    driver::Parameters,
+    kernels::{Half, Kernel, Launch, Ptr, Rows, Side},
+};
+
+/// A weight's parts on the device. Outputs are padded to [`STRIP`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::cuda) enum Weight {
+    /// `[n, k]`.
+    Bf16(Ptr<Half>),
+    /// E4M3 `[n, k]`, scales `[n]`.
+    Fp8 { codes: Ptr<u8>, scales: Ptr<f32> },
+    /// E4M3 `[n, k]`, scales `[n, k / 128]`.
+    Fp8Block { codes: Ptr<u8>, scales: Ptr<f32> },
+    /// INT8 `[n, k]`, scales `[n]`.
+    Int8 { codes: Ptr<u8>, scales: Ptr<f32> },
+    /// Codes of 4 or 8 bits in groups.
+    Grouped(Grouped),
+}
+
+/// A group-wise weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::cuda) struct Grouped {
+    pub(in crate::cuda) codes: Ptr<u8>,
+    /// Scales and minima.
+    pub(in crate::cuda) affine: Ptr<u8>,
+    pub(in crate::cuda) row_scales: Ptr<f32>,
+    pub(in crate::cuda) group: u32,
+    pub(in crate::cuda) eight_bits: bool,
+}
+
+/// Quantized rows `[rows, k]` of the form that the weight is multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::cuda) struct Operand {
+    /// Codes: BF16 for BF16 and group-wise weights, else bytes.
+    pub(in crate::cuda) codes: Ptr<u8>,
+    /// Scales `[rows]`, or `[rows, k / 128]`; none with BF16.
+    pub(in crate::cuda) scales: Ptr<f32>,
+}
+
+/// Where a product goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::cuda) struct Output {
+    /// `[rows, n]`.
+    pub(in crate::cuda) out: Ptr<f32>,
+    /// `[n]` or null.
+    pub(in crate::cuda) bias: Ptr<f32>,
+    /// Adds to what is there.
+    pub(in crate::cuda) add: bool,
+}
+
+/// Outputs of a block of the kernels for few rows; weights are padded to it.
+pub(in crate::cuda) const STRIP: usize = 32;
+/// Outputs of a block of the group-wise kernels for more rows.
+const WIDE_STRIP: usize = 128;
+
+/// The rows of a tile: which kernel of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cuda) enum Tile {
+    /// Up to 8 rows.
+    M8,
+    /// 16 rows a block; group-wise weights.
+    M16,
+    /// Up to 32 rows; with 4-bit groups 32 a block.
+    M32,
+    /// 64 rows a block; group-wise weights.
+    M64,
+}
+
+/// A kernel for a weight and a number of rows: what [`product`] launches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cuda) struct Choice {
+    kernel: Kernel,
+    /// Rows of a block.
+    tile: usize,
+    /// A launch takes any number of rows, block by block; else up to one tile.
+    any_rows: bool,
+    /// Outputs of a block.
+    strip: usize,
+    shared: u32,
+}
+
+impl Choice {
+    /// The kernel of a family with a tile; the next larger tile where the family has none of this size.
+    pub(in crate::cuda) fn new(weight: &Weight, tile: Tile) -> Self {
+        let few = |kernel, tile| Self { kernel, tile, any_rows: false, strip: STRIP, shared: 0 };
+        let small = tile == Tile::M8;
+        match weight {
+            Weight::Bf16(_) if small => few(Kernel::Bf16M8, 8),
+            Weight::Bf16(_) => few(Kernel::Bf16M32, 32),
+            Weight::Fp8 { .. } if small => few(Kernel::Fp8M8, 8),
+            Weight::Fp8 { .. } => few(Kernel::Fp8M32, 32),
+            Weight::Fp8Block { .. } if small => few(Kernel::Fp8BlockM8, 8),
+            Weight::Fp8Block { .. } => few(Kernel::Fp8BlockM32, 32),
+            Weight::Int8 { .. } if small => few(Kernel::Int8M8, 8),
+            Weight::Int8 { .. } => few(Kernel::Int8M32, 32),
+            Weight::Grouped(w) if small => few(if w.eight_bits { Kernel::Int8GroupM8 } else { Kernel::Int4M8 }, 8),
+            Weight::Grouped(w) => {
+                let (kernel, tile) = match (tile, w.eight_bits) {
+                    (Tile::M16, false) => (Kernel::Int4M16, 16),
+                    (Tile::M16, true) => (Kernel::Int8GroupM16, 16),
+                    (Tile::M32, false) => (Kernel::Int4M32, 32),
+                    (_, false) => (Kernel::Int4M64, 64),
+                    (_, true) => (Kernel::Int8GroupM64, 64),
+                };
+                // Four stages of activations, codes, scales and minima.
+                let planes = if w.eight_bits { 2 } else { 1 };
+                let shared = 4 * (tile as u32 * 256 + planes * 8192 + 2048);
+                Self { kernel, tile, any_rows: true, strip: WIDE_STRIP, shared }
+            }
+        }
+    }
+
+    /// Rows that one launch takes.
+    pub(in crate::cuda) fn most_rows(&self) -> usize {
+        if self.any_rows { usize::MAX } else { self.tile }
+    }
+
+    /// Blocks of a launch of one tile of rows, without splits.
+    pub(in crate::cuda) fn blocks(&self, n: usize) -> usize {
+        n.div_ceil(self.strip)
+    }
+}
+
+/// A product of up to [`Choice::most_rows`] rows by own kernels. With more than one part of k, `partial` has room for
+/// `[splits, rows, n]` and [`reduce`] comes behind.
+pub(in crate::cuda) fn product(
+    choice: Choice,
+    rows: Rows,
+    [n, k]: [usize; 2],
+    x: Operand,
+    w: &Weight,
+    to: &Output,
+    (partial, splits): (Ptr<f32>, u32),
+) -> Launch {
+    let parameters = Parameters::new().ptr(to.out).ptr(partial).ptr(x.codes);
+    let parameters = match w {
+        Weight::Bf16(values) => parameters.ptr(*values),
+        Weight::Fp8 { codes, scales } | Weight::Fp8Block { codes, scales } | Weight::Int8 { codes, scales } => {
+            parameters.ptr(x.scales).ptr(*codes).ptr(*scales)
+        }
+        Weight::Grouped(w) => parameters.ptr(w.codes).ptr(w.affine).ptr(w.row_scales),
+    };
+    let parameters = parameters.ptr(to.bias).with(rows.get() as u32).with(n as u32).with(k as u32);
+    let parameters = match w {
+        Weight::Grouped(w) => parameters.with(w.group),
+        _ => parameters,
+    };
+    let parameters = parameters.with(u32::from(to.add));
+    let strips = blocks(n, choice.strip);
+    let grid = if choice.any_rows { [strips, blocks(rows.get(), choice.tile), splits] } else { [strips, splits, 1] };
+    Launch::new(choice.kernel, grid, parameters).with_shared(choice.shared)
+}
+
+/// Adds up the parts of a product whose k was split.
+pub(in crate::cuda) fn reduce(rows: Rows, n: usize, partial: Ptr<f32>, splits: u32, to: &Output) -> Launch {
+    let parameters = Parameters::new()
+        .ptr(to.out)
+        .ptr(partial)
+        .ptr(to.bias)
+        .with(n as u32)
+        .with(splits)
+        .with(u32::from(to.add));
+    Launch::new(Kernel::LinearReduce, [blocks(n, 256), rows.get() as u32, 1], parameters)
+}
+
+/// A group-wise weight as BF16 `[n, k]`.
+pub(in crate::cuda) fn unpack(w: &Grouped, [n, k]: [usize; 2], out: Ptr<Half>) -> Launch {
+    let parameters = Parameters::new()
+        .ptr(out)
+        .ptr(w.codes)
+        .ptr(w.affine)
+        .ptr(w.row_scales)
+        .with(n as u32)
+        .with(k as u32)
+        .with(w.group);
+    let kernel = if w.eight_bits { Kernel::UnpackInt8Group } else { Kernel::UnpackInt4 };
+    // A block takes eight units of 32 inputs at a time.
+    Launch::new(kernel, [blocks(n, STRIP), blocks(k, 32 * 8), 1], parameters)
+}
+
+/// An unscaled product of cuBLASLt in memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::cuda) enum Raw {
+    /// FP32.
+    Float(Ptr<f32>),
+    /// INT32.
+    Integer(Ptr<i32>),
+}
+
+/// Scales, bias and residual behind a product `[rows, n]` of cuBLASLt; null scales are one. `n` is a multiple of 4.
+pub(in crate::cuda) fn scale_store(
+    rows: Rows,
+    n: Side,
+    raw: Raw,
+    row_scales: Ptr<f32>,
+    column_scales: Ptr<f32>,
+    to: &Output,
+) -> Launch {
+    let parameters = Parameters::new().ptr(to.out);
+    let (kernel, parameters) = match raw {
+        Raw::Float(values) => (Kernel::ScaleStoreF32, parameters.ptr(values)),
+        Raw::Integer(values) => (Kernel::ScaleStoreInt32, parameters.ptr(values)),
+    };
+    let parameters =
+        parameters.ptr(row_scales).ptr(column_scales).ptr(to.bias).side(n).side(n).with(u32::from(to.add));
+    Launch::new(kernel, [blocks(n.get(), 1024), rows.get() as u32, 1], parameters)
+}

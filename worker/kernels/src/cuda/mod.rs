@@ -1,0 +1,80 @@
+//! The GPU backend. Without the feature `cuda` only the pure parts are built.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`layout`] | the GPU's weight layouts: pure packing |
+//! | `device` | finding a GPU, and whether it can be computed on |
+//! | `driver` | the driver's objects as values that free themselves |
+//! | `compile` | kernel sources into device images, kept on disk |
+//! | `kernels` | the table of entry points; launches as values |
+//! | `launch` | typed launches: grids and shared memory |
+//! | `memory` | address ranges, physical chunks, the budget |
+//! | `kv` | the paged pool |
+//! | `weights` | weights on the host and, while used, on the device |
+//! | `cublaslt` | products of cuBLASLt |
+//! | `graph` | the queue of work; recorded decode steps |
+//! | `step` | a step's description on the device |
+//! | `content` | what buffers hold: values, or the promise of a norm or a gated activation |
+//! | `scratch` | memory between the kernels of one operation |
+//! | `shared` | device and queue, which everything shares |
+//! | `backend` | [`Cuda`], which implements the traits with these |
+//! | `linear`, `attention`, `calibrate` | its larger operations |
+//!
+//! ```text
+//! Backend operation -> Command (a launch by value) -> Queue -> stream, or a recorded graph
+//! ```
+//!
+//! # Threads
+//! One thread computes. Buffers, weights and pools may be dropped on any other; everything they share is locked.
+
+pub mod layout;
+
+#[cfg(feature = "cuda")]
+mod attention;
+#[cfg(feature = "cuda")]
+mod backend;
+#[cfg(feature = "cuda")]
+mod calibrate;
+#[cfg(feature = "cuda")]
+mod compile;
+#[cfg(feature = "cuda")]
+mod content;
+#[cfg(feature = "cuda")]
+mod cublaslt;
+#[cfg(feature = "cuda")]
+mod device;
+#[cfg(feature = "cuda")]
+mod driver;
+#[cfg(feature = "cuda")]
+mod graph;
+#[cfg(feature = "cuda")]
+mod kernels;
+#[cfg(feature = "cuda")]
+mod kv;
+#[cfg(feature = "cuda")]
+mod launch;
+#[cfg(feature = "cuda")]
+mod linear;
+#[cfg(feature = "cuda")]
+mod memory;
+#[cfg(feature = "cuda")]
+mod scratch;
+#[cfg(feature = "cuda")]
+mod shared;
+#[cfg(feature = "cuda")]
+mod step;
+#[cfg(feature = "cuda")]
+mod weights;
+
+#[cfg(feature = "cuda")]
+pub use self::{
+    backend::Cuda,
+    compile::{Images, Origin, Unit},
+    content::CudaBuffer,
+    device::{CudaOptions, DeviceInfo, available},
+    kernels::ship,
+    kv::CudaKv,
+    memory::Physical,
+    step::CudaStep,
+    weights::CudaWeight,
+};

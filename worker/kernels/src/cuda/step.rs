@@ -1,0 +1,287 @@
+//! A step's description on the device: tokens, positions, cache slots, sequences and their block tables.
+//!
+//! ```text
+//! [tokens | positions | slots]  rows each      [first_row | row_count | first_position | table_start]  sequences each
+//! [logit_rows]                  rows           [tables]                                                to the end
+//! ```
+//!
+//! One copy a step, always to the same place, so that a recorded step finds the present one's numbers. A decode step that
+//! is padded has rows without a slot and sequences without rows; kernels do nothing for them.
+
+use std::sync::Arc;
+
+use super::{
+    driver::{Address, Event, Pinned, Stream},
+    graph,
+    kernels::Ptr,
+    launch::attention::Sequences,
+};
+use crate::{BLOCK_TOKENS, KernelError, Result, StepPlan};
+
+/// The slot of a row that is stored nowhere.
+const NO_SLOT: u32 = u32::MAX;
+
+/// The numbers of a step, on the host.
+#[derive(Debug, Default)]
+pub(super) struct Numbers {
+    words: Vec<u32>,
+    /// Rows and sequences, padding included.
+    rows: usize,
+    sequences: usize,
+    pub(super) shape: Shape,
+}
+
+/// What the host knows of a step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Shape {
+    /// Rows without padding.
+    pub(super) rows: usize,
+    /// The bucket that a decode step is padded to.
+    pub(super) bucket: Option<usize>,
+    /// Rows whose logits are wanted.
+    pub(super) logit_rows: usize,
+    /// Whether some sequence has one row, and the most rows of one with more.
+    pub(super) decodes: bool,
+    pub(super) longest: usize,
+    /// Blocks that the step stores into or reads lie below this one.
+    pub(super) blocks: usize,
+    /// The largest token.
+    pub(super) top_token: u32,
+}
+
+impl Numbers {
+    /// # Errors
+    /// [`KernelError::Shape`] when spans do not follow each other, do not cover the rows, or lack a block.
+    pub(super) fn new(plan: &StepPlan, graphs: bool) -> Result<Self> {
+        let rows = plan.rows();
+        let decode = plan.sequences.iter().all(|s| s.rows == 1);
+        // All rows' logits are wanted: then the part of the step behind the layers has a size of its own, too.
+        let bucket = if graphs && rows > 0 && decode && plan.logit_rows.len() == rows { graph::bucket(rows) } else { None };
+        let padded = bucket.unwrap_or(rows);
+        let sequences = bucket.unwrap_or(plan.sequences.len());
+        let mut shape = Shape {
+            rows,
+            bucket,
+            logit_rows: plan.logit_rows.len(),
+            top_token: plan.tokens.iter().copied().max().unwrap_or(0),
+            ..Shape::default()
+        };
+        let (mut positions, mut slots) = (Vec::with_capacity(padded), Vec::with_capacity(padded));
+        let mut of_sequences: [Vec<u32>; 4] = std::array::from_fn(|_| Vec::with_capacity(sequences));
+        let mut tables: Vec<u32> = Vec::new();
+        for span in &plan.sequences {
+            if span.first_row != positions.len() {
+                return Err(KernelError::Shape("the step's spans do not follow each other".into()));
+            }
+            let end = span.first_position + span.rows;
+            let needed = end.div_ceil(BLOCK_TOKENS);
+            let Some(blocks) = span.blocks.get(..needed) else {
+                return Err(KernelError::Shape(format!("position {} has no block", end - 1)));
+            };
+            for position in span.first_position..end {
+                let block = blocks[position / BLOCK_TOKENS] as usize;
+                positions.push(number(position)?);
+                slots.push(number(block * BLOCK_TOKENS + position % BLOCK_TOKENS)?);
+            }
+            shape.blocks = blocks.iter().fold(shape.blocks, |top, block| top.max(*block as usize + 1));
+            shape.decodes |= span.rows == 1;
+            if span.rows > 1 {
+                shape.longest = shape.longest.max(span.rows);
+            }
+            let numbers = [span.first_row, span.rows, span.first_position, tables.len()];
+            for (list, value) in of_sequences.iter_mut().zip(numbers) {
+                list.push(number(value)?);
+            }
+            tables.extend_from_slice(blocks);
+        }
+        if positions.len() != rows || plan.logit_rows.iter().any(|row| *row >= rows) {
+            return Err(KernelError::Shape("the step's spans do not cover its rows".into()));
+        }
+        let mut words = Vec::with_capacity(4 * padded + 4 * sequences + tables.len());
+        let mut put = |list: &[u32], length: usize, filler: u32| {
+            words.extend_from_slice(list);
+            words.extend(std::iter::repeat_n(filler, length - list.len()));
+        };
+        put(&plan.tokens, padded, 0);
+        put(&positions, padded, 0);
+        put(&slots, padded, NO_SLOT);
+        for list in &of_sequences {
+            put(list, sequences, 0);
+        }
+        let logit_rows = plan.logit_rows.iter().map(|row| number(*row)).collect::<Result<Vec<u32>>>()?;
+        put(&logit_rows, padded, 0);
+        put(&tables, tables.len(), 0);
+        Ok(Self { words, rows: padded, sequences, shape })
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.words)
+    }
+}
+
+fn number(value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| KernelError::Shape(format!("{value} is beyond what the GPU's kernels count")))
+}
+
+/// A step's metadata on the device.
+#[derive(Clone, Debug)]
+pub struct CudaStep {
+    /// Which call of `begin` it is of: a later one overwrites the numbers.
+    pub(super) generation: u64,
+    pub(super) shape: Shape,
+    pub(super) tokens: Ptr<u32>,
+    pub(super) positions: Ptr<u32>,
+    pub(super) slots: Ptr<u32>,
+    pub(super) logit_rows: Ptr<u32>,
+    pub(super) sequences: Sequences,
+}
+
+impl CudaStep {
+    pub(super) fn new(numbers: &Numbers, at: Ptr<u32>, generation: u64) -> Self {
+        let (rows, count) = (numbers.rows, numbers.sequences);
+        let behind = |rows_before: usize, sequences_before: usize| at.offset(rows * rows_before + count * sequences_before);
+        Self {
+            generation,
+            shape: numbers.shape,
+            tokens: at,
+            positions: behind(1, 0),
+            slots: behind(2, 0),
+            sequences: Sequences {
+                count,
+                first_row: behind(3, 0),
+                row_count: behind(3, 1),
+                first_position: behind(3, 2),
+                table_start: behind(3, 3),
+                tables: behind(4, 4),
+            },
+            logit_rows: behind(3, 4),
+        }
+    }
+}
+
+/// Most bytes of a part of [`Staging`]: page-locked memory is dear, and larger copies are no faster.
+const MOST_STAGED: usize = 8 << 20;
+
+/// Page-locked memory on the way to the device, used in turn: the host fills one part while the other is copied.
+#[derive(Debug, Default)]
+pub(super) struct Staging {
+    parts: [Option<(Pinned, Option<Event>)>; 2],
+    next: usize,
+}
+
+impl Staging {
+    /// Copies bytes to the device on a stream. The place must be mapped for them.
+    pub(super) fn upload(&mut self, stream: &Arc<Stream>, bytes: &[u8], to: Address) -> Result<()> {
+        for (index, piece) in bytes.chunks(MOST_STAGED).enumerate() {
+            self.upload_piece(stream, piece, to + (index * MOST_STAGED) as Address)?;
+        }
+        Ok(())
+    }
+
+    fn upload_piece(&mut self, stream: &Arc<Stream>, bytes: &[u8], to: Address) -> Result<()> {
+        let part = &mut self.parts[self.next];
+        self.next = (self.next + 1) % 2;
+        if let Some((_, event)) = part
+            && let Some(event) = event.take()
+        {
+            event.wait()?;
+        }
+        if part.as_ref().is_none_or(|(pinned, _)| pinned.bytes().len() < bytes.len()) {
+            *part = None;
+            *part = Some((Pinned::zeroed(stream.context(), bytes.len().next_power_of_two().max(4096))?, None));
+        }
+        let Some((pinned, event)) = part else { return Ok(()) };
+        pinned.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+        // SAFETY: the memory stays until the event was waited for, here or in `drop`; the place is the caller's.
+        let copied = unsafe { stream.upload(to, pinned.bytes().as_ptr(), bytes.len()) };
+        match copied.and_then(|()| Event::record(stream)) {
+            Ok(recorded) => {
+                *event = Some(recorded);
+                Ok(())
+            }
+            Err(error) => {
+                let _ = stream.synchronize();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        for (_, event) in self.parts.iter().flatten() {
+            if let Some(event) = event {
+                let _ = event.wait();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SequenceSpan;
+
+    fn plan(spans: &[(usize, usize, &[u32])]) -> StepPlan {
+        let mut plan = StepPlan::default();
+        for (first_position, rows, blocks) in spans {
+            let first_row = plan.tokens.len();
+            plan.tokens.extend((0..*rows).map(|i| 7 + i as u32));
+            plan.sequences.push(SequenceSpan {
+                first_row,
+                rows: *rows,
+                first_position: *first_position,
+                blocks: blocks.to_vec(),
+            });
+            plan.logit_rows.push(plan.tokens.len() - 1);
+        }
+        plan
+    }
+
+    #[test]
+    fn a_decode_step_is_padded_with_rows_that_do_nothing() {
+        let plan = plan(&[(17, 1, &[3, 9]), (0, 1, &[5]), (31, 1, &[1, 2]), (2, 1, &[4]), (5, 1, &[8])]);
+        let numbers = Numbers::new(&plan, true).unwrap();
+        assert_eq!((numbers.rows, numbers.sequences, numbers.shape.bucket), (6, 6, Some(6)));
+        assert_eq!(numbers.shape.blocks, 10);
+        let expected: Vec<u32> = [
+            [7, 7, 7, 7, 7, 0],
+            [17, 0, 31, 2, 5, 0],
+            [9 * 16 + 1, 5 * 16, 2 * 16 + 15, 4 * 16 + 2, 8 * 16 + 5, NO_SLOT],
+            [0, 1, 2, 3, 4, 0],
+            [1, 1, 1, 1, 1, 0],
+            [17, 0, 31, 2, 5, 0],
+            [0, 2, 3, 5, 6, 0],
+            [0, 1, 2, 3, 4, 0],
+        ]
+        .concat();
+        assert_eq!(numbers.words, [&expected[..], &[3, 9, 5, 1, 2, 4, 8]].concat());
+        let step = CudaStep::new(&numbers, Ptr::new(1024), 1);
+        assert_eq!(step.logit_rows.address(), 1024 + 4 * 7 * 6);
+        assert_eq!(step.sequences.tables.address(), 1024 + 4 * 8 * 6);
+    }
+
+    #[test]
+    fn a_step_with_a_prompt_is_not_padded() {
+        let numbers = Numbers::new(&plan(&[(0, 3, &[3]), (16, 1, &[4, 6, 40])]), true).unwrap();
+        assert_eq!((numbers.rows, numbers.sequences, numbers.shape.bucket), (4, 2, None));
+        assert_eq!((numbers.shape.longest, numbers.shape.decodes), (3, true));
+        assert_eq!(numbers.shape.blocks, 7, "blocks behind the last token are not touched");
+        assert_eq!(numbers.words.last(), Some(&6));
+        assert!(Numbers::new(&plan(&[(0, 1, &[3])]), false).unwrap().shape.bucket.is_none());
+    }
+
+    #[test]
+    fn a_step_that_does_not_hold_together_is_refused() {
+        let mut gap = plan(&[(0, 2, &[3])]);
+        gap.sequences[0].first_row = 1;
+        assert!(Numbers::new(&gap, true).is_err());
+        assert!(Numbers::new(&plan(&[(16, 1, &[3])]), true).is_err(), "position 16 has no block");
+        let mut rows = plan(&[(0, 2, &[3])]);
+        rows.tokens.push(1);
+        assert!(Numbers::new(&rows, true).is_err());
+        let mut logits = plan(&[(0, 2, &[3])]);
+        logits.logit_rows = vec![2];
+        assert!(Numbers::new(&logits, true).is_err());
+    }
+}
