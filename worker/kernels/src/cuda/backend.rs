@@ -286,9 +286,8 @@ impl Device for Cuda {
         let unit = attention::unit(layout.head_dim)?;
         self.shared.gpu.context.bind()?;
         self.shared.queue(|queue| queue.machine.kernels.need(unit))?;
-        let kv = self.with_room(|| {
-            CudaKv::new(&self.physical, &self.arena, &self.shared, layout, scales, blocks, max_blocks)
-        })?;
+        let kv = self
+            .with_room(|| CudaKv::new(&self.physical, &self.arena, &self.shared, layout, scales, blocks, max_blocks))?;
         let both: Vec<f32> = scales.k.iter().chain(&scales.v).copied().collect();
         self.copy_in(bytemuck::cast_slice(&both), kv.scales())?;
         Ok(kv)
@@ -450,8 +449,7 @@ impl Backend for Cuda {
             key: rotary.key_norm.map_or(Ptr::NULL, CudaBuffer::at),
             epsilon: rotary.norm_epsilon,
         };
-        let launch =
-            rotary::rotate_and_store(count, qkv.at(), (angles, pairs), step.slots, shape, norms, kv, layer)?;
+        let launch = rotary::rotate_and_store(count, qkv.at(), (angles, pairs), step.slots, shape, norms, kv, layer)?;
         self.submit(Command::Launch(launch))
     }
 

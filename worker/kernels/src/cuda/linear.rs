@@ -241,7 +241,8 @@ impl Cuda {
         let scales = [x.scales.address(), column_scales.address()];
         self.submit(Command::Product(Product { shape, x: x.codes.address(), w: codes, out: target, scales }))?;
         let Some(count) = Rows::new(rows)?.filter(|_| !direct) else { return Ok(()) };
-        let raw = if operands == Operands::Int8 { Raw::Integer(Ptr::new(target)) } else { Raw::Float(Ptr::new(target)) };
+        let raw =
+            if operands == Operands::Int8 { Raw::Integer(Ptr::new(target)) } else { Raw::Float(Ptr::new(target)) };
         let (row_scales, column_scales) = if finished { (Ptr::NULL, Ptr::NULL) } else { (x.scales, column_scales) };
         let n = Side::new("a product", n)?;
         self.submit(Command::Launch(launch::scale_store(count, n, raw, row_scales, column_scales, &to)))

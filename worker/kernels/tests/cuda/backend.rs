@@ -43,10 +43,8 @@ fn steps(vocab: usize) -> Vec<modelprofile_kernels::StepPlan> {
 fn compare(sizes: Sizes, kind: WeightKind, ends: WeightKind, format: KvFormat, options: CudaOptions, budget: f32) {
     let _alone = alone();
     let (mut cpu, mut gpu) = (cpu(), Cuda::new(options).unwrap());
-    let (expected_weights, weights) =
-        (Weights::new(&cpu, &sizes, kind, ends), Weights::new(&gpu, &sizes, kind, ends));
-    let (mut reference, mut model) =
-        (Model::new(&cpu, sizes, format, 6, 48), Model::new(&gpu, sizes, format, 6, 48));
+    let (expected_weights, weights) = (Weights::new(&cpu, &sizes, kind, ends), Weights::new(&gpu, &sizes, kind, ends));
+    let (mut reference, mut model) = (Model::new(&cpu, sizes, format, 6, 48), Model::new(&gpu, sizes, format, 6, 48));
     for (index, plan) in steps(sizes.vocab).iter().enumerate() {
         let expected = reference.step(&mut cpu, &expected_weights, None, plan).unwrap();
         let found = model.step(&mut gpu, &weights, None, plan).unwrap();
@@ -134,7 +132,9 @@ fn a_product_of_few_or_many_rows(#[case] kind: WeightKind, #[case] rows: usize) 
     for n in [80, 100] {
         let (mut cpu, mut gpu) = (cpu(), Cuda::new(options()).unwrap());
         let packed = pack(&weight(kind, n, 256, 7)).unwrap();
-        for (bias, store) in [(false, Store::Overwrite), (true, Store::Overwrite), (false, Store::Add), (true, Store::Add)] {
+        for (bias, store) in
+            [(false, Store::Overwrite), (true, Store::Overwrite), (false, Store::Add), (true, Store::Add)]
+        {
             let expected = product(&mut cpu, &packed, rows, bias, store);
             let found = product(&mut gpu, &packed, rows, bias, store);
             let error = error(&found, &expected);

@@ -1,8 +1,8 @@
 //! A tiny transformer, written against the traits as the engine's is: what the backend's tests run on two devices.
 
 use modelprofile_kernels::{
-    AttentionShape, Backend, HostTensor, HostWeight, KvFormat, KvLayout, KvScales, Rotary, SequenceSpan, StepPlan, Store,
-    WeightKind, pack,
+    AttentionShape, Backend, HostTensor, HostWeight, KvFormat, KvLayout, KvScales, Rotary, SequenceSpan, StepPlan,
+    Store, WeightKind, pack,
     rtn::{self, Grid},
 };
 
