@@ -85,7 +85,9 @@ impl Cuda {
             None
         };
         let mut queue = Queue::new(Machine { stream: gpu.compute.clone(), kernels, lt });
-        notes.into_iter().for_each(|note| queue.note(note));
+        for note in notes {
+            queue.note(note);
+        }
         let shared = Arc::new(Shared::new(gpu, queue));
         let weights = WeightSpace::new(&physical, &shared);
         Ok(Self { options, state: Mutex::default(), weights, arena, physical, shared })
@@ -392,12 +394,11 @@ impl Backend for Cuda {
         }
         let Some(count) = self.padded(rows, &[x, out])? else { return Ok(()) };
         let direct = if w.outliers().is_some() { None } else { lock(&self.state).contents.source(x, count.get())? };
-        let source = match direct {
-            Some(source) => source,
-            None => {
-                self.read(x)?;
-                rows::Source::Plain(x.at())
-            }
+        let source = if let Some(source) = direct {
+            source
+        } else {
+            self.read(x)?;
+            rows::Source::Plain(x.at())
         };
         if store == Store::Add {
             self.read(out)?;

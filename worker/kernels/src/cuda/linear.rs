@@ -57,15 +57,14 @@ enum Route {
 
 /// The choice. `takes` says whether cuBLASLt is there and has an algorithm.
 fn route(weight: &Weight, rows: usize, deterministic: bool, takes: impl Fn(Operands) -> Result<bool>) -> Result<Route> {
-    let grouped = matches!(weight, Weight::Grouped(_));
-    let own = Route::Own(match (grouped, rows) {
-        (false, ..=8) => Tile::M8,
-        (false, _) => Tile::M32,
-        (true, _) if deterministic => Tile::M16,
-        (true, ..=GEMV_ROWS) => Tile::M8,
-        (true, ..=16) => Tile::M16,
-        (true, ..=32) => Tile::M32,
-        (true, _) => Tile::M64,
+    let own = Route::Own(match weight {
+        Weight::Grouped(_) if deterministic => Tile::M16,
+        Weight::Grouped(_) if rows <= GEMV_ROWS => Tile::M8,
+        Weight::Grouped(_) if rows <= 16 => Tile::M16,
+        Weight::Grouped(_) if rows > 32 => Tile::M64,
+        Weight::Grouped(_) => Tile::M32,
+        _ if rows <= 8 => Tile::M8,
+        _ => Tile::M32,
     });
     if deterministic || rows <= FEW_ROWS {
         return Ok(own);

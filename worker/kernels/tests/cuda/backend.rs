@@ -166,7 +166,7 @@ fn product<B: Backend>(
 struct Normed {
     gpu: Cuda,
     x: <Cuda as Device>::Buffer,
-    normed: <Cuda as Device>::Buffer,
+    out: <Cuda as Device>::Buffer,
     expected: Vec<f32>,
 }
 
@@ -183,7 +183,7 @@ impl Normed {
         let (x, gain) = (gpu.upload(&x).unwrap(), gpu.upload(&gain).unwrap());
         let mut normed = gpu.buffer(3, 64).unwrap();
         gpu.rms_norm(3, &x, &gain, 1e-5, &mut normed).unwrap();
-        Self { gpu, x, normed, expected: host.data }
+        Self { gpu, x, out: normed, expected: host.data }
     }
 
     /// Overwrites x with a product of itself.
@@ -196,12 +196,12 @@ impl Normed {
     fn use_it(&mut self) {
         let w = self.gpu.weight(&pack(&weight(WeightKind::Bf16, 32, 64, 4)).unwrap()).unwrap();
         let mut out = self.gpu.buffer(3, 32).unwrap();
-        self.gpu.linear(3, &self.normed, &w, None, Store::Overwrite, &mut out).unwrap();
+        self.gpu.linear(3, &self.out, &w, None, Store::Overwrite, &mut out).unwrap();
     }
 
     fn download(&self) -> modelprofile_kernels::Result<Vec<f32>> {
         let mut host = HostTensor::default();
-        self.gpu.download(&self.normed, 3, &mut host)?;
+        self.gpu.download(&self.out, 3, &mut host)?;
         Ok(host.data)
     }
 }
@@ -234,7 +234,7 @@ fn a_used_promise_lapses_when_its_input_is_written_and_says_so() {
     assert!(text.contains("after its input was written"), "{text}");
     // Written anew it is a buffer like any other.
     let gain = case.gpu.upload(&HostTensor { rows: 1, width: 64, data: vec![1.0; 64] }).unwrap();
-    case.gpu.rms_norm(3, &case.x, &gain, 1e-5, &mut case.normed).unwrap();
+    case.gpu.rms_norm(3, &case.x, &gain, 1e-5, &mut case.out).unwrap();
     assert!(case.download().is_ok());
 }
 

@@ -113,7 +113,7 @@ fn profiles_change_places_within_the_budget_and_compute_what_they_did() {
     for round in 0..3 {
         for (active, leaving) in [(&quality, &density), (&density, &quality)] {
             active.each(|weight| gpu.prefetch(weight));
-            let leaving = (round > 0 || std::ptr::eq(active, &density)).then_some(leaving);
+            let leaving = (round > 0 || std::ptr::eq(active, &raw const density)).then_some(leaving);
             let step = model.step(&mut gpu, active, leaving, &first).unwrap();
             results.push((step, model.step(&mut gpu, active, None, &second).unwrap()));
             assert!(gpu.memory().used() <= 64 * MIB);
