@@ -117,8 +117,16 @@ static int check(const Function& function, const Shape& shape) {
 
 static int run(const Function& function, const Shape& shape, const std::shared_ptr<Arguments>& arguments, Device& device) {
     std::vector<void*> pointers = arguments->pointers();
-    const emu::Launch launch{function.name.c_str(), function.host->call, pointers.data(),     shape.grid,
-                             shape.block,           shape.dynamic_shared, next_schedule(), device.ordinal};
+    emu::Launch launch{};
+    launch.kernel = function.name.c_str();
+    launch.call = function.host->call;
+    launch.arguments = pointers.data();
+    launch.grid = shape.grid;
+    launch.block = shape.block;
+    launch.dynamic_shared = shape.dynamic_shared;
+    launch.has_statics = !function.image.compiled || function.image.static_shared > 0;
+    launch.schedule = next_schedule();
+    launch.device = device.ordinal;
     static const bool trace = getenv("CUDASIM_TRACE") != nullptr;
     const double begin = now_milliseconds();
     emu::Fault fault;
