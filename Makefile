@@ -22,7 +22,7 @@ demo: tools model ## Serve a real model and change its precision under load
 	"$$(. tests/scripts/lib.sh; binaries)/demo" $(PEAK)
 
 .PHONY: test
-test: tools fmt-check clippy doc test-rust test-openai test-interchange test-charts test-cluster-harness test-cluster test-demo ## Run everything the project tests
+test: tools fmt-check clippy doc test-rust test-cuda test-openai test-interchange test-charts test-cluster-harness test-cluster test-demo ## Run everything the project tests
 	$(call step,all tests passed)
 
 .PHONY: tools
@@ -56,6 +56,11 @@ doc:
 test-rust: model
 	$(call step,Rust tests)
 	cargo test --workspace
+
+.PHONY: test-cuda
+test-cuda: ## Test the CUDA backend on an emulated device; CUDASIM_KIND=race looks for races
+	$(call step,the CUDA backend on an emulated device)
+	tests/scripts/test-cuda.sh
 
 .PHONY: test-openai
 test-openai: model

@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 
 #include "../shim/entries.h"
 #include "image.h"
@@ -175,6 +177,15 @@ using namespace driver;
 CUDA_API cuModuleLoadData(void** module, const void* image) {
     CALL(cuModuleLoadData, Context);
     return load(module, image);
+}
+CUDA_API cuModuleLoad(void** module, const char* path) {
+    CALL(cuModuleLoad, Context);
+    std::ifstream file(path, std::ios::binary);
+    if (!file) {
+        return FILE_NOT_FOUND;
+    }
+    const std::string image((std::istreambuf_iterator<char>(file)), {});
+    return image.size() < 64 ? (int)INVALID_IMAGE : load(module, image.c_str());
 }
 CUDA_API cuModuleLoadDataEx(void** module, const void* image, unsigned, void*, void*) {
     CALL(cuModuleLoadDataEx, Context);
