@@ -15,6 +15,23 @@ static int run_to(Call& call, Event& event) {
     return run_until(call, *event.stream, [&] { return event.done >= generation; });
 }
 
+// Waits for it that are queued are over; another event may get its address.
+static void forget(const Event& event) {
+    const auto in = [&](Stream& stream) {
+        for (Operation& operation : stream.queue) {
+            if (operation.event == &event) {
+                operation.event = nullptr;
+            }
+        }
+    };
+    for (Stream* stream : streams) {
+        in(*stream);
+    }
+    for (Device& device : devices()) {
+        in(device.default_stream);
+    }
+}
+
 }  // namespace driver
 
 using namespace driver;
@@ -71,6 +88,7 @@ CUDA_API cuEventDestroy_v2(void* handle) {
     EVENT_OF(handle);
     // Who waits for it, waits for what it recorded.
     run_to(call, *event);
+    forget(*event);
     events.erase(event);
     delete event;
     return SUCCESS;
