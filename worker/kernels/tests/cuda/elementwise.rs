@@ -147,7 +147,7 @@ fn a_norm_may_overwrite_its_input() {
 #[test]
 fn far_negative_gates_give_nearly_nothing() {
     let gpu = Gpu::new(ROWS);
-    let x = gpu.upload(&[-1e30, -200.0, -90.0, 90.0, 2.0, 2.0, 2.0, 2.0]);
+    let x = gpu.upload(&[-1e30f32, -200.0, -90.0, 90.0, 2.0, 2.0, 2.0, 2.0]);
     let out = gpu.output::<f32>(4);
     gpu.launch("gated_silu", Shape::blocks(1), args![&out, &x, 4usize]);
     let out = gpu.download(&out);
