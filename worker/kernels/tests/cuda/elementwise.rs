@@ -427,8 +427,7 @@ fn embeddings_are_the_dequantized_rows_bit_by_bit() {
                 }
                 HostWeight::Grouped { bits, group, codes, scales, mins, row_scales, .. } => {
                     let (codes, scales) = group_wise(vocab, k, *bits, *group, codes, [scales, mins]);
-                    let (codes, scales, row_scales) =
-                        (gpu.upload(&codes), gpu.upload(&scales), gpu.upload(row_scales));
+                    let (codes, scales, row_scales) = (gpu.upload(&codes), gpu.upload(&scales), gpu.upload(row_scales));
                     let planes = usize::from(*bits) / 4;
                     let args = args![&out, &on_device, &codes, &scales, &row_scales, vocab, k, *group, planes];
                     gpu.launch("embed_grouped", blocks, args);
