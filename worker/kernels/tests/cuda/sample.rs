@@ -210,7 +210,7 @@ fn equals_are_cut_by_token() {
 fn nan_and_nothing_to_draw_are_told() {
     let gpu = Gpu::new(SAMPLE);
     for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 5, 0.9)] {
-        let how = SampleRow { temperature, top_k, top_p, ..SampleRow::plain(0.5) };
+        let how = SampleRow { temperature, top_p, top_k, ..SampleRow::plain(0.5) };
         for place in [0, 1023, 1500, 1999] {
             let mut with_nan = logits(2000, 3);
             with_nan[place] = f32::NAN;
