@@ -4,11 +4,11 @@
 // the weight once, straight into registers, and keeps enough of it in flight.
 //
 // Bytes in flight. Little's law: 3.35 TB/s x 600 ns = 2.0 MB over the whole H100, 15.2 KB on each of 132 SMs. A warp of
-// linear_rows asks for 64 bytes of 32 outputs, 2 KB, before it waits for them (the compiler puts no more loads before the first
-// product, though chunks are twice that): 16 KB a block. An SM holds 4 or 5 blocks of the kernels for 8 rows (48 to 62
-// registers; 3 of block-scaled FP8), 2 of those for 32 (88 to 110; block-scaled 1, with 140): 32 KB and more. So `splits` should give every SM
-// two blocks and more. A warp may then spend half of its time on products and the bus still be full (modelled; no hardware
-// has run this).
+// linear_rows asks for 64 bytes of 32 outputs, 2 KB, before it waits for them (the compiler puts no more loads before the
+// first product, though chunks are twice that): 16 KB a block. An SM holds 4 or 5 blocks of the kernels for 8 rows (48 to
+// 62 registers; 3 of block-scaled FP8), 2 of those for 32 (88 to 110; block-scaled 1, with 140): 32 KB and more. So
+// `splits` should give every SM two blocks and more. A warp may then spend half of its time on products and the bus still
+// be full (modelled; no hardware has run this).
 //
 // Why tensor cores for one row: at 15 bytes per clock and SM (3.35 TB/s at 1.7 GHz) the eight columns of mma cost no more
 // than one, and FP32 multiply-adds would need 120 of the SM's 128 lanes for eight rows of 8-bit weights.
