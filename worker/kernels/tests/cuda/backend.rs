@@ -2,10 +2,11 @@
 //! every format of the cache; what norms and gated activations promise; recorded steps.
 
 use modelprofile_kernels::{
-    Backend, Device, GroupedActivations, HostTensor, KvFormat, Store, WeightKind,
+    Backend, Calibrate, Device, GroupRounding, GroupedActivations, HostTensor, KvFormat, Store, WeightKind,
     cpu::{Cpu, CpuOptions},
     cuda::{Cuda, CudaOptions},
     pack,
+    rtn::Grid,
 };
 use rstest::rstest;
 
@@ -336,4 +337,37 @@ fn what_does_not_fit_is_refused_with_a_sentence() {
     let late = gpu.begin(&plan(&[(0, 1, vec![0])], 9)).unwrap();
     gpu.begin(&plan(&[(0, 1, vec![0])], 9)).unwrap();
     assert!(gpu.embed(&late, &w, &mut same).is_err(), "a step that is over");
+}
+
+/// What calibration asks, of 20 rows of 96 columns: maxima, Gram matrix, changes of a rounding, their quadratic forms.
+fn statistics<B: Calibrate>(backend: &mut B) -> [Vec<f32>; 4] {
+    let (rows, k) = (20, 96);
+    let upload =
+        |backend: &B, rows, seed| backend.upload(&HostTensor { rows, width: k, data: noise(rows * k, seed) }).unwrap();
+    let (x, weights) = (upload(backend, rows, 1), upload(backend, rows, 2));
+    let data = noise(k, 3).iter().map(|v| 1.5 + v).collect();
+    let scales = backend.upload(&HostTensor { rows: 1, width: k, data }).unwrap();
+    let (mut maxima, mut gram) = (backend.buffer(1, k).unwrap(), backend.buffer(k, k).unwrap());
+    backend.column_absmax(rows, &x, &mut maxima).unwrap();
+    backend.gram(rows, &x, &mut gram).unwrap();
+    backend.gram(7, &weights, &mut gram).unwrap();
+    let mut changes = backend.buffer(rows, k).unwrap();
+    let rounding = GroupRounding { bits: 4, group: 32, grid: Grid::Integer, scales: Some(&scales), cut: 0.9 };
+    backend.rounding_changes(rows, &weights, &rounding, &mut changes).unwrap();
+    let mut forms = Vec::new();
+    backend.quadratic_forms(rows, &changes, &gram, &mut forms).unwrap();
+    let values = |buffer: &B::Buffer, rows| {
+        let mut host = HostTensor::default();
+        backend.download(buffer, rows, &mut host).unwrap();
+        host.data
+    };
+    [values(&maxima, 1), values(&gram, k), values(&changes, rows), forms]
+}
+
+#[test]
+fn statistics_of_calibration() {
+    let _alone = alone();
+    let (expected, found) = (statistics(&mut cpu()), statistics(&mut Cuda::new(options()).unwrap()));
+    let [maxima, gram, changes, forms] = std::array::from_fn(|i| error(&found[i], &expected[i]));
+    assert!(maxima == 0.0 && gram < 1e-6 && changes < 1e-6 && forms < 1e-5, "{maxima} {gram} {changes} {forms}");
 }
