@@ -57,6 +57,11 @@ test-rust: model
 	$(call step,Rust tests)
 	cargo test --workspace
 
+.PHONY: test-cuda
+test-cuda: ## Test the CUDA backend on an emulated device; CUDASIM_KIND=race looks for races
+	$(call step,the CUDA backend on an emulated device)
+	tests/scripts/test-cuda.sh
+
 .PHONY: test-openai
 test-openai: model
 	$(call step,the API through the OpenAI client)

@@ -3,7 +3,7 @@
 # compiled by the real NVRTC (90 MB from PyPI, once) and executed on the host; no GPU is needed, and none is used.
 #   CUDASIM_KIND=race        the instrumented build, which names races
 #   CUDASIM_ORDER, _SEED     the order of threads; see worker/kernels/gpu-sim/README.md
-# Arguments go to the test program: tests/scripts/test-cuda.sh attention -- --test-threads=1
+# Arguments go to the test program: tests/scripts/test-cuda.sh attention --test-threads=1
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/scripts/lib.sh
@@ -15,9 +15,9 @@ say "the emulated device ($kind)"
 "$sim/selftest/run.sh" "$kind"
 libraries="$("$sim/build.sh" "$kind")"
 python="$(venv cuda tests/cuda/requirements.txt)"
-nvrtc="$("$python" -c 'import nvidia.cu13 as package, pathlib; print(pathlib.Path(list(package.__path__)[0]) / "lib")')"
-[ -e "$nvrtc/libnvrtc.so.13" ] || die "$nvrtc has no libnvrtc.so.13"
+nvrtc="$(find "$(dirname "$python")/../lib" -name libnvrtc.so.13 -print -quit)"
+[ -n "$nvrtc" ] || die "the package nvidia-cuda-nvrtc brought no libnvrtc.so.13"
 
 say "the CUDA backend"
-export LD_LIBRARY_PATH="$libraries:$nvrtc${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export LD_LIBRARY_PATH="$libraries:$(dirname "$nvrtc")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 cargo test -p modelprofile-kernels --features cuda --test cuda -- "$@"

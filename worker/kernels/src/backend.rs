@@ -99,6 +99,9 @@ pub trait Backend: Device {
     /// `out[r] = table[token[r]]`, the dequantized row of an embedding `[vocab, hidden]`.
     fn embed(&mut self, step: &Self::Step, table: &Self::Weight, out: &mut Self::Buffer) -> Result<()>;
     /// `out[r] = x[r] / sqrt(mean(x[r]^2) + epsilon) * gain`.
+    ///
+    /// A device may compute `out` when it is first read, and for a product as a part of it. Once a product has read `out` and
+    /// `x` has been written again, `out` may not be read any more: on such a device that is an error.
     fn rms_norm(
         &mut self,
         rows: usize,
@@ -139,7 +142,8 @@ pub trait Backend: Device {
         layer: usize,
         out: &mut Self::Buffer,
     ) -> Result<()>;
-    /// `out[r, i] = silu(x[r, i]) * x[r, width + i]` for `x` of `[rows, 2 width]`.
+    /// `out[r, i] = silu(x[r, i]) * x[r, width + i]` for `x` of `[rows, 2 width]`. When `out` is computed and how long it may
+    /// be read is as with [`Self::rms_norm`].
     fn gated_silu(&mut self, rows: usize, x: &Self::Buffer, out: &mut Self::Buffer) -> Result<()>;
     /// `out[i] = x[logit_rows[range.start + i]]`: some of the rows that need logits, packed together.
     fn gather_logit_rows(

@@ -5,6 +5,7 @@
 
 #include <elf.h>
 
+#include <algorithm>
 #include <cctype>
 #include <cstdio>
 #include <cstdlib>
@@ -61,6 +62,9 @@ static void read_kernel_attributes(const uint8_t* section, size_t bytes, KernelI
     });
 }
 
+// Where a kernel has shared memory at all, its section begins with what the driver keeps for itself on sm_90.
+constexpr uint64_t DRIVER_SHARED = 1024;
+
 static bool starts_with(const std::string& s, const char* prefix) { return s.rfind(prefix, 0) == 0; }
 
 static int read_cubin(const uint8_t* file, Image& image) {
@@ -76,7 +80,7 @@ static int read_cubin(const uint8_t* file, Image& image) {
             symbol_names = (const char*)file + sections[sections[i].sh_link].sh_offset;
         }
         if (starts_with(names + sections[i].sh_name, ".text.")) {
-            image[names + sections[i].sh_name + strlen(".text.")];
+            image[names + sections[i].sh_name + strlen(".text.")].compiled = true;
         }
     }
     // Attributes are also there of subroutines ("$__internal_..."), which nobody launches.
@@ -94,7 +98,7 @@ static int read_cubin(const uint8_t* file, Image& image) {
             }
         } else if (starts_with(name, ".nv.shared.")) {
             if (KernelImage* kernel = kernel_of(name.substr(strlen(".nv.shared.")))) {
-                kernel->static_shared = (unsigned)section.sh_size;
+                kernel->static_shared = (unsigned)(section.sh_size - std::min<uint64_t>(section.sh_size, DRIVER_SHARED));
             }
         } else if (name == ".nv.info" && symbols != nullptr) {  // {symbol, value} of every function
             for_attributes(content, section.sh_size, [&](const Attribute& a) {

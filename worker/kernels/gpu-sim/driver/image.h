@@ -15,6 +15,7 @@ struct KernelImage {
     unsigned static_shared = 0;
     unsigned registers = 0;  // a thread; 0 in PTX, which does not know
     unsigned local_bytes = 0;
+    bool compiled = false;  // a cubin: what it does not state is zero, not unknown
 };
 
 using Image = std::map<std::string, KernelImage>;

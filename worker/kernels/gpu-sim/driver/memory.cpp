@@ -245,6 +245,11 @@ CUDA_API cuDeviceGetMemPool(void** pool, int device) {
     *pool = device_at(device);
     return *pool != nullptr ? SUCCESS : INVALID_DEVICE;
 }
+CUDA_API cuMemPoolGetAttribute(void*, int, void* value) {
+    CALL(cuMemPoolGetAttribute, Init);
+    memset(value, 0, sizeof(int));
+    return SUCCESS;
+}
 CUDA_API cuMemPoolSetAttribute(void*, int, void*) {
     CALL(cuMemPoolSetAttribute, Init);
     return SUCCESS;

@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 
 #include "../shim/entries.h"
 #include "image.h"
@@ -117,8 +119,16 @@ static int check(const Function& function, const Shape& shape) {
 
 static int run(const Function& function, const Shape& shape, const std::shared_ptr<Arguments>& arguments, Device& device) {
     std::vector<void*> pointers = arguments->pointers();
-    const emu::Launch launch{function.name.c_str(), function.host->call, pointers.data(),     shape.grid,
-                             shape.block,           shape.dynamic_shared, next_schedule(), device.ordinal};
+    emu::Launch launch{};
+    launch.kernel = function.name.c_str();
+    launch.call = function.host->call;
+    launch.arguments = pointers.data();
+    launch.grid = shape.grid;
+    launch.block = shape.block;
+    launch.dynamic_shared = shape.dynamic_shared;
+    launch.has_statics = !function.image.compiled || function.image.static_shared > 0;
+    launch.schedule = next_schedule();
+    launch.device = device.ordinal;
     static const bool trace = getenv("CUDASIM_TRACE") != nullptr;
     const double begin = now_milliseconds();
     emu::Fault fault;
@@ -167,6 +177,15 @@ using namespace driver;
 CUDA_API cuModuleLoadData(void** module, const void* image) {
     CALL(cuModuleLoadData, Context);
     return load(module, image);
+}
+CUDA_API cuModuleLoad(void** module, const char* path) {
+    CALL(cuModuleLoad, Context);
+    std::ifstream file(path, std::ios::binary);
+    if (!file) {
+        return FILE_NOT_FOUND;
+    }
+    const std::string image((std::istreambuf_iterator<char>(file)), {});
+    return image.size() < 64 ? (int)INVALID_IMAGE : load(module, image.c_str());
 }
 CUDA_API cuModuleLoadDataEx(void** module, const void* image, unsigned, void*, void*) {
     CALL(cuModuleLoadDataEx, Context);

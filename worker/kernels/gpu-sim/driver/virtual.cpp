@@ -263,7 +263,9 @@ CUDA_API cuMemSetAccess(Address p, size_t bytes, const AccessDescription* descri
     mprotect((void*)p, bytes, protection);
     for_whole_mappings(p, bytes, [&](Address base, Mapping& mapping) {
         if (flags != ACCESS_NONE && !mapping.accessible) {
+            // What is mapped its owner divides up: a block of it is moved whole, also where it is not full.
             emu::race::allocated((void*)base, mapping.bytes, handles.at(mapping.handle).device->ordinal);
+            emu::race::written((void*)base, mapping.bytes);
         }
         mapping.accessible = flags != ACCESS_NONE;
     });

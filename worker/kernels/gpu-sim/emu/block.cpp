@@ -75,7 +75,7 @@ static void give_back(Workplace* w) {
     free_workplaces.push_back(w);
 }
 
-// Shared memory begins as NaN. The dynamic part ends at the guard page, but for what its alignment leaves: that is
+// Shared memory begins as NaN; all kernels' static variables lie together, so all are filled. The dynamic part ends at the guard page, but for what its alignment leaves: that is
 // filled with a pattern and compared at the end.
 static size_t slack(const Launch& launch) {
     return (SHARED_ALIGNMENT - launch.dynamic_shared % SHARED_ALIGNMENT) % SHARED_ALIGNMENT;
@@ -85,7 +85,7 @@ static void prepare_shared(Block& block, const Launch& launch, unsigned char* sh
     memset(block.dynamic_shared, 0xff, launch.dynamic_shared);
     memset(shared_end - slack(launch), CANARY, slack(launch));
     block.statics = shared_statics(block.statics_bytes);
-    if (block.statics != nullptr) {
+    if (block.statics != nullptr && launch.has_statics) {
         memset(block.statics, 0xff, block.statics_bytes);
     }
 }

@@ -29,6 +29,7 @@ struct Launch {
     void** arguments;
     Dim3 grid, block;
     size_t dynamic_shared;
+    bool has_statics;  // __shared__ variables
     Schedule schedule;
     int device;
 };

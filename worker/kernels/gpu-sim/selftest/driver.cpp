@@ -39,6 +39,11 @@ static void test_streams() {
     CHECK(cuStreamQuery(a) == NOT_READY || data.get()[0] == 4.0f);
     CHECK(cuStreamSynchronize(a) == 0);
     CHECK(cuStreamQuery(a) == 0);
+    // A wait whose event is gone is over, also when a new event gets its address.
+    CHECK(add.launch_on(a, {1, 256}, data.p, 0u) == 0 && cuEventRecord(e, a) == 0 && cuStreamWaitEvent(b, e, 0) == 0);
+    CHECK(cuEventDestroy_v2(e) == 0);
+    e = event();
+    CHECK(cuEventRecord(e, b) == 0 && cuEventRecord(e, b) == 0 && cuStreamSynchronize(b) == 0);
     // Pageable memory is staged at the call, page-locked memory is read when the stream gets there.
     float* locked = nullptr;
     REQUIRE(cuMemHostAlloc((void**)&locked, 1024, 0) == 0);

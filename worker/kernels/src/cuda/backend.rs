@@ -85,7 +85,9 @@ impl Cuda {
             None
         };
         let mut queue = Queue::new(Machine { stream: gpu.compute.clone(), kernels, lt });
-        notes.into_iter().for_each(|note| queue.note(note));
+        for note in notes {
+            queue.note(note);
+        }
         let shared = Arc::new(Shared::new(gpu, queue));
         let weights = WeightSpace::new(&physical, &shared);
         Ok(Self { options, state: Mutex::default(), weights, arena, physical, shared })
@@ -286,9 +288,8 @@ impl Device for Cuda {
         let unit = attention::unit(layout.head_dim)?;
         self.shared.gpu.context.bind()?;
         self.shared.queue(|queue| queue.machine.kernels.need(unit))?;
-        let kv = self.with_room(|| {
-            CudaKv::new(&self.physical, &self.arena, &self.shared, layout, scales, blocks, max_blocks)
-        })?;
+        let kv = self
+            .with_room(|| CudaKv::new(&self.physical, &self.arena, &self.shared, layout, scales, blocks, max_blocks))?;
         let both: Vec<f32> = scales.k.iter().chain(&scales.v).copied().collect();
         self.copy_in(bytemuck::cast_slice(&both), kv.scales())?;
         Ok(kv)
@@ -393,12 +394,11 @@ impl Backend for Cuda {
         }
         let Some(count) = self.padded(rows, &[x, out])? else { return Ok(()) };
         let direct = if w.outliers().is_some() { None } else { lock(&self.state).contents.source(x, count.get())? };
-        let source = match direct {
-            Some(source) => source,
-            None => {
-                self.read(x)?;
-                rows::Source::Plain(x.at())
-            }
+        let source = if let Some(source) = direct {
+            source
+        } else {
+            self.read(x)?;
+            rows::Source::Plain(x.at())
         };
         if store == Store::Add {
             self.read(out)?;
@@ -450,8 +450,7 @@ impl Backend for Cuda {
             key: rotary.key_norm.map_or(Ptr::NULL, CudaBuffer::at),
             epsilon: rotary.norm_epsilon,
         };
-        let launch =
-            rotary::rotate_and_store(count, qkv.at(), (angles, pairs), step.slots, shape, norms, kv, layer)?;
+        let launch = rotary::rotate_and_store(count, qkv.at(), (angles, pairs), step.slots, shape, norms, kv, layer)?;
         self.submit(Command::Launch(launch))
     }
 

@@ -62,7 +62,14 @@ pub(super) struct Contents {
 
 impl Contents {
     /// `target` is to hold `rows` rows made of `source`, which reads `inputs`.
-    pub(super) fn promise(&mut self, target: &CudaBuffer, rows: Rows, width: Side, source: Source, inputs: &[&CudaBuffer]) {
+    pub(super) fn promise(
+        &mut self,
+        target: &CudaBuffer,
+        rows: Rows,
+        width: Side,
+        source: Source,
+        inputs: &[&CudaBuffer],
+    ) {
         self.promises.retain(|p| p.target != target.id && p.block.strong_count() > 0);
         self.promises.push(Promise {
             target: target.id,
@@ -132,6 +139,7 @@ impl Promise {
 
 fn lapsed() -> KernelError {
     KernelError::Device(
-        "a norm or gated activation is read after its input was written again; read it before, or compute it anew".into(),
+        "a norm or gated activation is read after its input was written again; read it before, or compute it anew"
+            .into(),
     )
 }

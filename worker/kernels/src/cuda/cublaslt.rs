@@ -245,7 +245,9 @@ unsafe impl Sync for Plan {}
 impl Plan {
     /// None when the library has no algorithm.
     fn new(handle: sys::cublasLtHandle_t, shape: Shape, workspace: &Block) -> Result<Option<Self>> {
-        use sys::{cublasComputeType_t as Compute, cublasLtMatmulDescAttributes_t as Attribute, cudaDataType_t as Type};
+        use sys::{
+            cublasComputeType_t as Compute, cublasLtMatmulDescAttributes_t as Attribute, cudaDataType_t as Type,
+        };
         let (operand, out, compute, scale) = match shape.operands {
             Operands::Bf16 => (Type::CUDA_R_16BF, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F, Type::CUDA_R_32F),
             Operands::Fp8 | Operands::Fp8Scaled => {
@@ -269,7 +271,9 @@ impl Plan {
         if shape.operands == Operands::Fp8Scaled {
             // One FP32 factor per row of either operand. Libraries before 12.9 do not know the mode: then no algorithm.
             const OUTER_VECTOR: i32 = 3;
-            for attribute in [Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE] {
+            for attribute in
+                [Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE]
+            {
                 if plan.set(attribute, &OUTER_VECTOR).is_err() {
                     return Ok(None);
                 }

@@ -205,13 +205,13 @@ impl Stream {
             // SAFETY: as above; where the capture has ended this is one more error.
             unsafe { sys::cuStreamEndCapture(self.raw, &raw mut graph) };
         }
-        let mut captured = Graph { graph, exec: ptr::null_mut(), stream: self.clone() };
+        let mut captured = Graph { recorded: graph, exec: ptr::null_mut(), stream: self.clone() };
         filled.and(ended)?;
-        if captured.graph.is_null() {
+        if captured.recorded.is_null() {
             return Err(KernelError::Device("cuStreamEndCapture: the capture gave no graph".into()));
         }
         // SAFETY: the graph is whole.
-        let made = unsafe { sys::cuGraphInstantiateWithFlags(&raw mut captured.exec, captured.graph, 0) };
+        let made = unsafe { sys::cuGraphInstantiateWithFlags(&raw mut captured.exec, captured.recorded, 0) };
         check("cuGraphInstantiate", made)?;
         Ok(captured)
     }
@@ -466,7 +466,7 @@ impl Parameters {
 /// Recorded work that can be submitted again with one call.
 #[derive(Debug)]
 pub(super) struct Graph {
-    graph: sys::CUgraph,
+    recorded: sys::CUgraph,
     exec: sys::CUgraphExec,
     stream: Arc<Stream>,
 }
@@ -492,9 +492,9 @@ impl Drop for Graph {
             // SAFETY: ours.
             unsafe { sys::cuGraphExecDestroy(self.exec) };
         }
-        if !self.graph.is_null() {
+        if !self.recorded.is_null() {
             // SAFETY: ours.
-            unsafe { sys::cuGraphDestroy(self.graph) };
+            unsafe { sys::cuGraphDestroy(self.recorded) };
         }
     }
 }

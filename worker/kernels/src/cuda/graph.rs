@@ -44,6 +44,7 @@ pub(super) fn bucket(rows: usize) -> Option<usize> {
 
 /// One piece of work for the compute stream, by value.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "nearly all commands are launches, and lists of them are read in order")]
 pub(super) enum Command {
     /// A kernel.
     Launch(Launch),
@@ -222,7 +223,9 @@ impl Queue {
             let captured = machine.stream.capture(|| machine.submit_all(&list.commands));
             let sentence = captured.as_ref().err().map(|e| format!("decode steps run without a graph: {e}"));
             list.graph = captured.map_or(Recorded::Failed, Recorded::Graph);
-            sentence.into_iter().for_each(|sentence| self.note(sentence));
+            if let Some(sentence) = sentence {
+                self.note(sentence);
+            }
         }
         let list = &mut self.lists[index];
         let Recorded::Graph(graph) = &list.graph else { return self.machine.submit_all(&list.commands) };

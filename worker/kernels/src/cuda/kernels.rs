@@ -85,7 +85,7 @@ impl Rows {
     /// [`KernelError::Shape`] beyond what a grid can have.
     pub(super) fn new(rows: usize) -> Result<Option<Self>> {
         match u32::try_from(rows) {
-            Ok(rows) if rows <= i32::MAX as u32 => Ok((rows > 0).then_some(Self(rows))),
+            Ok(rows) if i32::try_from(rows).is_ok() => Ok((rows > 0).then_some(Self(rows))),
             _ => Err(KernelError::Shape(format!("{rows} rows are more than a launch can have"))),
         }
     }
@@ -105,6 +105,7 @@ pub(super) struct Launch {
 }
 
 impl Launch {
+    #[allow(clippy::large_types_passed_by_value, reason = "moved into its place")]
     pub(super) fn new(kernel: Kernel, grid: [u32; 3], parameters: Parameters) -> Self {
         Self { kernel, grid, shared: 0, parameters }
     }

@@ -355,8 +355,7 @@ mod tests {
             .collect();
         for (index, column) in part(layout.columns).as_chunks::<4>().0.iter().enumerate() {
             let at = (row * layout.outlier_k + index) * 2;
-            values[u32::from_le_bytes(*column) as usize] =
-                bf16::from_bits(half_at(part(layout.outliers), at)).to_f32();
+            values[u32::from_le_bytes(*column) as usize] = bf16::from_bits(half_at(part(layout.outliers), at)).to_f32();
         }
         values
     }

@@ -57,15 +57,14 @@ enum Route {
 
 /// The choice. `takes` says whether cuBLASLt is there and has an algorithm.
 fn route(weight: &Weight, rows: usize, deterministic: bool, takes: impl Fn(Operands) -> Result<bool>) -> Result<Route> {
-    let grouped = matches!(weight, Weight::Grouped(_));
-    let own = Route::Own(match (grouped, rows) {
-        (false, ..=8) => Tile::M8,
-        (false, _) => Tile::M32,
-        (true, _) if deterministic => Tile::M16,
-        (true, ..=GEMV_ROWS) => Tile::M8,
-        (true, ..=16) => Tile::M16,
-        (true, ..=32) => Tile::M32,
-        (true, _) => Tile::M64,
+    let own = Route::Own(match weight {
+        Weight::Grouped(_) if deterministic => Tile::M16,
+        Weight::Grouped(_) if rows <= GEMV_ROWS => Tile::M8,
+        Weight::Grouped(_) if rows <= 16 => Tile::M16,
+        Weight::Grouped(_) if rows > 32 => Tile::M64,
+        Weight::Grouped(_) => Tile::M32,
+        _ if rows <= 8 => Tile::M8,
+        _ => Tile::M32,
     });
     if deterministic || rows <= FEW_ROWS {
         return Ok(own);
@@ -241,7 +240,8 @@ impl Cuda {
         let scales = [x.scales.address(), column_scales.address()];
         self.submit(Command::Product(Product { shape, x: x.codes.address(), w: codes, out: target, scales }))?;
         let Some(count) = Rows::new(rows)?.filter(|_| !direct) else { return Ok(()) };
-        let raw = if operands == Operands::Int8 { Raw::Integer(Ptr::new(target)) } else { Raw::Float(Ptr::new(target)) };
+        let raw =
+            if operands == Operands::Int8 { Raw::Integer(Ptr::new(target)) } else { Raw::Float(Ptr::new(target)) };
         let (row_scales, column_scales) = if finished { (Ptr::NULL, Ptr::NULL) } else { (x.scales, column_scales) };
         let n = Side::new("a product", n)?;
         self.submit(Command::Launch(launch::scale_store(count, n, raw, row_scales, column_scales, &to)))

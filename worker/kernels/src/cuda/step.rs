@@ -56,7 +56,8 @@ impl Numbers {
         let rows = plan.rows();
         let decode = plan.sequences.iter().all(|s| s.rows == 1);
         // All rows' logits are wanted: then the part of the step behind the layers has a size of its own, too.
-        let bucket = if graphs && rows > 0 && decode && plan.logit_rows.len() == rows { graph::bucket(rows) } else { None };
+        let bucket =
+            if graphs && rows > 0 && decode && plan.logit_rows.len() == rows { graph::bucket(rows) } else { None };
         let padded = bucket.unwrap_or(rows);
         let sequences = bucket.unwrap_or(plan.sequences.len());
         let mut shape = Shape {
@@ -139,7 +140,8 @@ pub struct CudaStep {
 impl CudaStep {
     pub(super) fn new(numbers: &Numbers, at: Ptr<u32>, generation: u64) -> Self {
         let (rows, count) = (numbers.rows, numbers.sequences);
-        let behind = |rows_before: usize, sequences_before: usize| at.offset(rows * rows_before + count * sequences_before);
+        let behind =
+            |rows_before: usize, sequences_before: usize| at.offset(rows * rows_before + count * sequences_before);
         Self {
             generation,
             shape: numbers.shape,

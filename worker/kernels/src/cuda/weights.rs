@@ -331,8 +331,9 @@ impl CudaWeight {
         self.segment.take(&range)?;
         // SAFETY: the page-locked copy lives and stays unchanged until `drop` has waited for the event; the range was
         // mapped just now and stays so until `release`, which comes behind the copy.
-        let copied = unsafe { self.space.shared.gpu.copies.upload(self.address(), self.host.bytes().as_ptr(), range.len()) }
-            .and_then(|()| Event::record(&self.space.shared.gpu.copies));
+        let copied =
+            unsafe { self.space.shared.gpu.copies.upload(self.address(), self.host.bytes().as_ptr(), range.len()) }
+                .and_then(|()| Event::record(&self.space.shared.gpu.copies));
         match copied {
             Ok(event) => {
                 *state = State::Coming(event);

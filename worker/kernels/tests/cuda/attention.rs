@@ -404,8 +404,7 @@ fn attention_is_that_of_the_cpu() {
         for shape in [shape(6, 2, 64, Some(40)), shape(8, 1, 128, None)] {
             let mut rig = Rig::new(&gpu, format, shape, 16);
             let (one, other) = (rig.sequence(0, 90, 21), rig.sequence(6, 60, 22));
-            let parts =
-                [Part { sequence: &one, first: 89, rows: 1 }, Part { sequence: &other, first: 3, rows: 57 }];
+            let parts = [Part { sequence: &one, first: 89, rows: 1 }, Part { sequence: &other, first: 3, rows: 57 }];
             let (found, expected) = (rig.step(&parts, 2), rig.on_cpu(&parts, 16));
             // The CPU rounds queries and probabilities to BF16.
             for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {

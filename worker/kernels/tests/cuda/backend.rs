@@ -2,10 +2,11 @@
 //! every format of the cache; what norms and gated activations promise; recorded steps.
 
 use modelprofile_kernels::{
-    Backend, Device, GroupedActivations, HostTensor, KvFormat, Store, WeightKind,
+    Backend, Calibrate, Device, GroupRounding, GroupedActivations, HostTensor, KvFormat, Store, WeightKind,
     cpu::{Cpu, CpuOptions},
     cuda::{Cuda, CudaOptions},
     pack,
+    rtn::Grid,
 };
 use rstest::rstest;
 
@@ -43,10 +44,8 @@ fn steps(vocab: usize) -> Vec<modelprofile_kernels::StepPlan> {
 fn compare(sizes: Sizes, kind: WeightKind, ends: WeightKind, format: KvFormat, options: CudaOptions, budget: f32) {
     let _alone = alone();
     let (mut cpu, mut gpu) = (cpu(), Cuda::new(options).unwrap());
-    let (expected_weights, weights) =
-        (Weights::new(&cpu, &sizes, kind, ends), Weights::new(&gpu, &sizes, kind, ends));
-    let (mut reference, mut model) =
-        (Model::new(&cpu, sizes, format, 6, 48), Model::new(&gpu, sizes, format, 6, 48));
+    let (expected_weights, weights) = (Weights::new(&cpu, &sizes, kind, ends), Weights::new(&gpu, &sizes, kind, ends));
+    let (mut reference, mut model) = (Model::new(&cpu, sizes, format, 6, 48), Model::new(&gpu, sizes, format, 6, 48));
     for (index, plan) in steps(sizes.vocab).iter().enumerate() {
         let expected = reference.step(&mut cpu, &expected_weights, None, plan).unwrap();
         let found = model.step(&mut gpu, &weights, None, plan).unwrap();
@@ -134,7 +133,9 @@ fn a_product_of_few_or_many_rows(#[case] kind: WeightKind, #[case] rows: usize) 
     for n in [80, 100] {
         let (mut cpu, mut gpu) = (cpu(), Cuda::new(options()).unwrap());
         let packed = pack(&weight(kind, n, 256, 7)).unwrap();
-        for (bias, store) in [(false, Store::Overwrite), (true, Store::Overwrite), (false, Store::Add), (true, Store::Add)] {
+        for (bias, store) in
+            [(false, Store::Overwrite), (true, Store::Overwrite), (false, Store::Add), (true, Store::Add)]
+        {
             let expected = product(&mut cpu, &packed, rows, bias, store);
             let found = product(&mut gpu, &packed, rows, bias, store);
             let error = error(&found, &expected);
@@ -166,7 +167,7 @@ fn product<B: Backend>(
 struct Normed {
     gpu: Cuda,
     x: <Cuda as Device>::Buffer,
-    normed: <Cuda as Device>::Buffer,
+    out: <Cuda as Device>::Buffer,
     expected: Vec<f32>,
 }
 
@@ -183,7 +184,7 @@ impl Normed {
         let (x, gain) = (gpu.upload(&x).unwrap(), gpu.upload(&gain).unwrap());
         let mut normed = gpu.buffer(3, 64).unwrap();
         gpu.rms_norm(3, &x, &gain, 1e-5, &mut normed).unwrap();
-        Self { gpu, x, normed, expected: host.data }
+        Self { gpu, x, out: normed, expected: host.data }
     }
 
     /// Overwrites x with a product of itself.
@@ -196,12 +197,12 @@ impl Normed {
     fn use_it(&mut self) {
         let w = self.gpu.weight(&pack(&weight(WeightKind::Bf16, 32, 64, 4)).unwrap()).unwrap();
         let mut out = self.gpu.buffer(3, 32).unwrap();
-        self.gpu.linear(3, &self.normed, &w, None, Store::Overwrite, &mut out).unwrap();
+        self.gpu.linear(3, &self.out, &w, None, Store::Overwrite, &mut out).unwrap();
     }
 
     fn download(&self) -> modelprofile_kernels::Result<Vec<f32>> {
         let mut host = HostTensor::default();
-        self.gpu.download(&self.normed, 3, &mut host)?;
+        self.gpu.download(&self.out, 3, &mut host)?;
         Ok(host.data)
     }
 }
@@ -234,7 +235,7 @@ fn a_used_promise_lapses_when_its_input_is_written_and_says_so() {
     assert!(text.contains("after its input was written"), "{text}");
     // Written anew it is a buffer like any other.
     let gain = case.gpu.upload(&HostTensor { rows: 1, width: 64, data: vec![1.0; 64] }).unwrap();
-    case.gpu.rms_norm(3, &case.x, &gain, 1e-5, &mut case.normed).unwrap();
+    case.gpu.rms_norm(3, &case.x, &gain, 1e-5, &mut case.out).unwrap();
     assert!(case.download().is_ok());
 }
 
@@ -336,4 +337,37 @@ fn what_does_not_fit_is_refused_with_a_sentence() {
     let late = gpu.begin(&plan(&[(0, 1, vec![0])], 9)).unwrap();
     gpu.begin(&plan(&[(0, 1, vec![0])], 9)).unwrap();
     assert!(gpu.embed(&late, &w, &mut same).is_err(), "a step that is over");
+}
+
+/// What calibration asks, of 20 rows of 96 columns: maxima, Gram matrix, changes of a rounding, their quadratic forms.
+fn statistics<B: Calibrate>(backend: &mut B) -> [Vec<f32>; 4] {
+    let (rows, k) = (20, 96);
+    let upload =
+        |backend: &B, rows, seed| backend.upload(&HostTensor { rows, width: k, data: noise(rows * k, seed) }).unwrap();
+    let (x, weights) = (upload(backend, rows, 1), upload(backend, rows, 2));
+    let data = noise(k, 3).iter().map(|v| 1.5 + v).collect();
+    let scales = backend.upload(&HostTensor { rows: 1, width: k, data }).unwrap();
+    let (mut maxima, mut gram) = (backend.buffer(1, k).unwrap(), backend.buffer(k, k).unwrap());
+    backend.column_absmax(rows, &x, &mut maxima).unwrap();
+    backend.gram(rows, &x, &mut gram).unwrap();
+    backend.gram(7, &weights, &mut gram).unwrap();
+    let mut changes = backend.buffer(rows, k).unwrap();
+    let rounding = GroupRounding { bits: 4, group: 32, grid: Grid::Integer, scales: Some(&scales), cut: 0.9 };
+    backend.rounding_changes(rows, &weights, &rounding, &mut changes).unwrap();
+    let mut forms = Vec::new();
+    backend.quadratic_forms(rows, &changes, &gram, &mut forms).unwrap();
+    let values = |buffer: &B::Buffer, rows| {
+        let mut host = HostTensor::default();
+        backend.download(buffer, rows, &mut host).unwrap();
+        host.data
+    };
+    [values(&maxima, 1), values(&gram, k), values(&changes, rows), forms]
+}
+
+#[test]
+fn statistics_of_calibration() {
+    let _alone = alone();
+    let (expected, found) = (statistics(&mut cpu()), statistics(&mut Cuda::new(options()).unwrap()));
+    let [maxima, gram, changes, forms] = std::array::from_fn(|i| error(&found[i], &expected[i]));
+    assert!(maxima == 0.0 && gram < 1e-6 && changes < 1e-6 && forms < 1e-5, "{maxima} {gram} {changes} {forms}");
 }

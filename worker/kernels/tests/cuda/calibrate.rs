@@ -100,7 +100,9 @@ fn rounding_changes_are_the_cpu_s_bit_by_bit() {
         weights[..group].fill(0.0);
         weights[(rows - 1) * k..][..group].fill(0.37);
         for (row, values) in weights.chunks_exact_mut(k).enumerate() {
-            values.iter_mut().for_each(|v| *v *= 10f32.powi(4 * row as i32 - 5));
+            for v in values {
+                *v *= 10f32.powi(4 * row as i32 - 5);
+            }
         }
         let scales: Vec<f32> = noise(k, 6).iter().map(|v| 1.0 + 0.9 * v).collect();
         for (grid, number) in [(Grid::Symmetric, 0u32), (Grid::Integer, 1), (Grid::Minimum, 2)] {

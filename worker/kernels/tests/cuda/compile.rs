@@ -42,7 +42,11 @@ fn another_source_architecture_or_driver_has_an_image_of_its_own() {
     for (unit, capability, driver) in
         [(UNIT, (9, 0), 13_000), (other, (9, 0), 13_000), (UNIT, (10, 0), 13_000), (UNIT, (9, 0), 13_010)]
     {
-        assert_eq!(images.get(&unit, capability, driver).unwrap().1, Origin::Compiled, "{unit:?} {capability:?} {driver}");
+        assert_eq!(
+            images.get(&unit, capability, driver).unwrap().1,
+            Origin::Compiled,
+            "{unit:?} {capability:?} {driver}"
+        );
     }
     assert_eq!(files(folder.path()).len(), 4);
 }

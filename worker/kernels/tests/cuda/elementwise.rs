@@ -147,7 +147,7 @@ fn a_norm_may_overwrite_its_input() {
 #[test]
 fn far_negative_gates_give_nearly_nothing() {
     let gpu = Gpu::new(ROWS);
-    let x = gpu.upload(&[-1e30, -200.0, -90.0, 90.0, 2.0, 2.0, 2.0, 2.0]);
+    let x = gpu.upload(&[-1e30f32, -200.0, -90.0, 90.0, 2.0, 2.0, 2.0, 2.0]);
     let out = gpu.output::<f32>(4);
     gpu.launch("gated_silu", Shape::blocks(1), args![&out, &x, 4usize]);
     let out = gpu.download(&out);
@@ -427,8 +427,7 @@ fn embeddings_are_the_dequantized_rows_bit_by_bit() {
                 }
                 HostWeight::Grouped { bits, group, codes, scales, mins, row_scales, .. } => {
                     let (codes, scales) = group_wise(vocab, k, *bits, *group, codes, [scales, mins]);
-                    let (codes, scales, row_scales) =
-                        (gpu.upload(&codes), gpu.upload(&scales), gpu.upload(row_scales));
+                    let (codes, scales, row_scales) = (gpu.upload(&codes), gpu.upload(&scales), gpu.upload(row_scales));
                     let planes = usize::from(*bits) / 4;
                     let args = args![&out, &on_device, &codes, &scales, &row_scales, vocab, k, *group, planes];
                     gpu.launch("embed_grouped", blocks, args);

@@ -509,16 +509,7 @@ fn a_product_of_the_library_gets_scales_bias_and_residual() {
                 let has = |bit: usize| with >> bit & 1 == 1;
                 let out = gpu.upload(&before);
                 let pointers: Vec<Arg> = (0..3).map(|i| if has(i) { Arg::from(&scales[i]) } else { NULL }).collect();
-                let args = args![
-                    &out,
-                    product,
-                    pointers[0],
-                    pointers[1],
-                    pointers[2],
-                    n,
-                    pitch,
-                    u32::from(has(3))
-                ];
+                let args = args![&out, product, pointers[0], pointers[1], pointers[2], n, pitch, u32::from(has(3))];
                 gpu.launch(name, Shape { grid: (n.div_ceil(1024), rows, 1), threads: 256, shared: 0 }, args);
                 for (i, found) in gpu.download(&out).iter().enumerate() {
                     let (row, column) = (i / n, i % n);

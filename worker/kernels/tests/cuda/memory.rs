@@ -113,7 +113,7 @@ fn profiles_change_places_within_the_budget_and_compute_what_they_did() {
     for round in 0..3 {
         for (active, leaving) in [(&quality, &density), (&density, &quality)] {
             active.each(|weight| gpu.prefetch(weight));
-            let leaving = (round > 0 || std::ptr::eq(active, &density)).then_some(leaving);
+            let leaving = (round > 0 || std::ptr::eq(active, &raw const density)).then_some(leaving);
             let step = model.step(&mut gpu, active, leaving, &first).unwrap();
             results.push((step, model.step(&mut gpu, active, None, &second).unwrap()));
             assert!(gpu.memory().used() <= 64 * MIB);
@@ -210,11 +210,7 @@ fn life(budget: usize) -> modelprofile_kernels::Result<Vec<f32>> {
     gpu.kv_move(&mut kv, &[BlockMove { from: 3, to: 0 }])?;
     gpu.kv_resize(&mut kv, 10)?;
     gpu.kv_resize(&mut kv, 500)?;
-    let plan = StepPlan {
-        tokens: vec![1],
-        sequences: plan(&[(0, 1, vec![0])], 9).sequences,
-        logit_rows: vec![0],
-    };
+    let plan = StepPlan { tokens: vec![1], sequences: plan(&[(0, 1, vec![0])], 9).sequences, logit_rows: vec![0] };
     let table = gpu.weight(&pack(&weight(WeightKind::Bf16, 16, 128, 2))?)?;
     let mut residual = gpu.buffer(1, 128)?;
     for _ in 0..3 {
@@ -284,6 +280,7 @@ fn a_failure_of_any_driver_call_is_an_error_value_and_leaks_nothing() {
         places.sort_unstable();
         places.dedup();
         for nth in places {
+            println!("{function}, call {nth} of {count}");
             sim.fail(function, nth, 999);
             let result = life(64 * MIB);
             sim.calm();

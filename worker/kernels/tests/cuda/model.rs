@@ -1,8 +1,8 @@
 //! A tiny transformer, written against the traits as the engine's is: what the backend's tests run on two devices.
 
 use modelprofile_kernels::{
-    AttentionShape, Backend, HostTensor, HostWeight, KvFormat, KvLayout, KvScales, Rotary, SequenceSpan, StepPlan, Store,
-    WeightKind, pack,
+    AttentionShape, Backend, HostTensor, HostWeight, KvFormat, KvLayout, KvScales, Rotary, SequenceSpan, StepPlan,
+    Store, WeightKind, pack,
     rtn::{self, Grid},
 };
 
@@ -173,7 +173,9 @@ impl<B: Backend> Model<B> {
         for (index, layer) in weights.layers.iter().enumerate() {
             if let Some(leaving) = leaving {
                 let Layer { qkv, attention_output, gate_up, down, .. } = &leaving.layers[index];
-                [qkv, attention_output, gate_up, down].into_iter().for_each(|weight| backend.release(weight));
+                for weight in [qkv, attention_output, gate_up, down] {
+                    backend.release(weight);
+                }
             }
             backend.rms_norm(rows, &self.residual, &layer.attention_norm, epsilon, &mut self.normed)?;
             let bias = layer.bias.as_ref();

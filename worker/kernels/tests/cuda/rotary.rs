@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use modelprofile_kernels::{
-    AttentionShape, BLOCK_TOKENS, Backend, Device, GroupedActivations, HostTensor, KvFormat, KvLayout, KvScales, Rotary,
-    SequenceSpan, StepPlan,
+    AttentionShape, BLOCK_TOKENS, Backend, Device, GroupedActivations, HostTensor, KvFormat, KvLayout, KvScales,
+    Rotary, SequenceSpan, StepPlan,
     cpu::{Cpu, CpuOptions},
     format::{e4m3, e5m2},
 };
@@ -257,8 +257,7 @@ fn on_cpu(case: &Case, inputs: &Inputs, factor: f32) -> Vec<f32> {
     let options = CpuOptions { threads: 1, isa: None, grouped_activations: GroupedActivations::Int8 };
     let mut cpu = Cpu::new(options).unwrap();
     let row = |data: &[f32]| HostTensor { rows: 1, width: data.len(), data: data.to_vec() };
-    let mut qkv =
-        cpu.upload(&HostTensor { rows: case.rows, width: case.width(), data: inputs.qkv.clone() }).unwrap();
+    let mut qkv = cpu.upload(&HostTensor { rows: case.rows, width: case.width(), data: inputs.qkv.clone() }).unwrap();
     let frequencies = cpu.upload(&row(&frequencies(case.rotary_dim))).unwrap();
     let gains = [0, 1].map(|i| cpu.upload(&row(&inputs.gains[i])).unwrap());
     let blocks = (case.first_position + case.rows).div_ceil(BLOCK_TOKENS);
@@ -346,10 +345,8 @@ fn values_beyond_a_format_saturate_and_no_code_for_nan_is_stored() {
         let pool = Pool::new(&gpu, &case, format);
         rotate_and_store(&gpu, &case, &inputs, &pool, &[5], 1.0);
         let (bytes, scale) = (gpu.download(&pool.memory), pool.scale(true, 0));
-        let codes: Vec<f32> = bytes[pool.place(5, true, 0)]
-            .chunks_exact(format.bytes())
-            .map(|code| pool.decode(code, scale))
-            .collect();
+        let codes: Vec<f32> =
+            bytes[pool.place(5, true, 0)].chunks_exact(format.bytes()).map(|code| pool.decode(code, scale)).collect();
         if format == KvFormat::Bf16 {
             assert_eq!(codes[..2], [bf16::from_f32(1e6).to_f32(), bf16::from_f32(-1e6).to_f32()]);
             continue;

@@ -210,7 +210,7 @@ fn equals_are_cut_by_token() {
 fn nan_and_nothing_to_draw_are_told() {
     let gpu = Gpu::new(SAMPLE);
     for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 5, 0.9)] {
-        let how = SampleRow { temperature, top_k, top_p, ..SampleRow::plain(0.5) };
+        let how = SampleRow { temperature, top_p, top_k, ..SampleRow::plain(0.5) };
         for place in [0, 1023, 1500, 1999] {
             let mut with_nan = logits(2000, 3);
             with_nan[place] = f32::NAN;
@@ -249,8 +249,9 @@ fn penalties_and_bias_move_logits_as_defined() {
         // Tokens that were seen, and no penalty.
         SampleRow { seen_start: 300, seen_count: 3, ..SampleRow::plain(0.0) },
     ];
-    let (bias_tokens, bias_values) = ([3u32, 1002, 7], [10.0f32, -100.0, 0.5]);
-    // The second row's first token has a bias, too; one of the third's is in the prompt alone, one in no vocabulary.
+    let (bias_tokens, bias_values) = ([3u32, 1002, 200], [10.0f32, -100.0, 0.5]);
+    // The bias of the second row and the penalty of the same token are of different threads. Of the third row's tokens one
+    // is in the prompt alone, one in no vocabulary.
     let seen_tokens: Vec<u32> = (7..307).chain([0, 5, 2000]).collect();
     let seen_counts: Vec<u32> = (0..300).map(|i| i % 3).chain([0, 4, 1]).collect();
     let before: Vec<Vec<f32>> = (0..rows.len() as u32).map(|seed| logits(vocab, seed + 40)).collect();

@@ -3,10 +3,12 @@
 // Few rows means that the weight's bytes decide: each is used for at most a few dozen products. So every kernel here streams
 // the weight once, straight into registers, and keeps enough of it in flight.
 //
-// Bytes in flight. Little's law: 3.35 TB/s x 600 ns = 2.0 MB over the whole H100, 15.2 KB on each of 132 SMs. linear_rows
-// has 8 warps of which each asks for 4 KB (128 bytes of 32 outputs) before it waits: 32 KB a block, 64 KB with the two blocks
-// that up to 128 registers and 9 to 37 KB of shared memory let an SM hold (only block-scaled FP8 for 32 rows takes 140). A
-// warp may so spend three quarters of its time on products and the bus still be full (modelled; no hardware has run this).
+// Bytes in flight. Little's law: 3.35 TB/s x 600 ns = 2.0 MB over the whole H100, 15.2 KB on each of 132 SMs. A warp of
+// linear_rows asks for 64 bytes of 32 outputs, 2 KB, before it waits for them (the compiler puts no more loads before the
+// first product, though chunks are twice that): 16 KB a block. An SM holds 4 or 5 blocks of the kernels for 8 rows (48 to
+// 62 registers; 3 of block-scaled FP8), 2 of those for 32 (88 to 110; block-scaled 1, with 140): 32 KB and more. So
+// `splits` should give every SM two blocks and more. A warp may then spend half of its time on products and the bus still
+// be full (modelled; no hardware has run this).
 //
 // Why tensor cores for one row: at 15 bytes per clock and SM (3.35 TB/s at 1.7 GHz) the eight columns of mma cost no more
 // than one, and FP32 multiply-adds would need 120 of the SM's 128 lanes for eight rows of 8-bit weights.
@@ -84,7 +86,6 @@ template <class Format, int TILES>
 DEV void linear_chunk(typename Format::Sum (&sums)[2][TILES][4], const u8* w, const u8* x, u32 row_bytes, u32 m, u32 chunk) {
     const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint4 zero = make_uint4(0, 0, 0, 0);
-    // All loads first: they are in flight together.
     uint4 a[2][4], b[2][TILES];
 #pragma unroll
     for (int u = 0; u < 2; u++) {
@@ -124,29 +125,32 @@ DEV u32 linear_row(int tile, int i) {
     return tile * 8 + threadIdx.x % 4 * 2 + i % 2;
 }
 
+// Elements of shared memory that linear_add_warps wants. Rows of 36 and not 32: the lanes of a store (outputs g, rows 2 t)
+// then meet 32 different banks.
+#define LINEAR_SHARED_PITCH 36
+#define LINEAR_SHARED(tiles) (LINEAR_WARPS * 8 * (tiles) * LINEAR_SHARED_PITCH)
+
 // Adds up the warps' sums, always in the same order, and hands each value to `finish(row, output, sum)`.
 template <class Sum, int TILES, class Finish>
-DEV void linear_add_warps(const Sum (&sums)[2][TILES][4], const Finish& finish) {
-    // 36 and not 32: the lanes of a store (outputs g, rows 2 t) then meet 32 different banks.
-    __shared__ Sum shared[LINEAR_WARPS][8 * TILES][36];
-    const u32 warp = threadIdx.x / 32;
+DEV void linear_add_warps(Sum* shared, const Sum (&sums)[2][TILES][4], const Finish& finish) {
+    const auto at = [](u32 warp, u32 row, u32 output) { return (warp * 8 * TILES + row) * LINEAR_SHARED_PITCH + output; };
 #pragma unroll
     for (int half = 0; half < 2; half++) {
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                shared[warp][linear_row(tile, i)][linear_output(half, i)] = sums[half][tile][i];
+                shared[at(threadIdx.x / 32, linear_row(tile, i), linear_output(half, i))] = sums[half][tile][i];
             }
         }
     }
     __syncthreads();
     const u32 output = threadIdx.x % 32;
     for (u32 row = threadIdx.x / 32; row < 8 * TILES; row += LINEAR_WARPS) {
-        Sum sum = shared[0][row][output];
+        Sum sum = shared[at(0, row, output)];
 #pragma unroll
-        for (int w = 1; w < LINEAR_WARPS; w++) {
-            sum += shared[w][row][output];
+        for (u32 warp = 1; warp < LINEAR_WARPS; warp++) {
+            sum += shared[at(warp, row, output)];
         }
         finish(row, output, sum);
     }
@@ -164,7 +168,8 @@ DEV void linear_rows(const LinearOut& to, const u8* x, const u8* w, u32 row_byte
     for (u32 chunk = to.begin(chunks) + threadIdx.x / 32; chunk < to.end(chunks); chunk += LINEAR_WARPS) {
         linear_chunk<Format, TILES>(sums, w + (u64)first * row_bytes, x, row_bytes, to.m, chunk);
     }
-    linear_add_warps<typename Format::Sum, TILES>(sums, [&](u32 row, u32 output, typename Format::Sum sum) {
+    __shared__ typename Format::Sum shared[LINEAR_SHARED(TILES)];
+    linear_add_warps<typename Format::Sum, TILES>(shared, sums, [&](u32 row, u32 output, typename Format::Sum sum) {
         if (row < to.m && first + output < to.n) {
             to.store(row, first + output, (float)sum * scale(row, first + output));
         }

@@ -51,8 +51,9 @@ DEV void linear_fp8_block(
             }
         }
     }
+    __shared__ float shared[LINEAR_SHARED(TILES)];
     linear_add_warps<float, TILES>(
-        total, [&](u32 row, u32 output, float sum) { to.store(row, first + output, sum); });
+        shared, total, [&](u32 row, u32 output, float sum) { to.store(row, first + output, sum); });
 }
 
 extern "C" __global__ void __launch_bounds__(256) linear_fp8_block_m8(

@@ -93,8 +93,9 @@ struct Best {
 
 // What a block shares. Every field is written between two barriers and read behind the second.
 struct SampleShared {
-    // Weights by histogram bin, or by tile of the vocabulary.
-    u64 bins[SAMPLE_THREADS];
+    // Weights by histogram bin, or by tile of the vocabulary: the lower and the upper halves of 64 bits.
+    u32 low[SAMPLE_THREADS];
+    u32 high[SAMPLE_THREADS];
     u64 parts[SAMPLE_WARPS];
     Best bests[SAMPLE_WARPS];
     u64 total;
@@ -103,6 +104,26 @@ struct SampleShared {
     u32 found;
     u32 token;
 };
+
+DEV void set_bin(SampleShared& shared, u32 bin, u64 weight) {
+    shared.low[bin] = (u32)weight;
+    shared.high[bin] = (u32)(weight >> 32);
+}
+
+DEV u64 bin_at(const SampleShared& shared, u32 bin) {
+    return (u64)shared.high[bin] << 32 | shared.low[bin];
+}
+
+// Adds to a bin that other threads add to. Shared memory adds 32 bits in place, 64 only in a loop of compare and swap: so
+// the halves are added on their own, and whoever makes the lower one wrap carries. Most weights have no upper half.
+DEV void add_to_bin(SampleShared& shared, u32 bin, u64 weight) {
+    const u32 low = (u32)weight;
+    const u32 before = atomicAdd(&shared.low[bin], low);
+    const u32 high = (u32)(weight >> 32) + (before + low < before ? 1 : 0);
+    if (high != 0) {
+        atomicAdd(&shared.high[bin], high);
+    }
+}
 
 struct Scan {
     // The sum of the threads before, and through this one.
@@ -352,11 +373,11 @@ DEV u32 find_token(const float* row, u32 vocab, const Counted& counted, SampleSh
             sum += __shfl_xor_sync(0xffffffffu, sum, step);
         }
         if (threadIdx.x % 32 == 0) {
-            shared.bins[tile] = sum;
+            set_bin(shared, tile, sum);
         }
     }
     __syncthreads();
-    const Scan scan = block_scan(threadIdx.x < tiles ? shared.bins[threadIdx.x] : 0, shared);
+    const Scan scan = block_scan(threadIdx.x < tiles ? bin_at(shared, threadIdx.x) : 0, shared);
     if (threadIdx.x == SAMPLE_THREADS - 1) {
         shared.total = scan.through;
     }
@@ -403,7 +424,7 @@ DEV Cut select(const float* row, u32 vocab, Cut within, Share share, SampleShare
     for (u32 level = 0; level < 3; level++) {
         const u32 shift = level == 0 ? 19 : level == 1 ? 9 : 0;
         const u32 width = level == 2 ? 9 : 10;
-        shared.bins[threadIdx.x] = 0;
+        set_bin(shared, threadIdx.x, 0);
         __syncthreads();
 #pragma unroll 2
         for (u32 i = threadIdx.x; 4 * i < vocab; i += SAMPLE_THREADS) {
@@ -413,14 +434,14 @@ DEV Cut select(const float* row, u32 vocab, Cut within, Share share, SampleShare
             for (u32 j = 0; j < 4; j++) {
                 const u32 distance = keys[j] - KEY_FLOOR;
                 if (within.keeps(keys[j], 4 * i + j) && distance >> (shift + width) == prefix) {
-                    atomicAdd(&shared.bins[distance >> shift & ((1u << width) - 1)], Weight::of(keys[j]));
+                    add_to_bin(shared, distance >> shift & ((1u << width) - 1), Weight::of(keys[j]));
                 }
             }
         }
         __syncthreads();
         // From the most likely bin down.
         const u32 bin = SAMPLE_THREADS - 1 - threadIdx.x;
-        const u64 inside = shared.bins[bin];
+        const u64 inside = bin_at(shared, bin);
         const Scan scan = block_scan(inside, shared);
         if (threadIdx.x == SAMPLE_THREADS - 1) {
             shared.total = scan.through;

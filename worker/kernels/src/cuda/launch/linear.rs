@@ -157,13 +157,8 @@ pub(in crate::cuda) fn product(
 
 /// Adds up the parts of a product whose k was split.
 pub(in crate::cuda) fn reduce(rows: Rows, n: usize, partial: Ptr<f32>, splits: u32, to: &Output) -> Launch {
-    let parameters = Parameters::new()
-        .ptr(to.out)
-        .ptr(partial)
-        .ptr(to.bias)
-        .with(n as u32)
-        .with(splits)
-        .with(u32::from(to.add));
+    let parameters =
+        Parameters::new().ptr(to.out).ptr(partial).ptr(to.bias).with(n as u32).with(splits).with(u32::from(to.add));
     Launch::new(Kernel::LinearReduce, [blocks(n, 256), rows.get() as u32, 1], parameters)
 }
 
@@ -205,7 +200,6 @@ pub(in crate::cuda) fn scale_store(
         Raw::Float(values) => (Kernel::ScaleStoreF32, parameters.ptr(values)),
         Raw::Integer(values) => (Kernel::ScaleStoreInt32, parameters.ptr(values)),
     };
-    let parameters =
-        parameters.ptr(row_scales).ptr(column_scales).ptr(to.bias).side(n).side(n).with(u32::from(to.add));
+    let parameters = parameters.ptr(row_scales).ptr(column_scales).ptr(to.bias).side(n).side(n).with(u32::from(to.add));
     Launch::new(kernel, [blocks(n.get(), 1024), rows.get() as u32, 1], parameters)
 }
