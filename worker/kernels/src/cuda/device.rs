@@ -9,7 +9,7 @@ use std::{
 use cudarc::driver::sys;
 
 use super::driver::{Context, Stream, check};
-use crate::{GroupedActivations, KernelError, Result};
+use crate::{KernelError, Result};
 
 /// The oldest driver interface that the bindings' functions are all of: driver 580.
 const DRIVER_VERSION: i32 = 13_000;
@@ -24,8 +24,6 @@ pub struct CudaOptions {
     /// Most bytes of device memory in use at any instant: weights, cache, buffers and workspace. `None` takes 92 % of
     /// what is free when the device is made.
     pub budget: Option<usize>,
-    /// Activations of the group-wise kinds. The GPU's kernels for them take BF16 (W4A16).
-    pub grouped_activations: GroupedActivations,
     /// Folder of compiled kernels; `None` compiles at every start.
     pub cache: Option<PathBuf>,
     /// Folder of kernels that were compiled before and came with the program; looked at first.
@@ -46,7 +44,6 @@ impl Default for CudaOptions {
         Self {
             ordinal: 0,
             budget: None,
-            grouped_activations: GroupedActivations::Bf16,
             cache: None,
             shipped: None,
             graphs: true,

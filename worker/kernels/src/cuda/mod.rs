@@ -17,7 +17,7 @@
 //! | `content` | what buffers hold: values, or the promise of a norm or a gated activation |
 //! | `scratch` | memory between the kernels of one operation |
 //! | `shared` | device and queue, which everything shares |
-//! | `backend` | [`Cuda`], which implements the traits with these |
+//! | `backend` | `Cuda`, which implements the traits with these |
 //! | `linear`, `attention`, `calibrate` | its larger operations |
 //!
 //! ```text
