@@ -22,7 +22,7 @@ demo: tools model ## Serve a real model and change its precision under load
 	"$$(. tests/scripts/lib.sh; binaries)/demo" $(PEAK)
 
 .PHONY: test
-test: tools fmt-check clippy doc test-rust test-openai test-interchange test-charts test-cluster-harness test-cluster test-demo ## Run everything the project tests
+test: tools fmt-check clippy doc test-rust test-openai test-interchange test-charts test-cluster-harness test-cluster test-demo ## Run everything the project tests, but for the GPU backend (make test-cuda)
 	$(call step,all tests passed)
 
 .PHONY: tools
