@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::{BlockMove, KvLayout, KvScales, PackedWeight, Result, StepPlan};
+use crate::{BlockMove, KvLayout, KvScales, PackedWeight, Result, StepPlan, WeightSpec};
 
 /// A row-major FP32 matrix on the host.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,6 +19,29 @@ pub struct HostTensor {
     pub data: Vec<f32>,
 }
 
+/// How a weight is divided over the devices that compute one model together (tensor parallelism; Shoeybi et al. 2019,
+/// "Megatron-LM", section 3). A device that computes alone holds all of it, whatever this says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// Each device holds all of it.
+    Replicated,
+    /// Outputs are query heads, then key heads, then value heads; each device has its share of the three.
+    Heads {
+        /// Query heads.
+        heads: usize,
+        /// Key heads, and as many value heads.
+        kv_heads: usize,
+        /// Outputs of each head.
+        head_dim: usize,
+    },
+    /// Outputs are two matrices on top of each other (gate and up); each device has the same rows of both.
+    Halves,
+    /// Outputs in ranges (the vocabulary of an output layer).
+    Outputs,
+    /// Inputs in ranges: each device has a part of every sum, and the parts are added over the devices.
+    Inputs,
+}
+
 /// Memory of a device: buffers, resident weights, the KV pool.
 pub trait Device: Send + 'static {
     /// An FP32 matrix `[rows, width]`.
@@ -28,6 +51,8 @@ pub trait Device: Send + 'static {
     /// The paged KV pool of all layers.
     type Kv: Send;
 
+    /// What it is, for people.
+    fn name(&self) -> String;
     /// A zeroed buffer.
     fn buffer(&self, rows: usize, width: usize) -> Result<Self::Buffer>;
     /// Copies a host matrix to the device (norm gains, biases, rotary tables).
@@ -35,7 +60,9 @@ pub trait Device: Send + 'static {
     /// Copies the first `rows` rows to the host, after all work that writes them.
     fn download(&self, buffer: &Self::Buffer, rows: usize, host: &mut HostTensor) -> Result<()>;
     /// Makes a packed weight usable. On the CPU this is a view of the mapped file: its pages are read at first use.
-    fn weight(&self, packed: &PackedWeight) -> Result<Self::Weight>;
+    fn weight(&self, packed: &PackedWeight, split: Split) -> Result<Self::Weight>;
+    /// Bytes of such a weight on one device.
+    fn weight_bytes(&self, spec: &WeightSpec, split: Split) -> Result<usize>;
     /// Starts reading the weight's bytes toward the device, without waiting and without making them resident for good.
     fn prefetch(&self, weight: &Self::Weight);
     /// Gives the weight's resident memory back; it stays usable and is read again at its next use.

@@ -4,8 +4,8 @@
 
 use half::bf16;
 use modelprofile_kernels::{
-    AlignedBytes, Backend, Bytes, Device, FP8_BLOCK, GroupedActivations, HostTensor, HostWeight, PackedWeight, Store,
-    WeightKind,
+    AlignedBytes, Backend, Bytes, Device, FP8_BLOCK, GroupedActivations, HostTensor, HostWeight, PackedWeight, Split,
+    Store, WeightKind,
     cpu::{Cpu, CpuOptions, Isa},
     format::e4m3,
     pack,
@@ -49,7 +49,7 @@ fn with_outliers(rows: usize, k: usize, columns: &[usize]) -> Vec<f32> {
 
 fn product(cpu: &mut Cpu, weight: &HostWeight, x: &[f32], rows: usize) -> Vec<f32> {
     let spec = weight.spec();
-    let weight = cpu.weight(&pack(weight).unwrap()).unwrap();
+    let weight = cpu.weight(&pack(weight).unwrap(), Split::Replicated).unwrap();
     let x = cpu.upload(&HostTensor { rows, width: spec.k, data: x.to_vec() }).unwrap();
     let bias = cpu.upload(&HostTensor { rows: 1, width: spec.n, data: vec![0.5; spec.n] }).unwrap();
     let mut out = cpu.upload(&HostTensor { rows, width: spec.n, data: vec![0.25; rows * spec.n] }).unwrap();
@@ -283,16 +283,16 @@ fn packed_bytes_that_lie_about_their_inputs_are_refused() {
     };
     let outliers = pack(&rtn::int8_outliers(3, 40, &noise(120, 1), &[2, 30]).unwrap()).unwrap();
     let columns = OutlierLayout::new(&outliers.spec).unwrap().columns;
-    assert!(cpu.weight(&outliers).is_ok());
+    assert!(cpu.weight(&outliers, Split::Replicated).is_ok());
     for value in [40, u32::MAX, 30, 31] {
         let damaged = change(&outliers, columns, value);
-        assert!(cpu.weight(&damaged).is_err(), "{value}");
+        assert!(cpu.weight(&damaged, Split::Replicated).is_err(), "{value}");
         assert!(damaged.dequantize_row(0, &mut [0.0; 40]).is_err(), "{value}");
     }
     let fixed = pack(&rtn::fp8_static(3, 40, &noise(120, 1), 0.5).unwrap()).unwrap();
     let at = PanelLayout::new(&fixed.spec).sums;
-    assert!(cpu.weight(&fixed).is_ok());
+    assert!(cpu.weight(&fixed, Split::Replicated).is_ok());
     for value in [0.0, -0.5, f32::NAN, f32::INFINITY] {
-        assert!(cpu.weight(&change(&fixed, at, value.to_bits())).is_err(), "{value}");
+        assert!(cpu.weight(&change(&fixed, at, value.to_bits()), Split::Replicated).is_err(), "{value}");
     }
 }

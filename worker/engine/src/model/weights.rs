@@ -1,6 +1,6 @@
 //! One profile's weights on a device.
 
-use modelprofile_kernels::{Device, HostTensor};
+use modelprofile_kernels::{Device, HostTensor, Split};
 
 use crate::{ModelConfig, Result, artifact::Artifact};
 
@@ -35,7 +35,9 @@ pub struct ProfileWeights<D: Device> {
 impl<D: Device> ProfileWeights<D> {
     /// Makes an artifact's weights usable. On the CPU nothing is read yet.
     pub fn load(device: &D, config: &ModelConfig, artifact: &Artifact) -> Result<Self> {
-        let weight = |name: String| -> Result<D::Weight> { Ok(device.weight(&artifact.weight(&name)?)?) };
+        let weight = |name: String, split| -> Result<D::Weight> { Ok(device.weight(&artifact.weight(&name)?, split)?) };
+        let &ModelConfig { heads, kv_heads, head_dim, .. } = config;
+        let heads = Split::Heads { heads, kv_heads, head_dim };
         let vector = |name: String| -> Result<D::Buffer> {
             let data = artifact.vector(&name)?;
             Ok(device.upload(&HostTensor { rows: 1, width: data.len(), data })?)
@@ -46,20 +48,20 @@ impl<D: Device> ProfileWeights<D> {
                 let name = |part: &str| format!("layers.{layer}.{part}");
                 Ok(LayerWeights {
                     attention_norm: vector(name("attention_norm"))?,
-                    qkv: weight(name("qkv"))?,
+                    qkv: weight(name("qkv"), heads)?,
                     qkv_bias: optional(name("qkv_bias"), config.qkv_bias)?,
                     query_norm: optional(name("query_norm"), config.qk_norm)?,
                     key_norm: optional(name("key_norm"), config.qk_norm)?,
-                    attention_output: weight(name("attention_output"))?,
+                    attention_output: weight(name("attention_output"), Split::Inputs)?,
                     mlp_norm: vector(name("mlp_norm"))?,
-                    gate_up: weight(name("gate_up"))?,
-                    down: weight(name("down"))?,
+                    gate_up: weight(name("gate_up"), Split::Halves)?,
+                    down: weight(name("down"), Split::Inputs)?,
                 })
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Self {
-            embedding: weight("embedding".into())?,
-            output: (!config.tied_embeddings).then(|| weight("output".into())).transpose()?,
+            embedding: weight("embedding".into(), Split::Outputs)?,
+            output: (!config.tied_embeddings).then(|| weight("output".into(), Split::Outputs)).transpose()?,
             final_norm: vector("final_norm".into())?,
             layers,
         })

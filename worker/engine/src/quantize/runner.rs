@@ -9,7 +9,7 @@
 
 use modelprofile_kernels::{
     AttentionShape, BLOCK_TOKENS, Calibrate, Device, HostTensor, HostWeight, KvFormat, KvLayout, KvScales, Rotary,
-    SequenceSpan, StepPlan, Store,
+    SequenceSpan, Split, StepPlan, Store,
 };
 
 use super::{
@@ -79,7 +79,7 @@ fn upload<D: Device>(device: &D, values: &[f32]) -> Result<D::Buffer> {
 
 /// A weight on the device.
 pub(super) fn resident<D: Device>(device: &D, weight: &HostWeight) -> Result<D::Weight> {
-    Ok(device.weight(&modelprofile_kernels::pack(weight)?)?)
+    Ok(device.weight(&modelprofile_kernels::pack(weight)?, Split::Replicated)?)
 }
 
 /// The calibration text between two layers.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     AttentionShape, Backend, BlockMove, Device, GroupedActivations, HostTensor, KernelError, KvLayout, KvScales,
-    PackedWeight, Result, Rotary, StepPlan, Store,
+    PackedWeight, Result, Rotary, Split, StepPlan, Store, WeightSpec,
     pack::{PanelLayout, panel_count},
 };
 
@@ -153,6 +153,10 @@ impl Device for Cpu {
     type Weight = PackedWeight;
     type Kv = KvPool;
 
+    fn name(&self) -> String {
+        format!("CPU ({:?}, {} threads)", self.isa, self.scratch.len())
+    }
+
     fn buffer(&self, rows: usize, width: usize) -> Result<Matrix> {
         Ok(Matrix { width, data: vec![0.0; rows * width] })
     }
@@ -178,7 +182,7 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn weight(&self, packed: &PackedWeight) -> Result<PackedWeight> {
+    fn weight(&self, packed: &PackedWeight, _split: Split) -> Result<PackedWeight> {
         packed.spec.validate()?;
         if packed.bytes.len() != crate::packed_len(&packed.spec) {
             return Err(KernelError::Format(format!("{} bytes are not {:?}", packed.bytes.len(), packed.spec)));
@@ -186,6 +190,11 @@ impl Device for Cpu {
         packed.outliers()?;
         packed.input_scale()?;
         Ok(packed.clone())
+    }
+
+    fn weight_bytes(&self, spec: &WeightSpec, _split: Split) -> Result<usize> {
+        spec.validate()?;
+        Ok(crate::packed_len(spec))
     }
 
     fn prefetch(&self, weight: &PackedWeight) {

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     AttentionShape, Backend, BlockMove, Device, HostTensor, KernelError, KvLayout, KvScales, PackedWeight, Result,
-    Rotary, StepPlan, Store,
+    Rotary, Split, StepPlan, Store, WeightSpec,
 };
 
 /// Part of the free memory that a device takes when it is not told how much, in percent: the driver's own structures and
@@ -227,6 +227,10 @@ impl Device for Cuda {
     type Weight = CudaWeight;
     type Kv = CudaKv;
 
+    fn name(&self) -> String {
+        self.info().name.clone()
+    }
+
     fn buffer(&self, rows: usize, width: usize) -> Result<CudaBuffer> {
         let buffer = self.new_buffer(rows, width)?;
         if rows * width > 0 {
@@ -267,13 +271,17 @@ impl Device for Cuda {
         copied.and(stream.synchronize())
     }
 
-    fn weight(&self, packed: &PackedWeight) -> Result<CudaWeight> {
+    fn weight(&self, packed: &PackedWeight, _split: Split) -> Result<CudaWeight> {
         packed.spec.validate()?;
         if packed.bytes.len() != crate::packed_len(&packed.spec) {
             return Err(KernelError::Format(format!("{} bytes are not {:?}", packed.bytes.len(), packed.spec)));
         }
         Side::new("a weight", packed.spec.k)?;
         self.weights.weight(packed)
+    }
+
+    fn weight_bytes(&self, spec: &WeightSpec, _split: Split) -> Result<usize> {
+        super::layout::gpu_len(spec)
     }
 
     fn prefetch(&self, weight: &CudaWeight) {

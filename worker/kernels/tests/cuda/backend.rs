@@ -2,7 +2,7 @@
 //! every format of the cache; what norms and gated activations promise; recorded steps.
 
 use modelprofile_kernels::{
-    Backend, Calibrate, Device, GroupRounding, GroupedActivations, HostTensor, KvFormat, Store, WeightKind,
+    Backend, Calibrate, Device, GroupRounding, GroupedActivations, HostTensor, KvFormat, Split, Store, WeightKind,
     cpu::{Cpu, CpuOptions},
     cuda::{Cuda, CudaOptions},
     pack,
@@ -189,13 +189,13 @@ impl Normed {
 
     /// Overwrites x with a product of itself.
     fn write_x(&mut self) {
-        let w = self.gpu.weight(&pack(&weight(WeightKind::Bf16, 64, 64, 3)).unwrap()).unwrap();
+        let w = self.gpu.weight(&pack(&weight(WeightKind::Bf16, 64, 64, 3)).unwrap(), Split::Replicated).unwrap();
         let other = self.gpu.upload(&HostTensor { rows: 3, width: 64, data: noise(3 * 64, 9) }).unwrap();
         self.gpu.linear(3, &other, &w, None, Store::Add, &mut self.x).unwrap();
     }
 
     fn use_it(&mut self) {
-        let w = self.gpu.weight(&pack(&weight(WeightKind::Bf16, 32, 64, 4)).unwrap()).unwrap();
+        let w = self.gpu.weight(&pack(&weight(WeightKind::Bf16, 32, 64, 4)).unwrap(), Split::Replicated).unwrap();
         let mut out = self.gpu.buffer(3, 32).unwrap();
         self.gpu.linear(3, &self.out, &w, None, Store::Overwrite, &mut out).unwrap();
     }
@@ -328,10 +328,10 @@ fn what_does_not_fit_is_refused_with_a_sentence() {
     assert!(gpu.rms_norm(2, &x, &gain, 1e-5, &mut out).is_err(), "width");
     let mut same = gpu.buffer(2, 64).unwrap();
     assert!(gpu.rms_norm(3, &x, &gain, 1e-5, &mut same).is_err(), "rows");
-    let w = gpu.weight(&pack(&weight(WeightKind::Bf16, 64, 64, 1)).unwrap()).unwrap();
+    let w = gpu.weight(&pack(&weight(WeightKind::Bf16, 64, 64, 1)).unwrap(), Split::Replicated).unwrap();
     assert!(gpu.linear(2, &x, &w, None, Store::Overwrite, &mut out).is_err());
     let odd = weight(WeightKind::Bf16, 8, 66, 1);
-    let text = gpu.weight(&pack(&odd).unwrap()).unwrap_err().to_string();
+    let text = gpu.weight(&pack(&odd).unwrap(), Split::Replicated).unwrap_err().to_string();
     assert!(text.contains("multiples of 4"), "{text}");
     assert!(gpu.upload(&HostTensor { rows: 2, width: 2, data: vec![0.0; 3] }).is_err());
     let late = gpu.begin(&plan(&[(0, 1, vec![0])], 9)).unwrap();

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use modelprofile_kernels::{
-    Backend, Device, GroupedActivations, HostTensor, HostWeight, StepPlan, WeightKind,
+    Backend, Device, GroupedActivations, HostTensor, HostWeight, Split, StepPlan, WeightKind,
     cpu::{Cpu, CpuOptions},
     format::e4m3,
     pack,
@@ -452,7 +452,7 @@ fn embeddings_are_the_dequantized_rows_bit_by_bit() {
                 logit_rows: vec![],
             };
             let step = cpu.begin(&plan).unwrap();
-            let weight = cpu.weight(&pack(&host).unwrap()).unwrap();
+            let weight = cpu.weight(&pack(&host).unwrap(), Split::Replicated).unwrap();
             cpu.embed(&step, &weight, &mut of_cpu).unwrap();
             assert_eq!(found, values(&cpu, &of_cpu, tokens.len()), "{kind:?}");
         }

@@ -2,7 +2,7 @@
 //! every driver call.
 
 use modelprofile_kernels::{
-    BlockMove, Device, HostTensor, KernelError, KvFormat, KvLayout, KvScales, StepPlan, WeightKind,
+    BlockMove, Device, HostTensor, KernelError, KvFormat, KvLayout, KvScales, Split, StepPlan, WeightKind,
     cuda::{Cuda, CudaOptions, available},
     pack,
 };
@@ -165,7 +165,10 @@ fn a_switch_with_no_room_for_both_goes_layer_by_layer() {
 fn a_weight_that_fits_no_budget_is_refused_when_it_is_made() {
     let _alone = alone();
     let gpu = device(8);
-    let text = gpu.weight(&pack(&weight(WeightKind::Bf16, 4096, 2048, 1)).unwrap()).unwrap_err().to_string();
+    let text = gpu
+        .weight(&pack(&weight(WeightKind::Bf16, 4096, 2048, 1)).unwrap(), Split::Replicated)
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("budget"), "{text}");
 }
 
@@ -174,17 +177,17 @@ fn a_weight_may_be_dropped_while_it_is_being_copied_or_used() {
     let _alone = alone();
     let mut gpu = device(64);
     let packed = pack(&weight(WeightKind::Bf16, 256, 1024, 1)).unwrap();
-    let coming = gpu.weight(&packed).unwrap();
+    let coming = gpu.weight(&packed, Split::Replicated).unwrap();
     gpu.prefetch(&coming);
     assert!(coming.is_resident());
     drop(coming);
-    let used = gpu.weight(&packed).unwrap();
+    let used = gpu.weight(&packed, Split::Replicated).unwrap();
     let x = gpu.upload(&HostTensor { rows: 2, width: 1024, data: noise(2048, 3) }).unwrap();
     let (mut first, mut second) = (gpu.buffer(2, 256).unwrap(), gpu.buffer(2, 256).unwrap());
     use modelprofile_kernels::{Backend, Store};
     gpu.linear(2, &x, &used, None, Store::Overwrite, &mut first).unwrap();
     drop(used);
-    let again = gpu.weight(&packed).unwrap();
+    let again = gpu.weight(&packed, Split::Replicated).unwrap();
     gpu.linear(2, &x, &again, None, Store::Overwrite, &mut second).unwrap();
     let (mut a, mut b) = (HostTensor::default(), HostTensor::default());
     gpu.download(&first, 2, &mut a).unwrap();
@@ -198,7 +201,7 @@ fn life(budget: usize) -> modelprofile_kernels::Result<Vec<f32>> {
     let sizes = Sizes { layers: 1, ..TINY };
     let mut gpu = Cuda::new(CudaOptions { budget: Some(budget), ..options() })?;
     let packed = pack(&weight(WeightKind::Fp8, 64, 128, 1))?;
-    let one = gpu.weight(&packed)?;
+    let one = gpu.weight(&packed, Split::Replicated)?;
     gpu.prefetch(&one);
     gpu.release(&one);
     let x = gpu.upload(&HostTensor { rows: 1, width: 128, data: noise(128, 1) })?;
@@ -211,7 +214,7 @@ fn life(budget: usize) -> modelprofile_kernels::Result<Vec<f32>> {
     gpu.kv_resize(&mut kv, 10)?;
     gpu.kv_resize(&mut kv, 500)?;
     let plan = StepPlan { tokens: vec![1], sequences: plan(&[(0, 1, vec![0])], 9).sequences, logit_rows: vec![0] };
-    let table = gpu.weight(&pack(&weight(WeightKind::Bf16, 16, 128, 2))?)?;
+    let table = gpu.weight(&pack(&weight(WeightKind::Bf16, 16, 128, 2))?, Split::Replicated)?;
     let mut residual = gpu.buffer(1, 128)?;
     for _ in 0..3 {
         let step = gpu.begin(&plan)?;

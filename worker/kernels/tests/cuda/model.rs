@@ -1,8 +1,8 @@
 //! A tiny transformer, written against the traits as the engine's is: what the backend's tests run on two devices.
 
 use modelprofile_kernels::{
-    AttentionShape, Backend, HostTensor, HostWeight, KvFormat, KvLayout, KvScales, Rotary, SequenceSpan, StepPlan,
-    Store, WeightKind, pack,
+    AttentionShape, Backend, HostTensor, HostWeight, KvFormat, KvLayout, KvScales, Rotary, SequenceSpan, Split,
+    StepPlan, Store, WeightKind, pack,
     rtn::{self, Grid},
 };
 
@@ -71,7 +71,8 @@ impl<B: Backend> Weights<B> {
     /// The layers' weights are of `kind`, the embedding (and output) of `ends`.
     pub fn new(device: &B, sizes: &Sizes, kind: WeightKind, ends: WeightKind) -> Self {
         let width = (sizes.heads + 2 * sizes.kv_heads) * sizes.head_dim;
-        let make = |kind, n, k, seed| device.weight(&pack(&weight(kind, n, k, seed)).unwrap()).unwrap();
+        let make = |kind, n, k, seed, split| device.weight(&pack(&weight(kind, n, k, seed)).unwrap(), split).unwrap();
+        let heads = Split::Heads { heads: sizes.heads, kv_heads: sizes.kv_heads, head_dim: sizes.head_dim };
         let vector = |width: usize, around: f32, seed: u32| {
             let data = noise(width, seed).iter().map(|v| around + v * 0.2).collect();
             device.upload(&HostTensor { rows: 1, width, data }).unwrap()
@@ -80,18 +81,18 @@ impl<B: Backend> Weights<B> {
             let seed = 100 * (layer + 1);
             Layer {
                 attention_norm: vector(sizes.hidden, 1.0, seed),
-                qkv: make(kind, width, sizes.hidden, seed + 1),
+                qkv: make(kind, width, sizes.hidden, seed + 1, heads),
                 bias: sizes.extras.then(|| vector(width, 0.0, seed + 2)),
                 head_norms: sizes.extras.then(|| [3, 4].map(|i| vector(sizes.head_dim, 1.0, seed + i))),
-                attention_output: make(kind, sizes.hidden, sizes.heads * sizes.head_dim, seed + 5),
+                attention_output: make(kind, sizes.hidden, sizes.heads * sizes.head_dim, seed + 5, Split::Inputs),
                 mlp_norm: vector(sizes.hidden, 1.0, seed + 6),
-                gate_up: make(kind, 2 * sizes.intermediate, sizes.hidden, seed + 7),
-                down: make(kind, sizes.hidden, sizes.intermediate, seed + 8),
+                gate_up: make(kind, 2 * sizes.intermediate, sizes.hidden, seed + 7, Split::Halves),
+                down: make(kind, sizes.hidden, sizes.intermediate, seed + 8, Split::Inputs),
             }
         });
         Self {
             layers: layers.collect(),
-            embedding: make(ends, sizes.vocab, sizes.hidden, 1),
+            embedding: make(ends, sizes.vocab, sizes.hidden, 1, Split::Outputs),
             final_norm: vector(sizes.hidden, 1.0, 2),
         }
     }
