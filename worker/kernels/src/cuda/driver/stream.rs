@@ -1,0 +1,139 @@
+//! Work in order: streams, and points in them that others can wait for.
+
+use std::{ptr, sync::Arc};
+
+use cudarc::driver::sys;
+
+use super::{Address, Context, check};
+use crate::Result;
+
+/// A queue of work on the device.
+#[derive(Debug)]
+pub(in crate::cuda) struct Stream {
+    raw: sys::CUstream,
+    context: Arc<Context>,
+}
+
+// SAFETY: the driver's streams may be used from any thread.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    /// A stream that does not wait for the default stream.
+    pub(in crate::cuda) fn new(context: &Arc<Context>) -> Result<Arc<Self>> {
+        context.bind()?;
+        let mut raw = ptr::null_mut();
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: the context is current.
+        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&raw mut raw, flags) })?;
+        Ok(Arc::new(Self { raw, context: context.clone() }))
+    }
+
+    pub(in crate::cuda) fn raw(&self) -> sys::CUstream {
+        self.raw
+    }
+
+    pub(in crate::cuda) fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Waits until all work of the stream is done; tells what failed in it.
+    pub(in crate::cuda) fn synchronize(&self) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: the stream lives.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.raw) })
+    }
+
+    /// Work submitted from now on waits for the event.
+    pub(in crate::cuda) fn wait(&self, event: &Event) -> Result<()> {
+        // SAFETY: both live.
+        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(self.raw, event.raw, 0) })
+    }
+
+    /// Copies pinned host memory to the device when the stream gets there.
+    ///
+    /// # Safety
+    /// `from` and `len` bytes of it must stay untouched until the stream has done the copy; `to` must be mapped for
+    /// `len` bytes then.
+    pub(in crate::cuda) unsafe fn upload(&self, to: Address, from: *const u8, len: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), len, self.raw) })
+    }
+
+    /// Copies from the device to host memory.
+    ///
+    /// # Safety
+    /// `to` must be valid for `len` bytes until the stream has done the copy; `from` must be mapped for `len` bytes.
+    pub(in crate::cuda) unsafe fn download(&self, to: *mut u8, from: Address, len: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        check("cuMemcpyDtoHAsync", unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, len, self.raw) })
+    }
+
+    /// Fills a range with a word.
+    ///
+    /// # Safety
+    /// The range must be mapped when the stream gets there.
+    pub(in crate::cuda) unsafe fn fill(&self, at: Address, word: u32, count: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(at, word, count, self.raw) })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.context.bind_if_possible();
+        // SAFETY: ours. Memory that its work uses is freed by owners that waited for it.
+        unsafe { sys::cuStreamDestroy_v2(self.raw) };
+    }
+}
+
+/// A point in a stream's work.
+#[derive(Debug)]
+pub(in crate::cuda) struct Event {
+    raw: sys::CUevent,
+    context: Arc<Context>,
+}
+
+// SAFETY: the driver's events may be used from any thread.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    /// The point behind all that was submitted to the stream up to now.
+    pub(in crate::cuda) fn record(stream: &Stream) -> Result<Self> {
+        stream.context.bind()?;
+        let mut raw = ptr::null_mut();
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        // SAFETY: the context is current.
+        check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut raw, flags) })?;
+        let event = Self { raw, context: stream.context.clone() };
+        // SAFETY: both live.
+        check("cuEventRecord", unsafe { sys::cuEventRecord(event.raw, stream.raw) })?;
+        Ok(event)
+    }
+
+    /// True when the stream has passed it.
+    pub(in crate::cuda) fn is_done(&self) -> Result<bool> {
+        // SAFETY: the event lives.
+        match unsafe { sys::cuEventQuery(self.raw) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => check("cuEventQuery", code).map(|()| true),
+        }
+    }
+
+    /// Waits until the stream has passed it.
+    pub(in crate::cuda) fn wait(&self) -> Result<()> {
+        // SAFETY: the event lives.
+        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.raw) })
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        self.context.bind_if_possible();
+        // SAFETY: ours; the driver keeps it until the stream has passed it.
+        unsafe { sys::cuEventDestroy_v2(self.raw) };
+    }
+}
