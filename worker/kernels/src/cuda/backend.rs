@@ -520,4 +520,9 @@ impl Backend for Cuda {
         let launch = rows::gather(count, x.at(), list, Side::new("the rows", width)?, out.at());
         self.submit(Command::Launch(launch))
     }
+
+    fn end(&mut self, step: CudaStep) -> Result<()> {
+        self.check_step(&step)?;
+        self.shared.flush()
+    }
 }
