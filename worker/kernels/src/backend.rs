@@ -180,4 +180,9 @@ pub trait Backend: Device {
         range: Range<usize>,
         out: &mut Self::Buffer,
     ) -> Result<()>;
+    /// Ends a step: all of it has been handed to the device, and what failed in that and was not told by an operation is told
+    /// here. What fails within the computation is told by the next [`Device::download`].
+    ///
+    /// A step of which something failed need not be ended.
+    fn end(&mut self, step: Self::Step) -> Result<()>;
 }

@@ -162,6 +162,6 @@ impl<B: Backend> Model<B> {
             backend.download(&self.logits, rows, &mut self.host)?;
             logits(range, &mut self.host)?;
         }
-        Ok(())
+        Ok(backend.end(step)?)
     }
 }

@@ -435,6 +435,10 @@ impl Backend for Cpu {
         }
         Ok(())
     }
+
+    fn end(&mut self, _step: CpuStep) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Rows of a chunk of row-wise work: few rows are not worth a fork.

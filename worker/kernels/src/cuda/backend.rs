@@ -14,7 +14,7 @@ use super::{
     graph::{Command, Machine, Queue},
     kernels::{Kernels, Launch, Ptr, Rows, Side, UnitName},
     kv::CudaKv,
-    launch::{attention, linear::Output, rotary, rows},
+    launch::{attention, linear::Output, rotary, rows, rows::Vocabulary},
     memory::{Arena, Block, Physical, lock},
     scratch::{Scratch, Slot},
     shared::Shared,
@@ -34,9 +34,9 @@ const BUDGET_PERCENT: usize = 92;
 pub struct Cuda {
     pub(super) options: CudaOptions,
     state: Mutex<State>,
-    weights: Arc<WeightSpace>,
+    pub(super) weights: Arc<WeightSpace>,
     arena: Arc<Arena>,
-    physical: Arc<Physical>,
+    pub(super) physical: Arc<Physical>,
     /// Dropped last: waits for the work.
     pub(super) shared: Arc<Shared>,
 }
@@ -84,7 +84,7 @@ impl Cuda {
             notes.push(format!("own kernels compute all products: {}", super::cublaslt::missing()));
             None
         };
-        let mut queue = Queue::new(Machine { stream: gpu.compute.clone(), kernels, lt });
+        let mut queue = Queue::new(Machine { stream: gpu.compute.clone(), kernels, lt, member: None });
         for note in notes {
             queue.note(note);
         }
@@ -201,6 +201,29 @@ impl Cuda {
         Err(KernelError::Device("a step is used after a later one began".into()))
     }
 
+    /// Rows of an embedding that holds some of a vocabulary's `all` tokens.
+    pub(super) fn embed_from(
+        &mut self,
+        step: &CudaStep,
+        table: &CudaWeight,
+        vocabulary: Vocabulary,
+        all: u32,
+        out: &mut CudaBuffer,
+    ) -> Result<()> {
+        self.check_step(step)?;
+        let spec = table.spec();
+        fits("the residual", out, step.shape.rows, spec.k)?;
+        if step.shape.top_token >= all {
+            return Err(KernelError::Shape(format!("token {} is not in the embedding's {all}", step.shape.top_token)));
+        }
+        let sides = [Side::new("an embedding", spec.k)?, Side::new("an embedding", table.layout.k)?];
+        let Some(count) = self.padded(step.shape.rows, &[out])? else { return Ok(()) };
+        self.with_room(|| table.make_ready())?;
+        self.write(out)?;
+        let launch = rows::embed(count, step.tokens, table.table()?, vocabulary, sides, out.at());
+        self.submit(Command::Launch(launch))
+    }
+
     fn note(&self, what: &str, done: Result<()>) {
         if let Err(error) = done {
             self.shared.queue(|queue| queue.note(format!("{what}: {error}")));
@@ -213,6 +236,11 @@ impl Drop for Cuda {
         // Memory of regions is taken below while nothing runs.
         let _ = self.shared.finish();
     }
+}
+
+/// A count as kernels take it.
+pub(super) fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 pub(super) fn fits(what: &str, buffer: &CudaBuffer, rows: usize, width: usize) -> Result<()> {
@@ -344,22 +372,8 @@ impl Backend for Cuda {
     }
 
     fn embed(&mut self, step: &CudaStep, table: &CudaWeight, out: &mut CudaBuffer) -> Result<()> {
-        self.check_step(step)?;
-        let spec = table.spec();
-        fits("the residual", out, step.shape.rows, spec.k)?;
-        let vocab = u32::try_from(spec.n).unwrap_or(u32::MAX);
-        if step.shape.top_token >= vocab {
-            return Err(KernelError::Shape(format!(
-                "token {} is not in the embedding's {vocab}",
-                step.shape.top_token
-            )));
-        }
-        let sides = [Side::new("an embedding", spec.k)?, Side::new("an embedding", table.layout.k)?];
-        let Some(count) = self.padded(step.shape.rows, &[out])? else { return Ok(()) };
-        self.with_room(|| table.make_ready())?;
-        self.write(out)?;
-        let launch = rows::embed(count, step.tokens, table.table()?, vocab, sides, out.at());
-        self.submit(Command::Launch(launch))
+        let vocabulary = Vocabulary { tokens: number(table.spec().n), first: 0, missing: f32::NAN };
+        self.embed_from(step, table, vocabulary, vocabulary.tokens, out)
     }
 
     fn rms_norm(
@@ -519,5 +533,10 @@ impl Backend for Cuda {
         let list = step.logit_rows.offset(range.start);
         let launch = rows::gather(count, x.at(), list, Side::new("the rows", width)?, out.at());
         self.submit(Command::Launch(launch))
+    }
+
+    fn end(&mut self, step: CudaStep) -> Result<()> {
+        self.check_step(&step)?;
+        self.shared.flush()
     }
 }

@@ -36,6 +36,11 @@ impl CudaBuffer {
     pub(super) fn at(&self) -> Ptr<f32> {
         Ptr::new(self.block.address())
     }
+
+    /// The same buffer under another name: not a copy.
+    pub(super) fn alias(&self) -> Self {
+        Self { id: self.id, block: self.block.clone(), rows: self.rows, width: self.width }
+    }
 }
 
 /// A buffer whose values are not there yet.

@@ -20,15 +20,20 @@
 //! address. Steps of up to a bucket's rows are padded to the bucket. A list is looked up by bucket and first command,
 //! which holds the address of the embedding, and so the ladder's rung; addresses of weights and cache stay right when
 //! memory comes and goes (see `memory`).
+//!
+//! Of several devices that compute one model, each has a queue, and all or none of them run a step as a graph: see
+//! `parallel::Agreement`. Sums over the devices are commands too. One that fails to submit some other command still submits the sums
+//! behind it, in which the other devices would wait for it.
 
 use std::sync::Arc;
 
 use super::{
     cublaslt::{Lt, Product},
-    driver::{Address, Graph, Stream},
+    driver::{Address, Event, Graph, Stream},
     kernels::{Kernels, Launch},
+    parallel::{Course, Member, Vote},
 };
-use crate::Result;
+use crate::{KernelError, Result, StepPlan};
 
 /// Rows of a padded decode step. Few enough to be captured soon, close enough to waste little: at most a third of the
 /// rows are padding from 3 rows on, and rows cost little where the weights' bytes are the limit.
@@ -40,6 +45,14 @@ const MOST_LISTS: usize = 4 * BUCKETS.len();
 /// The bucket of a step of `rows` rows, none when it is too large for one.
 pub(super) fn bucket(rows: usize) -> Option<usize> {
     BUCKETS.into_iter().find(|bucket| *bucket >= rows)
+}
+
+/// The bucket of a step: none unless each sequence decodes one row, all of which want logits, since then the part of the step behind the layers has
+/// a size of its own, too.
+pub(super) fn bucket_of(plan: &StepPlan, graphs: bool) -> Option<usize> {
+    let rows = plan.rows();
+    let decode = plan.sequences.iter().all(|sequence| sequence.rows == 1);
+    if graphs && rows > 0 && decode && plan.logit_rows.len() == rows { bucket(rows) } else { None }
 }
 
 /// One piece of work for the compute stream, by value.
@@ -59,6 +72,13 @@ pub(super) enum Command {
         /// How often.
         count: usize,
     },
+    /// Sums over the devices of one model, in place.
+    AllReduce {
+        /// Where this device's part is, and the sum then.
+        at: Address,
+        /// FP32 values.
+        count: usize,
+    },
 }
 
 /// What commands are submitted with.
@@ -66,6 +86,8 @@ pub(super) struct Machine {
     pub(super) stream: Arc<Stream>,
     pub(super) kernels: Kernels,
     pub(super) lt: Option<Lt>,
+    /// This device's place among those that compute one model together; none when it computes alone.
+    pub(super) member: Option<Member>,
 }
 
 impl Machine {
@@ -78,11 +100,22 @@ impl Machine {
             },
             // SAFETY: whoever made the command owns the range; memory is unmapped only behind a flush and a wait.
             Command::Fill { at, word, count } => unsafe { self.stream.fill(*at, *word, *count) },
+            Command::AllReduce { at, count } => match &self.member {
+                Some(member) => member.all_reduce(&self.stream, *at, *count),
+                None => Err(KernelError::Device("a sum over devices on a device that computes alone".into())),
+            },
         }
     }
 
+    /// Submits commands up to the first that fails, and behind it those that other devices wait in.
     fn submit_all(&self, commands: &[Command]) -> Result<()> {
-        commands.iter().try_for_each(|command| self.submit(command))
+        let mut done = Ok(());
+        for command in commands {
+            if done.is_ok() || matches!(command, Command::AllReduce { .. }) {
+                done = done.and(self.submit(command));
+            }
+        }
+        done
     }
 }
 
@@ -95,7 +128,11 @@ struct List {
 
 enum Recorded {
     Not,
-    Graph(Graph),
+    Graph {
+        graph: Graph,
+        /// The step that it was captured in: the same on all devices that captured it together.
+        step: u64,
+    },
     /// Capturing failed; the list is submitted plainly.
     Failed,
 }
@@ -116,6 +153,8 @@ pub(super) struct Queue {
     pub(super) machine: Machine,
     mode: Mode,
     lists: Vec<List>,
+    /// Graphs that are not launched again but may be running, each with an event behind it.
+    retired: Vec<(Graph, Option<Event>)>,
     notes: Vec<String>,
     /// What was noted before.
     said: Vec<String>,
@@ -124,7 +163,15 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn new(machine: Machine) -> Self {
-        Self { machine, mode: Mode::Plain, lists: Vec::new(), notes: Vec::new(), said: Vec::new(), replays: 0 }
+        Self {
+            machine,
+            mode: Mode::Plain,
+            lists: Vec::new(),
+            retired: Vec::new(),
+            notes: Vec::new(),
+            said: Vec::new(),
+            replays: 0,
+        }
     }
 
     /// Adds a sentence for the log, once.
@@ -170,6 +217,7 @@ impl Queue {
                     self.mode = Mode::Follow { list, equal: 1 };
                     return Ok(());
                 }
+                self.vote(Vote::Plain);
                 self.observe(bucket, Vec::with_capacity(512), command)
             }
             Mode::Observe { bucket, commands } => self.observe(bucket, commands, command),
@@ -194,12 +242,16 @@ impl Queue {
     /// Everything submitted up to now is on the stream afterwards, and the step, if one was followed or written down, is
     /// at its end.
     pub(super) fn flush(&mut self) -> Result<()> {
+        self.retired.retain(|(_, event)| !event.as_ref().is_some_and(|event| event.is_done().unwrap_or(false)));
         match std::mem::replace(&mut self.mode, Mode::Plain) {
-            Mode::Plain | Mode::Expect(_) => Ok(()),
+            Mode::Plain | Mode::Expect(_) => {
+                self.vote(Vote::Plain);
+                Ok(())
+            }
             Mode::Observe { bucket, commands } => {
                 if self.lists.len() == MOST_LISTS {
-                    self.machine.stream.synchronize()?;
-                    self.lists.remove(0);
+                    let oldest = self.lists.remove(0);
+                    self.retire(oldest.graph);
                 }
                 self.lists.push(List { bucket, commands, graph: Recorded::Not });
                 Ok(())
@@ -208,41 +260,97 @@ impl Queue {
         }
     }
 
+    /// Forgets all recorded steps. Nothing may be running.
+    pub(super) fn forget(&mut self) {
+        self.lists.clear();
+        self.retired.clear();
+    }
+
+    /// What is done with a step: what this device wants, if it computes alone.
+    fn vote(&mut self, vote: Vote) -> Course {
+        match (&mut self.machine.member, vote) {
+            (Some(member), vote) => member.vote(vote),
+            (None, Vote::Plain) => Course::Plain,
+            (None, Vote::Graph(None)) => Course::Capture,
+            (None, Vote::Graph(Some(_))) => Course::Launch,
+        }
+    }
+
+    /// Keeps a graph until its last launch is done, without waiting: other devices may wait for this one meanwhile.
+    fn retire(&mut self, graph: Recorded) {
+        if let Recorded::Graph { graph, .. } = graph {
+            // Without an event it stays as long as the queue.
+            self.retired.push((graph, Event::record(&self.machine.stream).ok()));
+        }
+    }
+
     /// The step is over or has left its list: what was equal is submitted.
     fn end_following(&mut self, index: usize, equal: usize) -> Result<()> {
-        let list = &mut self.lists[index];
-        if equal < list.commands.len() {
-            let done = self.machine.submit_all(&list.commands[..equal]);
-            // A graph of it may still be running.
-            self.machine.stream.synchronize()?;
-            self.lists.remove(index);
-            return done;
-        }
-        if matches!(list.graph, Recorded::Not) {
-            let machine = &self.machine;
-            let captured = machine.stream.capture(|| machine.submit_all(&list.commands));
-            let sentence = captured.as_ref().err().map(|e| format!("decode steps run without a graph: {e}"));
-            list.graph = captured.map_or(Recorded::Failed, Recorded::Graph);
-            if let Some(sentence) = sentence {
-                self.note(sentence);
+        let list = &self.lists[index];
+        let whole = equal == list.commands.len();
+        let vote = match &list.graph {
+            Recorded::Not if whole => Vote::Graph(None),
+            Recorded::Graph { step, .. } if whole => Vote::Graph(Some(*step)),
+            _ => Vote::Plain,
+        };
+        match self.vote(vote) {
+            Course::Plain => {
+                let done = self.machine.submit_all(&self.lists[index].commands[..equal]);
+                if !whole {
+                    let left = self.lists.remove(index);
+                    self.retire(left.graph);
+                }
+                return done;
             }
+            Course::Capture => {
+                let old = std::mem::replace(&mut self.lists[index].graph, Recorded::Failed);
+                self.retire(old);
+                if !self.capture(index) {
+                    return self.machine.submit_all(&self.lists[index].commands);
+                }
+            }
+            Course::Launch => {}
         }
+        self.launch(index)
+    }
+
+    /// Captures a list as a graph; false where this device, or another one, could not.
+    fn capture(&mut self, index: usize) -> bool {
+        let (machine, list) = (&self.machine, &mut self.lists[index]);
+        let captured = machine.stream.capture(|| machine.submit_all(&list.commands));
+        let sentence = captured.as_ref().err().map(|e| format!("decode steps run without a graph: {e}"));
+        let (all, step) = match &machine.member {
+            Some(member) => (member.captured(captured.is_ok()), member.step()),
+            None => (captured.is_ok(), 0),
+        };
+        if let (Ok(graph), true) = (captured, all) {
+            list.graph = Recorded::Graph { graph, step };
+        }
+        if let Some(sentence) = sentence {
+            self.note(sentence);
+        }
+        matches!(self.lists[index].graph, Recorded::Graph { .. })
+    }
+
+    /// Launches a list's graph.
+    fn launch(&mut self, index: usize) -> Result<()> {
         let list = &mut self.lists[index];
-        let Recorded::Graph(graph) = &list.graph else { return self.machine.submit_all(&list.commands) };
+        let Recorded::Graph { graph, .. } = &list.graph else { return self.machine.submit_all(&list.commands) };
         // SAFETY: the step's own commands just named all this memory, so it is mapped; it is unmapped only behind a flush.
-        match unsafe { graph.launch() } {
-            Ok(()) => {
-                self.replays += 1;
-                Ok(())
-            }
-            Err(error) => {
-                let sentence = format!("decode steps run without their graph: {error}");
-                list.graph = Recorded::Failed;
-                let done = self.machine.submit_all(&list.commands);
-                self.note(sentence);
-                done
-            }
+        let Err(error) = (unsafe { graph.launch() }) else {
+            self.replays += 1;
+            return Ok(());
+        };
+        if let Some(member) = &self.machine.member {
+            // The others have launched theirs, and wait for this one's part within.
+            member.part(&error);
+            return Err(error);
         }
+        let sentence = format!("decode steps run without their graph: {error}");
+        list.graph = Recorded::Failed;
+        let done = self.machine.submit_all(&list.commands);
+        self.note(sentence);
+        done
     }
 }
 

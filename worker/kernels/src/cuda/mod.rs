@@ -19,13 +19,15 @@
 //! | `shared` | device and queue, which everything shares |
 //! | `backend` | `Cuda`, which implements the traits with these |
 //! | `linear`, `attention`, `calibrate` | its larger operations |
+//! | `parallel` | `Parallel`: several of them that compute one model together |
+//! | `collective`, `nccl` | what a `Cuda` does for that; sums over devices |
 //!
 //! ```text
 //! Backend operation -> Command (a launch by value) -> Queue -> stream, or a recorded graph
 //! ```
 //!
 //! # Threads
-//! One thread computes. Buffers, weights and pools may be dropped on any other; everything they share is locked.
+//! One thread computes (of several devices, one each). Buffers, weights and pools may be dropped on any other; everything they share is locked.
 
 pub mod layout;
 
@@ -35,6 +37,8 @@ mod attention;
 mod backend;
 #[cfg(feature = "cuda")]
 mod calibrate;
+#[cfg(feature = "cuda")]
+mod collective;
 #[cfg(feature = "cuda")]
 mod compile;
 #[cfg(feature = "cuda")]
@@ -58,6 +62,10 @@ mod linear;
 #[cfg(feature = "cuda")]
 mod memory;
 #[cfg(feature = "cuda")]
+mod nccl;
+#[cfg(feature = "cuda")]
+mod parallel;
+#[cfg(feature = "cuda")]
 mod scratch;
 #[cfg(feature = "cuda")]
 mod shared;
@@ -75,6 +83,7 @@ pub use self::{
     kernels::ship,
     kv::CudaKv,
     memory::Physical,
+    parallel::{Parallel, ParallelBuffer, ParallelKv, ParallelStep, ParallelWeight},
     step::CudaStep,
     weights::CudaWeight,
 };

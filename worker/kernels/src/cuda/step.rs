@@ -54,10 +54,7 @@ impl Numbers {
     /// [`KernelError::Shape`] when spans do not follow each other, do not cover the rows, or lack a block.
     pub(super) fn new(plan: &StepPlan, graphs: bool) -> Result<Self> {
         let rows = plan.rows();
-        let decode = plan.sequences.iter().all(|s| s.rows == 1);
-        // All rows' logits are wanted: then the part of the step behind the layers has a size of its own, too.
-        let bucket =
-            if graphs && rows > 0 && decode && plan.logit_rows.len() == rows { graph::bucket(rows) } else { None };
+        let bucket = graph::bucket_of(plan, graphs);
         let padded = bucket.unwrap_or(rows);
         let sequences = bucket.unwrap_or(plan.sequences.len());
         let mut shape = Shape {

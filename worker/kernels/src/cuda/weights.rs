@@ -33,7 +33,7 @@ use super::{
     memory::{ALIGNMENT, Physical, Region, lock},
     shared::Shared,
 };
-use crate::{KernelError, PackedWeight, Result, WeightKind, WeightSpec};
+use crate::{HostWeight, KernelError, PackedWeight, Result, WeightKind, WeightSpec};
 
 /// Addresses reserved at once, unless a weight needs more: many weights of a layer, few reservations.
 const SEGMENT: usize = 16 << 30;
@@ -104,8 +104,16 @@ impl WeightSpace {
 
     /// A weight from the CPU's layout, repacked for the device; absent.
     pub(super) fn weight(self: &Arc<Self>, packed: &PackedWeight) -> Result<CudaWeight> {
-        let input_scale = packed.input_scale()?;
-        let len = layout::gpu_len(&packed.spec)?;
+        self.weight_of(&packed.unpack()?)
+    }
+
+    /// A weight from its rows, packed for the device; absent.
+    pub(super) fn weight_of(self: &Arc<Self>, rows: &HostWeight) -> Result<CudaWeight> {
+        let input_scale = match rows {
+            HostWeight::Fp8Static { input_scale, .. } => Some(*input_scale),
+            _ => None,
+        };
+        let len = layout::gpu_len(&rows.spec())?;
         // What could never be resident is said when it is made, not when it is used.
         if len > self.physical.budget() {
             return Err(KernelError::OutOfMemory(format!(
@@ -114,7 +122,7 @@ impl WeightSpace {
             )));
         }
         let mut host = Pinned::zeroed(&self.shared.gpu.context, len)?;
-        let layout = layout::pack_into(&packed.unpack()?, host.bytes_mut())?;
+        let layout = layout::pack_into(rows, host.bytes_mut())?;
         let (segment, offset) = self.place(len)?;
         let state = Mutex::new(State::Absent);
         Ok(CudaWeight { layout, input_scale, host, segment, offset, space: self.clone(), state })

@@ -410,26 +410,39 @@ fn embeddings_are_the_dequantized_rows_bit_by_bit() {
                 HostWeight::Bf16 { values, .. } => {
                     let bits: Vec<u16> = values.iter().map(|v| v.to_bits()).collect();
                     let table = gpu.upload(&pitched(&bits, k, pitch));
-                    gpu.launch("embed_bf16", blocks, args![&out, &on_device, &table, vocab, k, pitch]);
+                    gpu.launch("embed_bf16", blocks, args![&out, &on_device, &table, vocab, 0u32, f32::NAN, k, pitch]);
                 }
                 HostWeight::Fp8 { codes, scales, .. } => {
                     let (codes, scales) = (gpu.upload(&pitched(codes, k, pitch)), gpu.upload(scales));
-                    gpu.launch("embed_e4m3", blocks, args![&out, &on_device, &codes, &scales, vocab, k, pitch]);
+                    gpu.launch(
+                        "embed_e4m3",
+                        blocks,
+                        args![&out, &on_device, &codes, &scales, vocab, 0u32, f32::NAN, k, pitch],
+                    );
                 }
                 HostWeight::Fp8Block { codes, scales, .. } => {
                     let (codes, scales) = (gpu.upload(&pitched(codes, k, pitch)), gpu.upload(scales));
-                    gpu.launch("embed_e4m3_block", blocks, args![&out, &on_device, &codes, &scales, vocab, k, pitch]);
+                    gpu.launch(
+                        "embed_e4m3_block",
+                        blocks,
+                        args![&out, &on_device, &codes, &scales, vocab, 0u32, f32::NAN, k, pitch],
+                    );
                 }
                 HostWeight::Int8 { codes, scales, .. } => {
                     let codes: Vec<u8> = codes.iter().map(|c| *c as u8).collect();
                     let (codes, scales) = (gpu.upload(&pitched(&codes, k, pitch)), gpu.upload(scales));
-                    gpu.launch("embed_int8", blocks, args![&out, &on_device, &codes, &scales, vocab, k, pitch]);
+                    gpu.launch(
+                        "embed_int8",
+                        blocks,
+                        args![&out, &on_device, &codes, &scales, vocab, 0u32, f32::NAN, k, pitch],
+                    );
                 }
                 HostWeight::Grouped { bits, group, codes, scales, mins, row_scales, .. } => {
                     let (codes, scales) = group_wise(vocab, k, *bits, *group, codes, [scales, mins]);
                     let (codes, scales, row_scales) = (gpu.upload(&codes), gpu.upload(&scales), gpu.upload(row_scales));
                     let planes = usize::from(*bits) / 4;
-                    let args = args![&out, &on_device, &codes, &scales, &row_scales, vocab, k, *group, planes];
+                    let args =
+                        args![&out, &on_device, &codes, &scales, &row_scales, vocab, 0u32, f32::NAN, k, *group, planes];
                     gpu.launch("embed_grouped", blocks, args);
                 }
                 _ => unreachable!("not among the kinds"),
@@ -465,9 +478,44 @@ fn a_token_outside_the_vocabulary_gives_nan() {
     let table = gpu.upload(&[0u16; 4 * 64]);
     let tokens = gpu.upload(&[4u32, u32::MAX, 3]);
     let out = gpu.output::<f32>(3 * 64);
-    gpu.launch("embed_bf16", Shape::blocks(3), args![&out, &tokens, &table, 4usize, 64usize, 64usize]);
+    let args = args![&out, &tokens, &table, 4usize, 0u32, f32::NAN, 64usize, 64usize];
+    gpu.launch("embed_bf16", Shape::blocks(3), args);
     let out = gpu.download(&out);
     assert!(out[..128].iter().all(|v| v.is_nan()) && out[128..].iter().all(|v| *v == 0.0));
+}
+
+#[test]
+fn a_part_of_a_table_gives_its_tokens_and_zeros_for_those_of_others() {
+    let gpu = Gpu::new(ROWS);
+    let (first, k) = (40u32, 128);
+    let tokens = [39u32, 40, 43, 44, 0, 42];
+    for kind in [WeightKind::Bf16, WeightKind::Int4 { group: 64 }] {
+        let host = rtn::quantize(kind, Grid::Minimum, 4, k, &activations(4 * k, 6)).unwrap();
+        let (on_device, out) = (gpu.upload(&tokens), gpu.output::<f32>(tokens.len() * k));
+        match &host {
+            HostWeight::Bf16 { values, .. } => {
+                let table = gpu.upload(&values.iter().map(|v| v.to_bits()).collect::<Vec<u16>>());
+                let args = args![&out, &on_device, &table, 4usize, first, 0.0f32, k, k];
+                gpu.launch("embed_bf16", Shape::blocks(tokens.len()), args);
+            }
+            HostWeight::Grouped { bits, group, codes, scales, mins, row_scales, .. } => {
+                let (codes, scales) = group_wise(4, k, *bits, *group, codes, [scales, mins]);
+                let (codes, scales, row_scales) = (gpu.upload(&codes), gpu.upload(&scales), gpu.upload(row_scales));
+                let args =
+                    args![&out, &on_device, &codes, &scales, &row_scales, 4usize, first, 0.0f32, k, *group, 1usize];
+                gpu.launch("embed_grouped", Shape::blocks(tokens.len()), args);
+            }
+            _ => unreachable!("not among the kinds"),
+        }
+        let found = gpu.download(&out);
+        for (token, row) in tokens.iter().zip(found.chunks_exact(k)) {
+            let mut expected = vec![0.0; k];
+            if let Some(local) = token.checked_sub(first).filter(|local| *local < 4) {
+                host.dequantize_row(local as usize, &mut expected);
+            }
+            assert_eq!(row, expected, "{kind:?} token {token}");
+        }
+    }
 }
 
 // ----------------------------------------------------------------------------------------------- gathers and moves

@@ -7,19 +7,20 @@
 // The table lies as products read it (layout.rs), since a tied one is the logits' weight too. The formulas are those of
 // HostWeight::dequantize_row, product by product in FP32: the values are the CPU's, bit by bit.
 //
-// Grid: one block per row. out [rows, width] is FP32, width a multiple of 4. A token outside the vocabulary gives a row of
-// NaN, which sampling reports; nothing outside the table is read.
+// A table may be a part of the vocabulary, of `vocab` tokens from `first` on, where several devices hold it together.
+//
+// Grid: one block per row. out [rows, width] is FP32, width a multiple of 4. A token that is not in the table gives a row of
+// `missing`: NaN, which sampling reports, or zero, to which another device adds the row; nothing outside the table is read.
 
 constexpr u32 EMBED_THREADS = 256;
 
-// A row of NaN for tokens that are none.
-DEV bool is_token(float* out, u32 token, u32 vocab, u32 width) {
-    if (token < vocab) {
+// A row of `missing` where the table has none. Tokens before the first one wrap to rows far beyond it.
+DEV bool is_in_table(float* out, u32 row, u32 vocab, u32 width, float missing) {
+    if (row < vocab) {
         return true;
     }
-    const float nan = __uint_as_float(0x7fc00000u);
     for (u32 i = threadIdx.x; i < width / 4; i += EMBED_THREADS) {
-        reinterpret_cast<float4*>(out)[i] = make_float4(nan, nan, nan, nan);
+        reinterpret_cast<float4*>(out)[i] = make_float4(missing, missing, missing, missing);
     }
     return false;
 }
@@ -30,13 +31,14 @@ DEV float* embed_out(float* out, u32 width) {
 
 // table [vocab, pitch] of BF16.
 extern "C" __global__ void __launch_bounds__(256) embed_bf16(
-    float* out, const u32* tokens, const u16* table, u32 vocab, u32 width, u32 pitch) {
+    float* out, const u32* tokens, const u16* table, u32 vocab, u32 first, float missing,
+    u32 width, u32 pitch) {
     float* to = embed_out(out, width);
-    const u32 token = tokens[blockIdx.x];
-    if (!is_token(to, token, vocab, width)) {
+    const u32 row = tokens[blockIdx.x] - first;
+    if (!is_in_table(to, row, vocab, width, missing)) {
         return;
     }
-    const uint2* from = reinterpret_cast<const uint2*>(table + (u64)token * pitch);
+    const uint2* from = reinterpret_cast<const uint2*>(table + (u64)row * pitch);
     for (u32 i = threadIdx.x; i < width / 4; i += EMBED_THREADS) {
         const uint2 v = from[i];
         reinterpret_cast<float4*>(to)[i] = make_float4(bf16_lo(v.x), bf16_hi(v.x), bf16_lo(v.y), bf16_hi(v.y));
@@ -45,14 +47,15 @@ extern "C" __global__ void __launch_bounds__(256) embed_bf16(
 
 // codes [vocab, pitch] of E4M3, scales [vocab].
 extern "C" __global__ void __launch_bounds__(256) embed_e4m3(
-    float* out, const u32* tokens, const u8* codes, const float* scales, u32 vocab, u32 width, u32 pitch) {
+    float* out, const u32* tokens, const u8* codes, const float* scales, u32 vocab, u32 first, float missing,
+    u32 width, u32 pitch) {
     float* to = embed_out(out, width);
-    const u32 token = tokens[blockIdx.x];
-    if (!is_token(to, token, vocab, width)) {
+    const u32 row = tokens[blockIdx.x] - first;
+    if (!is_in_table(to, row, vocab, width, missing)) {
         return;
     }
-    const u32* from = reinterpret_cast<const u32*>(codes + (u64)token * pitch);
-    const float scale = scales[token];
+    const u32* from = reinterpret_cast<const u32*>(codes + (u64)row * pitch);
+    const float scale = scales[row];
     for (u32 i = threadIdx.x; i < width / 4; i += EMBED_THREADS) {
         float v[4];
         e4m3x4_to_f32(from[i], v);
@@ -62,14 +65,15 @@ extern "C" __global__ void __launch_bounds__(256) embed_e4m3(
 
 // codes [vocab, pitch] of E4M3, scales [vocab, width / 128].
 extern "C" __global__ void __launch_bounds__(256) embed_e4m3_block(
-    float* out, const u32* tokens, const u8* codes, const float* scales, u32 vocab, u32 width, u32 pitch) {
+    float* out, const u32* tokens, const u8* codes, const float* scales, u32 vocab, u32 first, float missing,
+    u32 width, u32 pitch) {
     float* to = embed_out(out, width);
-    const u32 token = tokens[blockIdx.x];
-    if (!is_token(to, token, vocab, width)) {
+    const u32 row = tokens[blockIdx.x] - first;
+    if (!is_in_table(to, row, vocab, width, missing)) {
         return;
     }
-    const u32* from = reinterpret_cast<const u32*>(codes + (u64)token * pitch);
-    const float* row_scales = scales + (u64)token * (width / 128);
+    const u32* from = reinterpret_cast<const u32*>(codes + (u64)row * pitch);
+    const float* row_scales = scales + (u64)row * (width / 128);
     for (u32 i = threadIdx.x; i < width / 4; i += EMBED_THREADS) {
         float v[4];
         e4m3x4_to_f32(from[i], v);
@@ -80,14 +84,15 @@ extern "C" __global__ void __launch_bounds__(256) embed_e4m3_block(
 
 // codes [vocab, pitch] of INT8, scales [vocab].
 extern "C" __global__ void __launch_bounds__(256) embed_int8(
-    float* out, const u32* tokens, const u8* codes, const float* scales, u32 vocab, u32 width, u32 pitch) {
+    float* out, const u32* tokens, const u8* codes, const float* scales, u32 vocab, u32 first, float missing,
+    u32 width, u32 pitch) {
     float* to = embed_out(out, width);
-    const u32 token = tokens[blockIdx.x];
-    if (!is_token(to, token, vocab, width)) {
+    const u32 row = tokens[blockIdx.x] - first;
+    if (!is_in_table(to, row, vocab, width, missing)) {
         return;
     }
-    const u32* from = reinterpret_cast<const u32*>(codes + (u64)token * pitch);
-    const float scale = scales[token];
+    const u32* from = reinterpret_cast<const u32*>(codes + (u64)row * pitch);
+    const float scale = scales[row];
     for (u32 i = threadIdx.x; i < width / 4; i += EMBED_THREADS) {
         const u32 v = from[i];
         reinterpret_cast<float4*>(to)[i] =
@@ -128,21 +133,21 @@ DEV float half_at(const u8* at) {
 // out = row_scale * (scale * code + min). codes and group_scales as above, row_scales [vocab]. planes: 1 for 4-bit codes, 2
 // for 8-bit ones. width is a multiple of group, group of 32.
 extern "C" __global__ void __launch_bounds__(256) embed_grouped(
-    float* out, const u32* tokens, const u8* codes, const u8* group_scales, const float* row_scales, u32 vocab, u32 width,
-    u32 group, u32 planes) {
+    float* out, const u32* tokens, const u8* codes, const u8* group_scales, const float* row_scales, u32 vocab, u32 first,
+    float missing, u32 width, u32 group, u32 planes) {
     float* to = embed_out(out, width);
-    const u32 token = tokens[blockIdx.x];
-    if (!is_token(to, token, vocab, width)) {
+    const u32 row = tokens[blockIdx.x] - first;
+    if (!is_in_table(to, row, vocab, width, missing)) {
         return;
     }
-    const u64 strip = token / STRIP_ROWS;
-    const float row_scale = row_scales[token];
+    const u64 strip = row / STRIP_ROWS;
+    const float row_scale = row_scales[row];
     for (u32 eight = threadIdx.x; eight < width / 8; eight += EMBED_THREADS) {
         const u64 unit = strip * (width / UNIT_INPUTS) + eight / 4;
-        const u8* plane = codes + unit * PLANE_BYTES * planes + plane_word(token, eight % 4) * 4;
+        const u8* plane = codes + unit * PLANE_BYTES * planes + plane_word(row, eight % 4) * 4;
         const u32 low = *reinterpret_cast<const u32*>(plane);
         const u32 high = planes == 2 ? *reinterpret_cast<const u32*>(plane + PLANE_BYTES) : 0;
-        const u8* scales = group_scales + (strip * (width / group) + eight * 8 / group) * 128 + group_scale_at(token);
+        const u8* scales = group_scales + (strip * (width / group) + eight * 8 / group) * 128 + group_scale_at(row);
         const float scale = half_at(scales);
         const float min = half_at(scales + 8);
         float v[8];

@@ -160,29 +160,38 @@ pub(in crate::cuda) enum Table {
     Grouped { codes: Ptr<u8>, group_scales: Ptr<u8>, row_scales: Ptr<f32>, group: u32, planes: u32 },
 }
 
+/// Which tokens an embedding table has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::cuda) struct Vocabulary {
+    /// So many.
+    pub(in crate::cuda) tokens: u32,
+    /// From this one on.
+    pub(in crate::cuda) first: u32,
+    /// What the row of any other token is filled with.
+    pub(in crate::cuda) missing: f32,
+}
+
 /// `out[r] = table[tokens[r]]`.
 pub(in crate::cuda) fn embed(
     rows: Rows,
     tokens: Ptr<u32>,
     table: Table,
-    vocab: u32,
+    vocabulary: Vocabulary,
     [width, pitch]: [Side; 2],
     out: Ptr<f32>,
 ) -> Launch {
+    let Vocabulary { tokens: count, first, missing } = vocabulary;
+    let of = |parameters: Parameters| parameters.with(count).with(first).with(missing).side(width);
     let parameters = Parameters::new().ptr(out).ptr(tokens);
     let (kernel, parameters) = match table {
-        Table::Bf16(values) => (Kernel::EmbedBf16, parameters.ptr(values).with(vocab).side(width).side(pitch)),
-        Table::E4m3 { codes, scales } => {
-            (Kernel::EmbedE4m3, parameters.ptr(codes).ptr(scales).with(vocab).side(width).side(pitch))
-        }
+        Table::Bf16(values) => (Kernel::EmbedBf16, of(parameters.ptr(values)).side(pitch)),
+        Table::E4m3 { codes, scales } => (Kernel::EmbedE4m3, of(parameters.ptr(codes).ptr(scales)).side(pitch)),
         Table::E4m3Block { codes, scales } => {
-            (Kernel::EmbedE4m3Block, parameters.ptr(codes).ptr(scales).with(vocab).side(width).side(pitch))
+            (Kernel::EmbedE4m3Block, of(parameters.ptr(codes).ptr(scales)).side(pitch))
         }
-        Table::Int8 { codes, scales } => {
-            (Kernel::EmbedInt8, parameters.ptr(codes).ptr(scales).with(vocab).side(width).side(pitch))
-        }
+        Table::Int8 { codes, scales } => (Kernel::EmbedInt8, of(parameters.ptr(codes).ptr(scales)).side(pitch)),
         Table::Grouped { codes, group_scales, row_scales, group, planes } => {
-            let parameters = parameters.ptr(codes).ptr(group_scales).ptr(row_scales).with(vocab).side(width);
+            let parameters = of(parameters.ptr(codes).ptr(group_scales).ptr(row_scales));
             (Kernel::EmbedGrouped, parameters.with(group).with(planes))
         }
     };
