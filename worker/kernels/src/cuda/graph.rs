@@ -28,7 +28,7 @@ use super::{
     driver::{Address, Graph, Stream},
     kernels::{Kernels, Launch},
 };
-use crate::Result;
+use crate::{KernelError, Result};
 
 /// Rows of a padded decode step. Few enough to be captured soon, close enough to waste little: at most a third of the
 /// rows are padding from 3 rows on, and rows cost little where the weights' bytes are the limit.
@@ -74,7 +74,8 @@ impl Machine {
             Command::Launch(launch) => self.kernels.submit(&self.stream, launch),
             Command::Product(product) => match &self.lt {
                 Some(lt) => lt.submit(&self.stream, product),
-                None => Err(super::cublaslt::missing()),
+                // Whoever plans a product asks first whether the library takes it.
+                None => Err(KernelError::Device("a product of cuBLASLt, which is not loaded".into())),
             },
             // SAFETY: whoever made the command owns the range; memory is unmapped only behind a flush and a wait.
             Command::Fill { at, word, count } => unsafe { self.stream.fill(*at, *word, *count) },
@@ -117,19 +118,23 @@ pub(super) struct Queue {
     mode: Mode,
     lists: Vec<List>,
     notes: Vec<String>,
+    on_note: fn(&str),
     /// What was noted before.
     said: Vec<String>,
     replays: u64,
 }
 
 impl Queue {
-    pub(super) fn new(machine: Machine) -> Self {
-        Self { machine, mode: Mode::Plain, lists: Vec::new(), notes: Vec::new(), said: Vec::new(), replays: 0 }
+    /// `on_note` is called with each note as it comes up.
+    pub(super) fn new(machine: Machine, on_note: fn(&str)) -> Self {
+        let (lists, notes, said) = (Vec::new(), Vec::new(), Vec::new());
+        Self { machine, mode: Mode::Plain, lists, notes, on_note, said, replays: 0 }
     }
 
     /// Adds a sentence for the log, once.
     pub(super) fn note(&mut self, sentence: String) {
         if !self.said.contains(&sentence) {
+            (self.on_note)(&sentence);
             self.said.push(sentence.clone());
             self.notes.push(sentence);
         }
