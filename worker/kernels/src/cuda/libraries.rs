@@ -35,6 +35,7 @@ pub(super) enum Library {
     /// Matrix products.
     CublasLt,
     /// Exchange between devices.
+    #[allow(dead_code, reason = "loaded where several devices compute one model")]
     Nccl,
 }
 
@@ -162,7 +163,7 @@ fn search<T>(
     surroundings: &Surroundings,
     open: impl Fn(&Path) -> std::result::Result<T, String>,
 ) -> Result<T> {
-    let mut refusals = Vec::new();
+    let mut refusals: Vec<String> = Vec::new();
     let mut in_folders = |folders: &[PathBuf]| {
         // A newer version in a later folder of one place comes before an older one in an earlier. A name without a version
         // may be of either.
@@ -185,12 +186,11 @@ fn search<T>(
     let looked: Vec<String> =
         given.iter().chain(places.iter().flatten()).map(|folder| folder.display().to_string()).collect();
     let looked = if looked.is_empty() { String::new() } else { format!(" and in {}", looked.join(", ")) };
-    let refusals: String = refusals.iter().map(|why| format!("; {why}")).collect();
     Err(KernelError::Device(format!(
-        "no {}: {} was not found on the loader's path{looked}{refusals}; {}",
+        "no {}: {} was not found on the loader's path{looked}; {}",
         library.title(),
         library.names().get(1).unwrap_or(&""),
-        library.help()
+        [refusals, vec![library.help().to_owned()]].concat().join("; ")
     )))
 }
 
@@ -271,7 +271,8 @@ mod tests {
         let broken = file(&site.join("nccl/lib"), "libnccl.so.2", "broken");
         let surroundings = Surroundings { prefixes: vec![root.path().into()], ..Surroundings::default() };
         let given = root.path().join("mine");
-        let error = search(Library::Nccl, &[given.clone()], &surroundings, loader(&[])).unwrap_err().to_string();
+        let error =
+            search(Library::Nccl, std::slice::from_ref(&given), &surroundings, loader(&[])).unwrap_err().to_string();
         for part in [
             "no NCCL: libnccl.so.2 was not found on the loader's path",
             &given.display().to_string(),

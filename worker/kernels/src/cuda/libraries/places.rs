@@ -106,7 +106,9 @@ mod tests {
     /// A folder with these folders in it.
     fn tree(folders: &[&str]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
-        folders.iter().for_each(|folder| fs::create_dir_all(root.path().join(folder)).unwrap());
+        for folder in folders {
+            fs::create_dir_all(root.path().join(folder)).unwrap();
+        }
         root
     }
 
