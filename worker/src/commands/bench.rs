@@ -10,10 +10,9 @@ use modelprofile_engine::{
     checkpoint::Checkpoint,
     model::{Model, ProfileWeights},
 };
-use modelprofile_kernels::{
-    BLOCK_TOKENS, Device, KvFormat, KvScales, SequenceSpan, StepPlan,
-    cpu::{Cpu, probe},
-};
+use modelprofile_kernels::{BLOCK_TOKENS, Backend, Device, KvFormat, KvScales, SequenceSpan, StepPlan};
+
+use super::{Devices, on_device};
 
 /// Options of `bench`.
 #[derive(Debug, Args)]
@@ -48,31 +47,30 @@ pub(super) struct Bench {
     cache: super::Cache,
 }
 
-/// A model on the CPU with a cache large enough for the largest case.
-struct Rig {
-    cpu: Cpu,
-    model: Model<Cpu>,
-    kv: <Cpu as Device>::Kv,
+/// A model on a device with a cache large enough for the largest case.
+struct Rig<B: Backend> {
+    device: B,
+    model: Model<B>,
+    kv: <B as Device>::Kv,
     vocab: usize,
 }
 
-impl Rig {
-    fn new(bench: &Bench, config: &ModelConfig) -> anyhow::Result<Self> {
-        let cpu = bench.compute.backend()?;
+impl<B: Backend> Rig<B> {
+    fn new(device: B, bench: &Bench, config: &ModelConfig) -> anyhow::Result<Self> {
         let layout = config.kv_layout(KvFormat::Bf16);
         let longest = bench.prefill.iter().copied().max().unwrap_or(0);
         let batch = bench.batch.iter().copied().max().unwrap_or(1);
         let sequence = (bench.context + bench.tokens).div_ceil(BLOCK_TOKENS);
         let blocks = (batch * sequence).max(longest.div_ceil(BLOCK_TOKENS));
-        let kv = cpu.kv(layout, &KvScales::unit(&layout), blocks, blocks)?;
-        let model = Model::new(&cpu, config, bench.chunk.max(batch))?;
-        Ok(Self { cpu, model, kv, vocab: config.vocab })
+        let kv = device.kv(layout, &KvScales::unit(&layout), blocks, blocks)?;
+        let model = Model::new(&device, config, bench.chunk.max(batch))?;
+        Ok(Self { device, model, kv, vocab: config.vocab })
     }
 
     /// Computes `rows` tokens at `position` for each of `batch` sequences, logits of the last row of each.
     fn step(
         &mut self,
-        weights: &ProfileWeights<Cpu>,
+        weights: &ProfileWeights<B>,
         batch: usize,
         blocks: usize,
         position: usize,
@@ -91,12 +89,12 @@ impl Rig {
                 .collect(),
             logit_rows: (0..batch).map(|s| s * rows + rows - 1).collect(),
         };
-        self.model.step(&mut self.cpu, weights, &[], &mut self.kv, &plan, &mut |_, _| Ok(()))?;
+        self.model.step(&mut self.device, weights, &[], &mut self.kv, &plan, &mut |_, _| Ok(()))?;
         Ok(())
     }
 
     /// Tokens per second of one prompt, computed in chunks; best of three.
-    fn prefill(&mut self, weights: &ProfileWeights<Cpu>, tokens: usize, chunk: usize) -> anyhow::Result<f64> {
+    fn prefill(&mut self, weights: &ProfileWeights<B>, tokens: usize, chunk: usize) -> anyhow::Result<f64> {
         let mut best = f64::INFINITY;
         for _ in 0..3 {
             let start = Instant::now();
@@ -109,7 +107,7 @@ impl Rig {
     }
 
     /// Tokens per second of a batch of decodes; median step.
-    fn decode(&mut self, weights: &ProfileWeights<Cpu>, batch: usize, bench: &Bench) -> anyhow::Result<f64> {
+    fn decode(&mut self, weights: &ProfileWeights<B>, batch: usize, bench: &Bench) -> anyhow::Result<f64> {
         let blocks = (bench.context + bench.tokens).div_ceil(BLOCK_TOKENS);
         let mut times = Vec::with_capacity(bench.tokens);
         for index in 0..bench.tokens {
@@ -125,15 +123,21 @@ impl Rig {
 impl Bench {
     pub(super) fn run(self) -> anyhow::Result<()> {
         anyhow::ensure!(self.tokens > 0 && self.chunk > 0, "--tokens and --chunk must be at least 1");
+        let chosen = self.compute.choose(&self.cache.directory(), None)?;
+        on_device!(chosen, |devices| self.measure(devices))
+    }
+
+    fn measure<D: Devices>(&self, devices: &D) -> anyhow::Result<()> {
         let checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
         let config = checkpoint.config();
         let store = Store::new(&self.cache.directory());
-        let mut rig = Rig::new(&self, config)?;
-        let machine = probe::Machine::measure(&rig.cpu);
+        let mut rig = Rig::new(devices.open()?, self, config)?;
+        let machine = devices.limits(&rig.device);
         let linear = (config.layers
             * (config.hidden * (2 * config.heads + 2 * config.kv_heads) * config.head_dim
                 + 3 * config.hidden * config.intermediate)) as f64;
         if self.limits {
+            let machine = machine.context("--limits measures a CPU: run it with --device cpu")?;
             let format = *self.format.first().context("--format names no format")?;
             let artifact = store.prepare(&checkpoint, format, &mut |_| {})?;
             println!(
@@ -146,45 +150,43 @@ impl Bench {
             );
             return Ok(());
         }
-        println!(
-            "machine: {} threads, {:.1} GB/s read, VNNI {:.2} TOP/s, BF16 {:.2} TFLOP/s",
-            machine.threads,
-            machine.read_bandwidth / 1e9,
-            machine.int8_operations / 1e12,
-            machine.bf16_operations / 1e12
-        );
+        match &machine {
+            Some(machine) => println!(
+                "machine: {} threads, {:.1} GB/s read, VNNI {:.2} TOP/s, BF16 {:.2} TFLOP/s",
+                machine.threads,
+                machine.read_bandwidth / 1e9,
+                machine.int8_operations / 1e12,
+                machine.bf16_operations / 1e12
+            ),
+            None => println!("machine: {}", rig.device.name()),
+        }
         println!("{:<14} {:<16} {:>10} {:>22}", "format", "case", "tokens/s", "of the machine");
+        let line = |format: WeightFormat, case: String, speed: f64, part: Option<(f64, &str)>| {
+            let part = part.map_or(String::new(), |(part, of)| format!(" {:>11.1}% {of}", part * 100.0));
+            println!("{:<14} {case:<16} {speed:>10.1}{part}", format.canonical());
+        };
         for format in &self.format {
             let artifact = store.prepare(&checkpoint, *format, &mut |_| {})?;
-            let weights = ProfileWeights::load(&rig.cpu, config, &artifact)?;
-            let (peak, unit) = match format {
+            let weights = ProfileWeights::load(&rig.device, config, &artifact)?;
+            let peak = machine.map(|machine| match format {
                 WeightFormat::Bf16
                 | WeightFormat::Fp8
                 | WeightFormat::Fp8Tensor
                 | WeightFormat::Fp8Static
                 | WeightFormat::Fp8Block => (machine.bf16_operations, "BF16 peak"),
                 _ => (machine.int8_operations, "VNNI peak"),
-            };
+            });
             for tokens in &self.prefill {
                 let speed = rig.prefill(&weights, *tokens, self.chunk)?;
                 // The linear layers' two operations per weight and token; attention is not counted.
-                let fraction = 2.0 * linear * speed / peak;
-                println!(
-                    "{:<14} {:<16} {speed:>10.1} {:>11.1}% {unit}",
-                    format.canonical(),
-                    format!("prefill {tokens}"),
-                    fraction * 100.0
-                );
+                let part = peak.map(|(peak, of)| (2.0 * linear * speed / peak, of));
+                line(*format, format!("prefill {tokens}"), speed, part);
             }
             for batch in &self.batch {
-                let speed = rig.decode(&weights, *batch, &self)?;
+                let speed = rig.decode(&weights, *batch, self)?;
                 let bytes = artifact.weight_bytes() as f64 * speed / *batch as f64;
-                println!(
-                    "{:<14} {:<16} {speed:>10.1} {:>11.1}% bandwidth",
-                    format.canonical(),
-                    format!("decode x{batch}"),
-                    bytes / machine.read_bandwidth * 100.0
-                );
+                let part = machine.map(|machine| (bytes / machine.read_bandwidth, "bandwidth"));
+                line(*format, format!("decode x{batch}"), speed, part);
             }
         }
         Ok(())

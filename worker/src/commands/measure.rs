@@ -10,7 +10,7 @@ use modelprofile_engine::{
     checkpoint::Checkpoint,
 };
 
-use super::Compute;
+use super::Devices;
 use crate::{
     app::App,
     outcome::Invalid,
@@ -19,13 +19,13 @@ use crate::{
 };
 
 /// What measuring needs, whatever the artifact.
-pub(super) struct Measure<'a> {
+pub(super) struct Measure<'a, D> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) cache: &'a Path,
-    pub(super) compute: &'a Compute,
+    pub(super) devices: &'a D,
 }
 
-impl Measure<'_> {
+impl<D: Devices> Measure<'_, D> {
     /// Tells the gate the quality of each artifact of the ladder, which is measured first where it was not.
     ///
     /// # Errors
@@ -62,10 +62,10 @@ impl Measure<'_> {
         dataset: &Dataset,
         progress: &mut dyn FnMut(Progress),
     ) -> anyhow::Result<MeasuredQuality> {
-        let dataset = dataset.clone().with_activations(self.compute.activations());
+        let dataset = dataset.clone().with_activations(self.devices.activations());
         match load(artifact.directory(), &dataset) {
             Some(found) => Ok(found),
-            None => measure_or_load(self.compute.backend()?, self.cache, self.checkpoint, artifact, &dataset, progress),
+            None => measure_or_load(self.devices.open()?, self.cache, self.checkpoint, artifact, &dataset, progress),
         }
     }
 }

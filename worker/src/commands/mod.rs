@@ -2,6 +2,7 @@
 
 mod bench;
 mod calibration;
+mod device;
 mod evaluate;
 mod export;
 mod follow;
@@ -20,10 +21,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use modelprofile_engine::{Method, WeightFormat, ZeroPoint, quantize::Recipe};
-use modelprofile_kernels::{
-    GroupedActivations, KvFormat,
-    cpu::{Cpu, CpuOptions},
-};
+use modelprofile_kernels::KvFormat;
+
+use device::{Compute, Devices, on_device};
 
 /// Text that calibration looks at when the manifest names none.
 const CALIBRATION: &str = include_str!("../texts/calibration.txt");
@@ -78,40 +78,6 @@ pub fn logging() {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-}
-
-/// Options of commands that compute.
-#[derive(Debug, Clone, Args)]
-struct Compute {
-    /// Compute threads [default: the machine's cores].
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
-    /// Activations of group-wise formats: INT8 (fast) or BF16 (W4A16).
-    #[arg(long, value_enum, default_value = "int8")]
-    activations: Activations,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Activations {
-    Int8,
-    Bf16,
-}
-
-impl Compute {
-    fn backend(&self) -> anyhow::Result<Cpu> {
-        Ok(Cpu::new(CpuOptions { threads: self.threads(), isa: None, grouped_activations: self.activations() })?)
-    }
-
-    fn activations(&self) -> GroupedActivations {
-        match self.activations {
-            Activations::Int8 => GroupedActivations::Int8,
-            Activations::Bf16 => GroupedActivations::Bf16,
-        }
-    }
-
-    fn threads(&self) -> usize {
-        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get)).max(1)
-    }
 }
 
 /// The artifact cache, by default in the user's cache directory.

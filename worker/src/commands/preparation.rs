@@ -18,9 +18,11 @@ use modelprofile_engine::{
     serve::{EngineConfig, prepare},
     text::Text,
 };
-use modelprofile_kernels::{KvFormat, cpu::Cpu};
+use modelprofile_kernels::{GroupedActivations, KvFormat};
 
 use super::{
+    Devices,
+    device::Chosen,
     measure::Measure,
     original::{self, Original},
 };
@@ -55,7 +57,6 @@ pub(super) struct Ladder {
 
 /// Everything that an engine starts from.
 pub(super) struct Prepared {
-    pub(super) backend: Cpu,
     pub(super) checkpoint: Checkpoint,
     pub(super) text: Text,
     /// Its bounds of serving are all zero: whoever starts an engine sets them.
@@ -83,13 +84,21 @@ impl Preparation {
         &self.config
     }
 
-    /// The text that quality is measured with, as it is scored here.
+    /// The device to prepare the ladder and serve it on.
+    ///
+    /// # Errors
+    /// See [`Compute::choose`](super::Compute::choose).
+    pub(super) fn device(&self, ladder: &Ladder) -> anyhow::Result<Chosen> {
+        self.compute.choose(&self.cache.directory(), ladder.manifest.memory_budget_bytes())
+    }
+
+    /// The text that quality is measured with, as it is scored with these activations.
     ///
     /// # Errors
     /// It cannot be read.
-    pub(super) fn dataset(&self, quality: &Quality) -> anyhow::Result<Dataset> {
+    pub(super) fn dataset(&self, quality: &Quality, activations: GroupedActivations) -> anyhow::Result<Dataset> {
         let dataset = super::measure::dataset(quality, self.volumes.directory())?;
-        Ok(dataset.with_activations(self.compute.activations()))
+        Ok(dataset.with_activations(activations))
     }
 
     /// Reads the manifest.
@@ -141,7 +150,7 @@ impl Preparation {
     ///
     /// # Errors
     /// Each says what to do; [`crate::outcome`] knows what kind it is.
-    pub(super) fn run(&self, app: &App, ladder: &Ladder) -> anyhow::Result<Prepared> {
+    pub(super) fn run<D: Devices>(&self, devices: &D, app: &App, ladder: &Ladder) -> anyhow::Result<Prepared> {
         let spec = ladder.manifest.spec();
         let cache = self.cache.directory();
         let say = |activity: &str| {
@@ -155,22 +164,28 @@ impl Preparation {
         };
         let model = fetch(!spec.cache.keep_original)?;
         if model.pruned.is_none() {
-            return self.with_model(model, app, ladder);
+            return self.with_model(devices, model, app, ladder);
         }
         let error = match original::open(&model) {
             Err(error) => error,
-            Ok(_) => match self.with_model(model, app, ladder) {
+            Ok(_) => match self.with_model(devices, model, app, ladder) {
                 Err(error) if original::is_missing(&error) => error,
                 other => return other,
             },
         };
         tracing::info!("{error:#}; fetching the original again");
         let model = fetch(false).with_context(|| format!("{error:#}"))?;
-        self.with_model(model, app, ladder)
+        self.with_model(devices, model, app, ladder)
     }
 
     /// [`Self::run`] with the model at hand.
-    fn with_model(&self, model: Located, app: &App, ladder: &Ladder) -> anyhow::Result<Prepared> {
+    fn with_model<D: Devices>(
+        &self,
+        devices: &D,
+        model: Located,
+        app: &App,
+        ladder: &Ladder,
+    ) -> anyhow::Result<Prepared> {
         let spec = ladder.manifest.spec();
         let checkpoint = original::open(&model)?;
         let text = Text::load(&checkpoint)?;
@@ -178,7 +193,7 @@ impl Preparation {
         let finder = Finder::new(&self.cache.directory(), &checkpoint, &calibration);
         let config = EngineConfig {
             cache: self.cache.directory(),
-            threads: self.compute.threads(),
+            threads: devices.threads(),
             profiles: ladder.profiles.iter().map(|profile| finder.meant(profile)).collect(),
             calibration,
             start: None,
@@ -188,7 +203,7 @@ impl Preparation {
             max_running: 0,
             max_waiting: 0,
         };
-        let mut backend = self.compute.backend()?;
+        let mut backend = devices.open()?;
         let artifacts =
             prepare(&mut backend, &checkpoint, &config, &mut |index, progress| app.progress(index, progress))?;
         app.prepare(|state| {
@@ -204,13 +219,14 @@ impl Preparation {
             let progress = &mut |progress| app.progress(0, progress);
             kv_scales(&mut backend, &checkpoint, &config.cache, &layout, &config.calibration, progress)?;
         }
-        let measure = Measure { checkpoint: &checkpoint, cache: &config.cache, compute: &self.compute };
+        drop(backend);
+        let measure = Measure { checkpoint: &checkpoint, cache: &config.cache, devices };
         measure.ladder(app, (&spec.quality, self.volumes.directory()), &config.profiles, &artifacts)?;
         // One that could not be measured may be next time, for which the original is needed.
         let measured = config.profiles.iter().all(|profile| app.gate.quality(&profile.name).is_some());
         let prune = !spec.cache.keep_original && measured;
         let original = prune.then(|| Original::of(model, &checkpoint, &config.cache)).flatten();
-        Ok(Prepared { backend, checkpoint, text, config, artifacts, finder, original })
+        Ok(Prepared { checkpoint, text, config, artifacts, finder, original })
     }
 }
 

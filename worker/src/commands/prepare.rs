@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{
     listen::{ADMIN_CONNECTIONS, Listen},
+    on_device,
     original::Original,
     preparation::{Ladder, Preparation, Prepared},
 };
@@ -102,7 +103,9 @@ async fn watched(
             asked.preparation.fetch(&preparing, &ladder)
         } else {
             let prune = |prepared: Prepared| prepared.original.into_iter().for_each(Original::prune);
-            asked.preparation.run(&preparing, &ladder).map(prune)
+            asked.preparation.device(&ladder).and_then(|chosen| {
+                on_device!(chosen, |devices| asked.preparation.run(devices, &preparing, &ladder)).map(prune)
+            })
         };
         let prepared = prepared.map(|()| preparing.preparation().profiles);
         // Nobody waits any more when the process is about to end.

@@ -13,7 +13,9 @@ use modelprofile_engine::{
 };
 
 use super::{
+    Devices,
     measure::{Measure, figures},
+    on_device,
     original::{self, Reference},
     plan::Measured,
 };
@@ -50,29 +52,34 @@ pub(super) struct Quantize {
 impl Quantize {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let cache = self.cache.directory();
-        if self.plan {
-            return self.print_plan(&cache);
-        }
-        let model = self.fetch.fetch(&self.model, &cache)?;
+        let chosen = self.compute.choose(&cache, None)?;
+        on_device!(chosen, |devices| if self.plan {
+            self.print_plan(devices, &cache)
+        } else {
+            self.quantize(devices, &cache)
+        })
+    }
+
+    fn quantize<D: Devices>(&self, devices: &D, cache: &Path) -> anyhow::Result<()> {
+        let model = self.fetch.fetch(&self.model, cache)?;
         let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         // A format that does not fit is not found out after hours of another.
         self.format.iter().try_for_each(|recipe| recipe.fits(checkpoint.config()))?;
-        let store = Store::new(&cache);
+        let store = Store::new(cache);
         let reference = Reference::before(&store, &checkpoint);
-        let measure = Measure { checkpoint: &checkpoint, cache: &cache, compute: &self.compute };
+        let measure = Measure { checkpoint: &checkpoint, cache, devices };
         let calibration = self.calibration.needed_by(&self.format, &checkpoint)?;
-        let mut backend = self.compute.backend()?;
-        for recipe in self.format {
+        for &recipe in &self.format {
             let (bar, start) = (super::progress_bar(&recipe.canonical()), Instant::now());
             let artifact = store.prepare_calibrated(
-                &mut backend,
-                self.compute.threads(),
+                &mut devices.open()?,
+                devices.threads(),
                 &checkpoint,
                 recipe,
                 calibration.as_ref(),
                 &mut |progress| show(&bar, progress),
             )?;
-            super::model::write_cards(&cache, &[&artifact], &model, checkpoint.name());
+            super::model::write_cards(cache, &[&artifact], &model, checkpoint.name());
             let (manifest, seconds) = (artifact.manifest(), start.elapsed().as_secs_f64());
             println!(
                 "{}  {} MiB  {}  {seconds:.1} s  {:.2} M parameters/s",
@@ -93,12 +100,12 @@ impl Quantize {
     }
 
     /// Prints the plan, from what describes the model alone: who plans has not decided to fetch its weights.
-    fn print_plan(&self, cache: &Path) -> anyhow::Result<()> {
+    fn print_plan<D: Devices>(&self, devices: &D, cache: &Path) -> anyhow::Result<()> {
         let model = self.fetch.describe(&self.model, cache)?;
         let checkpoint = original::describe(&model)?;
         self.format.iter().try_for_each(|recipe| recipe.fits(checkpoint.config()))?;
         let calibration = self.calibration.needed_by(&self.format, &checkpoint)?;
-        let speeds = Speeds::measure(&mut self.compute.backend()?, self.compute.threads())?;
+        let speeds = Speeds::measure(&mut devices.open()?, devices.threads())?;
         let tokens = calibration.as_ref().map(|calibration| calibration.tokens().len());
         let measured = if self.no_measure { None } else { Some(measured(&checkpoint)?) };
         super::plan::print(checkpoint.name(), checkpoint.config(), &self.format, tokens, measured.as_ref(), &speeds);

@@ -13,8 +13,10 @@ use modelprofile_engine::serve::{EngineConfig, start_with};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
+    Devices,
     follow::{Follower, Held, Seen},
     listen::{ADMIN_CONNECTIONS, Listen},
+    on_device,
     original::Original,
     preparation::{Ladder, Preparation, Prepared},
 };
@@ -43,15 +45,16 @@ pub(super) struct Serve {
     /// Directory of the API's keys, one in each file, read anew when files come and go. MODELPROFILE_API_KEYS adds more.
     #[arg(long, value_name = "DIR")]
     api_keys_dir: Option<PathBuf>,
-    /// Most requests computed at once.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = super::at_least_one)]
-    max_running: usize,
+    /// Most requests computed at once [default: 64 on the CPU, 256 on a GPU].
+    #[arg(long, value_name = "N", value_parser = super::at_least_one)]
+    max_running: Option<usize>,
     /// Most requests that may wait; more get 429.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = super::at_least_one)]
     max_waiting: usize,
-    /// Most tokens of a step, prompts and decodes together. While streams run, a step is also held to about 100 ms.
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = super::at_least_one)]
-    max_batched_tokens: usize,
+    /// Most tokens of a step, prompts and decodes together [default: 256 on the CPU, 2048 on a GPU]. While streams run, a step
+    /// is also held to about 100 ms.
+    #[arg(long, value_name = "N", value_parser = super::at_least_one)]
+    max_batched_tokens: Option<usize>,
     /// Most connections open to the API; more wait until one closes.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: u32,
@@ -110,7 +113,11 @@ impl Serve {
         let (failed, failure) = tokio::sync::oneshot::channel();
         let preparing = app.clone();
         std::thread::Builder::new().name("prepare".into()).spawn(move || {
-            match self.load(&preparing, &ladder) {
+            let loaded = self
+                .preparation
+                .device(&ladder)
+                .and_then(|chosen| on_device!(chosen, |devices| self.load(devices, &preparing, &ladder)));
+            match loaded {
                 Ok(Loaded { ready, original, follower }) => {
                     tracing::info!("ready");
                     preparing.set_ready(ready);
@@ -163,18 +170,22 @@ impl Serve {
     }
 
     /// Prepares the profiles and starts the engine.
-    fn load<'a>(&'a self, app: &'a App, ladder: &Ladder) -> anyhow::Result<Loaded<'a>> {
+    fn load<'a, D: Devices>(&'a self, devices: &D, app: &'a App, ladder: &Ladder) -> anyhow::Result<Loaded<'a>> {
         let manifest = &ladder.manifest;
-        let Prepared { backend, checkpoint, text, config, artifacts, finder, original } =
-            self.preparation.run(app, ladder)?;
+        let Prepared { checkpoint, text, config, artifacts, finder, original } =
+            self.preparation.run(devices, app, ladder)?;
         let default = self.profile.as_deref().unwrap_or(&manifest.resting_profile().name);
         let wanted = start_profile(self.start_profile_file.as_deref(), manifest, default);
+        let backend = devices.open()?;
+        app.metrics.set_device(&backend.name());
+        let serving = devices.serving();
+        let max_batched_tokens = self.max_batched_tokens.unwrap_or(serving.batched_tokens);
         let config = EngineConfig {
             start: Some(first_profile(app, &wanted)),
-            memory_budget: manifest.memory_budget_bytes().map_or_else(default_budget, Ok)?,
+            memory_budget: devices.budget(&backend)?,
             max_context_tokens: manifest.spec().model.max_context_tokens.map(|t| t as usize),
-            max_batched_tokens: self.max_batched_tokens,
-            max_running: self.max_running.min(self.max_batched_tokens),
+            max_batched_tokens,
+            max_running: self.max_running.unwrap_or(serving.running).min(max_batched_tokens),
             max_waiting: self.max_waiting,
             ..config
         };
@@ -188,6 +199,7 @@ impl Serve {
             app,
             engine: engine.clone(),
             finder,
+            activations: devices.activations(),
             kv: config.profiles.first().context("the ladder has no profile")?.kv,
             running: manifest.clone(),
             held: held.collect(),
@@ -240,14 +252,6 @@ fn end_of_stdin() -> std::io::Result<tokio::sync::oneshot::Receiver<()>> {
         let _ = ended.send(());
     })?;
     Ok(end)
-}
-
-/// Three quarters of the machine's memory.
-fn default_budget() -> anyhow::Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").context("set placement.memoryBudget")?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:")).context("set placement.memoryBudget")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("set placement.memoryBudget")?;
-    Ok(kib * 1024 / 4 * 3)
 }
 
 #[cfg(test)]

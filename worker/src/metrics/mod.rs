@@ -88,6 +88,13 @@ impl Metrics {
         }
     }
 
+    /// Tells which device computes.
+    pub fn set_device(&self, name: &str) {
+        let device = &self.0.series.device;
+        device.reset();
+        device.with_label_values(&[name]).set(1.0);
+    }
+
     /// Generated tokens per second over the last five seconds.
     pub fn tokens_per_second(&self) -> f64 {
         let mut recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -179,6 +186,16 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn the_device_is_told_once_it_is_known() {
+        let metrics = Metrics::new("m");
+        assert!(!metrics.render(None).contains("modelprofile_device_info{"));
+        metrics.set_device("NVIDIA H100 \"80GB\"");
+        let line = r#"modelprofile_device_info{device="NVIDIA H100 \"80GB\"",model_name="m"} 1"#;
+        let text = metrics.render(None);
+        assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
     }
 
     #[test]

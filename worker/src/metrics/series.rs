@@ -30,6 +30,7 @@ pub(super) struct Series {
     pub(super) cache_config: GaugeVec,
     pub(super) memory: GaugeVec,
     pub(super) active: GaugeVec,
+    pub(super) device: GaugeVec,
     pub(super) time_to_first_token: Histogram,
     pub(super) inter_token: Histogram,
     pub(super) request: Histogram,
@@ -93,6 +94,12 @@ impl Series {
                 "modelprofile_active_profile",
                 "1 for the profile that computes, 0 for the others of the ladder.",
                 &["profile"],
+            ),
+            device: gauges(
+                r,
+                "modelprofile_device_info",
+                "1, labelled with the device that the model is computed on.",
+                &["device"],
             ),
             time_to_first_token: histogram(
                 r,

@@ -72,19 +72,19 @@ impl Cuda {
         }
         let physical = Physical::new(&gpu.context, budget)?;
         let arena = Arena::new(&physical, budget)?;
-        let images = Images { shipped: options.shipped.clone(), cache: options.cache.clone() };
-        let kernels = Kernels::new(&gpu.context, images, gpu.info.capability, driver_version()?);
+        let kernels = Kernels::new(&gpu.context, Images::of(&options), gpu.info.capability, driver_version()?);
         for unit in [UnitName::rows, UnitName::rotary, UnitName::linear] {
             kernels.need(unit)?;
         }
         let mut notes = Vec::new();
-        let lt = if Lt::is_present() {
-            Some(Lt::new(arena.block(options.matmul_workspace)?)?)
-        } else {
-            notes.push(format!("own kernels compute all products: {}", super::cublaslt::missing()));
-            None
+        let lt = match Lt::load() {
+            Ok(()) => Some(Lt::new(arena.block(options.matmul_workspace)?)?),
+            Err(why) => {
+                notes.push(format!("own kernels compute all products, slower for many rows: {why}"));
+                None
+            }
         };
-        let mut queue = Queue::new(Machine { stream: gpu.compute.clone(), kernels, lt, member: None });
+        let mut queue = Queue::new(Machine { stream: gpu.compute.clone(), kernels, lt, member: None }, options.on_note);
         for note in notes {
             queue.note(note);
         }

@@ -17,6 +17,10 @@ use std::{
 
 use cudarc::nvrtc::sys;
 
+use super::{
+    device::CudaOptions,
+    libraries::{Library, load},
+};
 use crate::{KernelError, Result};
 
 /// A translation unit: files one behind the other, the primitives first.
@@ -55,6 +59,21 @@ pub enum Origin {
 }
 
 impl Images {
+    /// As a device's options name them.
+    pub(super) fn of(options: &CudaOptions) -> Self {
+        Self { shipped: options.shipped.clone(), cache: options.cache.clone() }
+    }
+
+    /// Whether the images of these units came with the program, or can be compiled.
+    ///
+    /// # Errors
+    /// [`KernelError::Device`] when NVRTC is needed and missing.
+    pub(super) fn obtainable(&self, units: &[Unit], capability: (i32, i32)) -> Result<()> {
+        let made_of = |unit: &Unit| of(&unit.source(), &options(capability));
+        let shipped = |folder: &PathBuf| units.iter().all(|unit| path(folder, unit, made_of(unit)).is_file());
+        if self.shipped.as_ref().is_some_and(shipped) { Ok(()) } else { nvrtc_version().map(drop) }
+    }
+
     /// The image of a unit for a device.
     ///
     /// # Errors
@@ -62,7 +81,7 @@ impl Images {
     /// cannot be written is no error.
     pub fn get(&self, unit: &Unit, capability: (i32, i32), driver: i32) -> Result<(Vec<u8>, Origin)> {
         let (source, options) = (unit.source(), options(capability));
-        let made_of = Hash::new().with(source.as_bytes()).with(options.join(" ").as_bytes());
+        let made_of = of(&source, &options);
         if let Some(folder) = &self.shipped
             && let Some(image) = read(&path(folder, unit, made_of), made_of)
         {
@@ -93,7 +112,7 @@ impl Images {
     pub fn ship(folder: &Path, unit: &Unit, capability: (i32, i32)) -> Result<PathBuf> {
         nvrtc_version()?;
         let (source, options) = (unit.source(), options(capability));
-        let made_of = Hash::new().with(source.as_bytes()).with(options.join(" ").as_bytes());
+        let made_of = of(&source, &options);
         let file = path(folder, unit, made_of);
         write(&file, made_of, &compile(unit.name, &source, &options)?)?;
         Ok(file)
@@ -111,6 +130,11 @@ fn options((major, minor): (i32, i32)) -> Vec<String> {
         // No unit uses all the primitives that it is compiled behind.
         "--diag-suppress=177".into(),
     ]
+}
+
+/// What an image is made of.
+fn of(source: &str, options: &[String]) -> Hash {
+    Hash::new().with(source.as_bytes()).with(options.join(" ").as_bytes())
 }
 
 fn path(folder: &Path, unit: &Unit, hash: Hash) -> PathBuf {
@@ -174,15 +198,7 @@ fn write(file: &Path, made_of: Hash, image: &[u8]) -> Result<()> {
 }
 
 fn nvrtc_version() -> Result<(c_int, c_int)> {
-    // SAFETY: looks for a library and loads it.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(KernelError::Device(
-            "no NVRTC: libnvrtc.so.13 (or .12) was not found, and there are no compiled kernels for this GPU; install the \
-             CUDA runtime libraries (or `pip install nvidia-cuda-nvrtc` and name its folder in LD_LIBRARY_PATH), or start \
-             with the folder of shipped kernels"
-                .into(),
-        ));
-    }
+    load(Library::Nvrtc)?;
     let (mut major, mut minor) = (0, 0);
     // SAFETY: two places to write.
     check("nvrtcVersion", unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) })?;

@@ -20,6 +20,7 @@ use cudarc::cublaslt::sys;
 
 use super::{
     driver::{Address, Stream},
+    libraries::{Library, load},
     memory::{Block, lock},
 };
 use crate::{KernelError, Result};
@@ -79,15 +80,6 @@ pub(super) struct Product {
     pub(super) scales: [Address; 2],
 }
 
-/// The error value of a missing library.
-pub(super) fn missing() -> KernelError {
-    KernelError::Device(
-        "no cuBLASLt: libcublasLt.so.13 (or .12) was not found; install the CUDA runtime libraries (or `pip install \
-         nvidia-cublas` and name its folder in LD_LIBRARY_PATH)"
-            .into(),
-    )
-}
-
 fn check(call: &str, code: sys::cublasStatus_t) -> Result<()> {
     if code == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS {
         return Ok(());
@@ -107,13 +99,15 @@ pub(super) struct Lt {
 unsafe impl Send for Lt {}
 
 impl Lt {
-    /// True when the library is there.
-    pub(super) fn is_present() -> bool {
-        // SAFETY: looks for a library and loads it.
-        unsafe { sys::is_culib_present() }
+    /// Loads the library.
+    ///
+    /// # Errors
+    /// [`KernelError::Device`]: it is not there; where was looked, and what helps.
+    pub(super) fn load() -> Result<()> {
+        load(Library::CublasLt).map(drop)
     }
 
-    /// Opens the library, which [`Self::is_present`], in the current context.
+    /// Begins to use the library, which is loaded, in the current context.
     pub(super) fn new(workspace: Block) -> Result<Self> {
         let mut handle = ptr::null_mut();
         // SAFETY: a place to write.

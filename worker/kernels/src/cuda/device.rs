@@ -8,7 +8,12 @@ use std::{
 
 use cudarc::driver::sys;
 
-use super::driver::{Context, Stream, check};
+use super::{
+    compile::Images,
+    driver::{Context, Stream, check},
+    kernels,
+    libraries::{Library, load},
+};
 use crate::{KernelError, Result};
 
 /// The oldest driver interface that the bindings' functions are all of: driver 580.
@@ -37,6 +42,8 @@ pub struct CudaOptions {
     pub any_capability: bool,
     /// Workspace of cuBLASLt, fixed. 32 MiB is what it recommends for this architecture.
     pub matmul_workspace: usize,
+    /// Called with each sentence for the log as it comes up, and once for each fact: what runs slower than it could, and why.
+    pub on_note: fn(&str),
 }
 
 impl Default for CudaOptions {
@@ -50,6 +57,7 @@ impl Default for CudaOptions {
             deterministic: false,
             any_capability: false,
             matmul_workspace: 32 << 20,
+            on_note: |_| {},
         }
     }
 }
@@ -84,14 +92,7 @@ pub fn available() -> Result<Vec<DeviceInfo>> {
 
 /// Loads and starts the driver.
 fn initialize() -> Result<()> {
-    // SAFETY: looks for a library and loads it; its initializers are the driver's own.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(KernelError::Device(
-            "no CUDA driver: libcuda.so.1 was not found or did not load; install the NVIDIA driver (580 or later), in a \
-             container start it with the NVIDIA runtime, or run with the CPU as the device"
-                .into(),
-        ));
-    }
+    load(Library::Driver)?;
     let mut version: c_int = 0;
     // SAFETY: a place to write; may be called before `cuInit`.
     check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&raw mut version) })?;
@@ -158,21 +159,38 @@ pub(super) struct Gpu {
 impl Gpu {
     /// Opens the device that the options name.
     pub(super) fn open(options: &CudaOptions) -> Result<Self> {
-        initialize()?;
-        let (device, info) = describe(options.ordinal)?;
-        accept(&info, options.any_capability)?;
-        use sys::CUdevice_attribute as Attribute;
-        if attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED)? == 0 {
-            return Err(KernelError::Device(format!(
-                "{} has no virtual memory management, which the cache and the weights are placed with (some virtual GPUs \
-                 lack it)",
-                info.name
-            )));
-        }
+        let (device, info) = examine(options)?;
         let context = Context::retain(device)?;
         let (compute, copies) = (Stream::new(&context)?, Stream::new(&context)?);
         Ok(Self { info, context, compute, copies })
     }
+}
+
+/// The device that the options name, if it can be computed on: it is there, is of a kind that the kernels were made for, and
+/// the kernels came with the program or can be compiled. Opens nothing.
+///
+/// # Errors
+/// [`KernelError::Device`] with a sentence that says what is missing or refused and what helps.
+pub fn usable(options: &CudaOptions) -> Result<DeviceInfo> {
+    let (_, info) = examine(options)?;
+    kernels::obtainable(&Images::of(options), info.capability)?;
+    Ok(info)
+}
+
+/// The device that the options name, and what it is.
+fn examine(options: &CudaOptions) -> Result<(sys::CUdevice, DeviceInfo)> {
+    initialize()?;
+    let (device, info) = describe(options.ordinal)?;
+    accept(&info, options.any_capability)?;
+    use sys::CUdevice_attribute as Attribute;
+    if attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED)? == 0 {
+        return Err(KernelError::Device(format!(
+            "{} has no virtual memory management, which the cache and the weights are placed with (some virtual GPUs lack \
+             it)",
+            info.name
+        )));
+    }
+    Ok((device, info))
 }
 
 /// Refuses what the kernels were not made for.

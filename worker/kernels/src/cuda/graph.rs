@@ -96,7 +96,8 @@ impl Machine {
             Command::Launch(launch) => self.kernels.submit(&self.stream, launch),
             Command::Product(product) => match &self.lt {
                 Some(lt) => lt.submit(&self.stream, product),
-                None => Err(super::cublaslt::missing()),
+                // Whoever plans a product asks first whether the library takes it.
+                None => Err(KernelError::Device("a product of cuBLASLt, which is not loaded".into())),
             },
             // SAFETY: whoever made the command owns the range; memory is unmapped only behind a flush and a wait.
             Command::Fill { at, word, count } => unsafe { self.stream.fill(*at, *word, *count) },
@@ -156,27 +157,23 @@ pub(super) struct Queue {
     /// Graphs that are not launched again but may be running, each with an event behind it.
     retired: Vec<(Graph, Option<Event>)>,
     notes: Vec<String>,
+    on_note: fn(&str),
     /// What was noted before.
     said: Vec<String>,
     replays: u64,
 }
 
 impl Queue {
-    pub(super) fn new(machine: Machine) -> Self {
-        Self {
-            machine,
-            mode: Mode::Plain,
-            lists: Vec::new(),
-            retired: Vec::new(),
-            notes: Vec::new(),
-            said: Vec::new(),
-            replays: 0,
-        }
+    /// `on_note` is called with each note as it comes up.
+    pub(super) fn new(machine: Machine, on_note: fn(&str)) -> Self {
+        let (lists, retired, notes, said) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { machine, mode: Mode::Plain, lists, retired, notes, on_note, said, replays: 0 }
     }
 
     /// Adds a sentence for the log, once.
     pub(super) fn note(&mut self, sentence: String) {
         if !self.said.contains(&sentence) {
+            (self.on_note)(&sentence);
             self.said.push(sentence.clone());
             self.notes.push(sentence);
         }

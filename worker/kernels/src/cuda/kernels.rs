@@ -360,6 +360,14 @@ impl Kernels {
     }
 }
 
+/// Whether all kernels came with the program, or can be compiled.
+///
+/// # Errors
+/// [`KernelError::Device`] when NVRTC is needed and missing.
+pub(super) fn obtainable(images: &Images, capability: (i32, i32)) -> Result<()> {
+    images.obtainable(UNITS, capability)
+}
+
 /// Compiles all kernels for a compute capability into a folder that is shipped beside the program; returns the files.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`layout`] | the GPU's weight layouts: pure packing |
 //! | `device` | finding a GPU, and whether it can be computed on |
+//! | `libraries` | finding the driver's and CUDA's libraries |
 //! | `driver` | the driver's objects as values that free themselves |
 //! | `compile` | kernel sources into device images, kept on disk |
 //! | `kernels` | the table of entry points; launches as values |
@@ -58,6 +59,8 @@ mod kv;
 #[cfg(feature = "cuda")]
 mod launch;
 #[cfg(feature = "cuda")]
+mod libraries;
+#[cfg(feature = "cuda")]
 mod linear;
 #[cfg(feature = "cuda")]
 mod memory;
@@ -79,9 +82,10 @@ pub use self::{
     backend::Cuda,
     compile::{Images, Origin, Unit},
     content::CudaBuffer,
-    device::{CudaOptions, DeviceInfo, available},
+    device::{CudaOptions, DeviceInfo, available, usable},
     kernels::ship,
     kv::CudaKv,
+    libraries::look_first_in,
     memory::Physical,
     parallel::{Parallel, ParallelBuffer, ParallelKv, ParallelStep, ParallelWeight},
     step::CudaStep,

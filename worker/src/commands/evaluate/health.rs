@@ -17,7 +17,7 @@ use modelprofile_engine::{
     serve::{Engine, EngineConfig, EngineHandle, Observation, Observer, start_with},
     text::{ChatTemplate, Text, Tokenizer},
 };
-use modelprofile_kernels::{BLOCK_TOKENS, cpu::Cpu};
+use modelprofile_kernels::{BLOCK_TOKENS, Calibrate};
 use serde::{Deserialize, Serialize};
 
 use super::needles::{self, Question};
@@ -158,8 +158,8 @@ pub(super) struct Served<'a> {
 
 impl<'a> Generator<'a> {
     /// Starts an engine for a profile with room for the longest prompt of the plan.
-    pub(super) fn start(
-        cpu: Cpu,
+    pub(super) fn start<B: Calibrate>(
+        device: B,
         served: &Served<'a>,
         profile: &ProfileSpec,
         artifact: &Artifact,
@@ -180,7 +180,7 @@ impl<'a> Generator<'a> {
         // Room for one longest prompt, and beside it for a batch of short ones.
         let blocks = (context + RUNNING * 512).div_ceil(BLOCK_TOKENS) as u64;
         let memory_budget = artifact.weight_bytes()
-            + Model::<Cpu>::workspace_bytes(config, BATCHED_TOKENS)
+            + Model::<B>::workspace_bytes(config, BATCHED_TOKENS)
             + blocks * config.kv_layout(profile.kv).block_bytes() as u64;
         let engine_config = EngineConfig {
             cache: served.cache.clone(),
@@ -196,7 +196,7 @@ impl<'a> Generator<'a> {
             max_waiting: usize::MAX,
         };
         let artifacts = std::slice::from_ref(artifact);
-        let engine = start_with(cpu, checkpoint, &engine_config, artifacts, Box::new(Silent), &mut |_, _| {})?;
+        let engine = start_with(device, checkpoint, &engine_config, artifacts, Box::new(Silent), &mut |_, _| {})?;
         Ok(Self { engine, text })
     }
 

@@ -35,7 +35,6 @@ use modelprofile_engine::{
     model::ProfileWeights,
     text::Text,
 };
-use modelprofile_kernels::cpu::Cpu;
 use rand::{RngExt, SeedableRng};
 
 pub(super) use options::Evaluate;
@@ -46,6 +45,7 @@ use self::{
     sheets::{Pair, Sheet},
 };
 use crate::{
+    commands::{Devices, on_device},
     quality::{self, Dataset},
     source::Located,
 };
@@ -72,21 +72,26 @@ impl Evaluate {
             report::check(path)?;
         }
         let subject = self.subject()?;
-        if let Some(directory) = &self.sheets {
-            return self.write_sheets(&subject, directory);
-        }
-        let dataset = self.dataset()?;
+        let chosen = self.compute.choose(&self.cache.directory(), None)?;
+        on_device!(chosen, |devices| match &self.sheets {
+            Some(directory) => self.write_sheets(devices, &subject, directory),
+            None => self.evaluate(devices, &subject),
+        })
+    }
+
+    fn evaluate<D: Devices>(&self, devices: &D, subject: &Subject) -> anyhow::Result<()> {
+        let dataset = self.dataset(devices.activations())?;
         let tokens = dataset.tokens(&subject.text.tokenizer, subject.checkpoint.config())?;
-        let artifacts = self.artifacts(&subject)?;
-        let scores = self.score_text(&subject, &dataset, &tokens, &artifacts)?;
+        let artifacts = self.artifacts(devices, subject)?;
+        let scores = self.score_text(devices, subject, &dataset, &tokens, &artifacts)?;
         let windows = tokens.len() / dataset.window(subject.checkpoint.config());
         println!("{} tokens, {windows} windows of {}", tokens.len(), dataset.window(subject.checkpoint.config()));
         print_scores(&scores);
-        let mut evaluation = self.evaluation(&subject, &dataset, &artifacts, scores);
+        let mut evaluation = self.evaluation(subject, &dataset, &artifacts, scores);
         // Answers take long and may fail; the scores stay whatever becomes of them.
         self.keep(&evaluation, &dataset, &artifacts)?;
         if !self.skip_generation {
-            let generations = self.generate(&subject, &dataset, &artifacts)?;
+            let generations = self.generate(devices, subject, &dataset, &artifacts)?;
             for (profile, generation) in evaluation.profiles.iter_mut().zip(generations) {
                 profile.generation = Some(generation);
             }
@@ -117,10 +122,10 @@ impl Evaluate {
         Ok(Subject { model, checkpoint, text, candidates, calibration })
     }
 
-    fn artifacts(&self, subject: &Subject) -> anyhow::Result<Vec<Artifact>> {
+    fn artifacts<D: Devices>(&self, devices: &D, subject: &Subject) -> anyhow::Result<Vec<Artifact>> {
         let store = Store::new(&self.cache.directory());
         let calibration = self.calibration.needed_by(&self.format, &subject.checkpoint)?;
-        let mut backend = self.compute.backend()?;
+        let mut backend = devices.open()?;
         let bar = super::progress_bar("preparing");
         let prepared: Vec<Artifact> = subject
             .candidates
@@ -128,7 +133,7 @@ impl Evaluate {
             .map(|profile| {
                 store.prepare_calibrated(
                     &mut backend,
-                    self.compute.threads(),
+                    devices.threads(),
                     &subject.checkpoint,
                     profile.recipe(),
                     calibration.as_ref(),
@@ -150,8 +155,9 @@ impl Evaluate {
     }
 
     /// Scores the text in every candidate, and in the first with 8-bit ends if that was asked for.
-    fn score_text(
+    fn score_text<D: Devices>(
         &self,
+        devices: &D,
         subject: &Subject,
         dataset: &Dataset,
         tokens: &[u32],
@@ -159,12 +165,12 @@ impl Evaluate {
     ) -> anyhow::Result<Vec<(String, Score)>> {
         let config = subject.checkpoint.config();
         let cache = self.cache.directory();
-        let mut backend = self.compute.backend()?;
+        let mut backend = devices.open()?;
         let layout = config.kv_layout(self.kv);
         let scales = kv_scales(&mut backend, &subject.checkpoint, &cache, &layout, &subject.calibration, &mut |_| {})?;
         let mut evaluator = Evaluator::with_scales(backend, config, layout, &scales, dataset.window(config))?
             .with_bos(quality::leading_token(&subject.text.tokenizer)?);
-        let load = |artifact: &Artifact, device: &Cpu| ProfileWeights::load(device, config, artifact);
+        let load = |artifact: &Artifact, device: &D::Device| ProfileWeights::load(device, config, artifact);
         let mut names: Vec<String> = subject.candidates.iter().map(|c| c.name.clone()).collect();
         let mut profiles = Vec::new();
         for artifact in artifacts {
@@ -189,8 +195,9 @@ impl Evaluate {
     }
 
     /// Answers of every candidate, one engine after the other.
-    fn generate(
+    fn generate<D: Devices>(
         &self,
+        devices: &D,
         subject: &Subject,
         dataset: &Dataset,
         artifacts: &[Artifact],
@@ -207,18 +214,20 @@ impl Evaluate {
         let mut generations = Vec::new();
         for (profile, artifact) in subject.candidates.iter().zip(artifacts) {
             bar.set_message(profile.name.clone());
-            let generation = self.generator(subject, profile, artifact, &plan)?.run(&plan, &mut |done, total| {
-                bar.set_length(total as u64);
-                bar.set_position(done as u64);
-            })?;
+            let generation =
+                self.generator(devices, subject, profile, artifact, &plan)?.run(&plan, &mut |done, total| {
+                    bar.set_length(total as u64);
+                    bar.set_position(done as u64);
+                })?;
             generations.push(generation);
         }
         bar.finish_and_clear();
         Ok(generations)
     }
 
-    fn generator<'a>(
+    fn generator<'a, D: Devices>(
         &self,
+        devices: &D,
         subject: &'a Subject,
         profile: &ProfileSpec,
         artifact: &Artifact,
@@ -230,10 +239,10 @@ impl Evaluate {
             text: &subject.text,
             calibration: &subject.calibration,
         };
-        Generator::start(self.compute.backend()?, &served, profile, artifact, plan)
+        Generator::start(devices.open()?, &served, profile, artifact, plan)
     }
 
-    fn write_sheets(&self, subject: &Subject, directory: &Path) -> anyhow::Result<()> {
+    fn write_sheets<D: Devices>(&self, devices: &D, subject: &Subject, directory: &Path) -> anyhow::Result<()> {
         let [a, b] = subject.candidates.as_slice() else {
             bail!("a blind sheet compares two formats: name them with --format A,B");
         };
@@ -243,9 +252,9 @@ impl Evaluate {
         let bar = super::progress_bar("answers");
         bar.set_length(2 * prompts.len() as u64);
         let mut answers = Vec::new();
-        for (profile, artifact) in [a, b].into_iter().zip(&self.artifacts(subject)?) {
+        for (profile, artifact) in [a, b].into_iter().zip(&self.artifacts(devices, subject)?) {
             bar.set_message(profile.name.clone());
-            let generator = self.generator(subject, profile, artifact, &plan)?;
+            let generator = self.generator(devices, subject, profile, artifact, &plan)?;
             answers.push(generator.greedy(&prompts, max_tokens, &mut || bar.inc(1))?);
         }
         bar.finish_and_clear();

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 use clap::Args;
 use modelprofile_engine::{ModelConfig, ProfileSpec, quantize::Recipe};
-use modelprofile_kernels::KvFormat;
+use modelprofile_kernels::{GroupedActivations, KvFormat};
 
 use super::health::{self, Prompt};
 use crate::{
-    commands::{Cache, Compute, at_least_one, calibration::Calibration, model::Fetch, parse_kv, parse_recipe},
+    commands::{Cache, at_least_one, calibration::Calibration, device::Compute, model::Fetch, parse_kv, parse_recipe},
     quality::{self, Dataset},
 };
 
@@ -79,8 +79,8 @@ pub(in crate::commands) struct Evaluate {
 }
 
 impl Evaluate {
-    /// The text to score.
-    pub(super) fn dataset(&self) -> anyhow::Result<Dataset> {
+    /// The text to score, with these activations.
+    pub(super) fn dataset(&self, activations: GroupedActivations) -> anyhow::Result<Dataset> {
         let whole = match &self.text {
             None => Dataset::built_in(),
             Some(path) => {
@@ -92,7 +92,7 @@ impl Evaluate {
             None => whole,
             Some(count) => whole.map_text(|text| text.chars().take(count).collect()),
         };
-        Ok(cut.with_window(self.window).with_activations(self.compute.activations()))
+        Ok(cut.with_window(self.window).with_activations(activations))
     }
 
     /// Whether the measurement is the one that the gate would make, so that it need not make it again.

@@ -5,16 +5,17 @@ use std::{path::PathBuf, time::Instant};
 use anyhow::Context;
 use clap::Args;
 use modelprofile_engine::{
+    artifact::Progress,
     checkpoint::Checkpoint,
     gguf::{self, FileType, Importance},
     quantize::importance,
 };
 
 use crate::commands::{
-    Cache, Compute,
+    Cache, Compute, Devices,
     calibration::Calibration,
     model::{Fetch, print_notes},
-    progress_bar,
+    on_device, progress_bar,
 };
 
 /// Options of `export gguf`.
@@ -92,12 +93,14 @@ impl Gguf {
             return Ok(None);
         }
         let sequences = self.calibration.sequences(checkpoint)?;
+        let chosen = self.compute.choose(&self.cache.directory(), None)?;
         let bar = progress_bar("importance");
-        let columns = importance(&mut self.compute.backend()?, checkpoint, &sequences, &mut |progress| {
+        let show = &mut |progress: Progress| {
             bar.set_length(progress.total);
             bar.set_position(progress.done);
             bar.set_message(progress.activity);
-        })?;
+        };
+        let columns = on_device!(chosen, |devices| importance(&mut devices.open()?, checkpoint, &sequences, show))?;
         bar.finish_and_clear();
         Ok(Some(Importance::new(columns)?))
     }

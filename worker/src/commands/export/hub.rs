@@ -15,9 +15,10 @@ use modelprofile_engine::{
 use modelprofile_kernels::{KvFormat, KvScales};
 
 use crate::commands::{
-    Cache, Compute,
+    Cache, Compute, Devices,
     calibration::Calibration,
     model::{Fetch, print_notes, write_cards},
+    on_device,
     original::Reference,
     parse_recipe, progress_bar,
 };
@@ -93,27 +94,32 @@ impl Hub {
         }
         ensure!(!self.output.exists(), "{} exists; name a new directory", self.output.display());
         let cache = self.cache.directory();
-        let model = self.fetch.fetch(&self.model, &cache)?;
+        let chosen = self.compute.choose(&cache, None)?;
+        on_device!(chosen, |devices| self.export(devices, layout, &cache))
+    }
+
+    fn export<D: Devices>(&self, devices: &D, layout: quantized::Layout, cache: &Path) -> anyhow::Result<()> {
+        let model = self.fetch.fetch(&self.model, cache)?;
         let original = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         if let Some(recipe) = self.format {
             interchange::holds_recipe(layout, recipe, original.config())?;
         }
         let bar = progress_bar(layout.name());
-        let scales = self.kv_cache.map(|KvCache::Fp8| self.kv_scales(&original, &cache, &bar)).transpose()?;
+        let scales = self.kv_cache.map(|KvCache::Fp8| self.kv_scales(devices, &original, cache, &bar)).transpose()?;
         let made = match self.format {
             None => None,
             Some(recipe) => {
                 let calibration = self.calibration.needed_by(&[recipe], &original)?;
-                let artifact = Store::new(&cache).prepare_calibrated(
-                    &mut self.compute.backend()?,
-                    self.compute.threads(),
+                let artifact = Store::new(cache).prepare_calibrated(
+                    &mut devices.open()?,
+                    devices.threads(),
                     &original,
                     recipe,
                     calibration.as_ref(),
                     &mut |progress| show(&bar, progress),
                 )?;
                 // The export takes it along.
-                write_cards(&cache, &[&artifact], &model, original.name());
+                write_cards(cache, &[&artifact], &model, original.name());
                 Some(Checkpoint::open(artifact.directory())?)
             }
         };
@@ -135,7 +141,13 @@ impl Hub {
 
     /// The scales that a worker has calibrated or would calibrate. An artifact takes its original's where they are found;
     /// else they are measured on the artifact itself.
-    fn kv_scales(&self, checkpoint: &Checkpoint, cache: &Path, bar: &ProgressBar) -> anyhow::Result<KvScales> {
+    fn kv_scales<D: Devices>(
+        &self,
+        devices: &D,
+        checkpoint: &Checkpoint,
+        cache: &Path,
+        bar: &ProgressBar,
+    ) -> anyhow::Result<KvScales> {
         let tokens = self.calibration.tokens(checkpoint)?;
         let layout = checkpoint.config().kv_layout(KvFormat::Fp8E4m3);
         // A GGUF file may lie among artifacts, but is none.
@@ -147,7 +159,7 @@ impl Hub {
         }
         let store = Store::new(cache);
         let reference = Reference::before(&store, checkpoint);
-        let mut backend = self.compute.backend()?;
+        let mut backend = devices.open()?;
         let show = &mut |progress| show(bar, progress);
         let scales = calibrate::kv_scales(&mut backend, checkpoint, cache, &layout, &tokens, show)?;
         reference.remove_if_new(&store, checkpoint);

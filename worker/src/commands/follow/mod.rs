@@ -31,7 +31,7 @@ use modelprofile_engine::{
     artifact::{Artifact, Finder, store::MANIFEST},
     serve::{Engine, EngineHandle, ProfileSnapshot},
 };
-use modelprofile_kernels::{BLOCK_TOKENS, KvFormat};
+use modelprofile_kernels::{BLOCK_TOKENS, GroupedActivations, KvFormat};
 use tokio::sync::oneshot;
 
 use super::preparation::{self, Preparation};
@@ -50,6 +50,8 @@ pub(super) struct Follower<'a> {
     pub(super) app: &'a App,
     pub(super) engine: EngineHandle,
     pub(super) finder: Finder,
+    /// What group-wise weights are multiplied with.
+    pub(super) activations: GroupedActivations,
     /// Format of the KV cache that requests are in.
     pub(super) kv: KvFormat,
     /// The manifest that the worker started with.
@@ -251,7 +253,7 @@ impl Follower<'_> {
             return;
         }
         // One that cannot be read was complained of when the worker started.
-        let Ok(dataset) = self.preparation.dataset(&self.running.spec().quality) else { return };
+        let Ok(dataset) = self.preparation.dataset(&self.running.spec().quality, self.activations) else { return };
         for held in unknown {
             if let Some(quality) = quality::load(held.artifact.directory(), &dataset) {
                 gate.measured(&held.profile.name, quality);
