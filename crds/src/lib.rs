@@ -19,6 +19,7 @@
 //! | [`conditions`] | condition types and reasons, and what each says |
 //! | `quantity` | [`Quantity`], [`Decimal`], [`parse_quantity`] |
 //! | `manifest` | [`Manifest`] from a file, and [`Validated`] |
+//! | `locate` | in which line of a YAML file a field stands, for errors |
 //! | `structure` | a manifest held against the schema, all errors at once |
 //! | `validate` | the rules between fields, and what this build supports |
 //! | `schema` | the CustomResourceDefinition (feature `kube`) |
@@ -27,6 +28,7 @@
 pub mod conditions;
 mod errors;
 mod gate;
+mod locate;
 mod manifest;
 mod measured;
 mod model;
@@ -46,6 +48,7 @@ pub mod worker;
 
 pub use errors::{Errors, FieldError};
 pub use gate::{Breach, Rule, Verdict, nearest};
+pub use locate::with_line;
 pub use manifest::{API_VERSION, KIND, Manifest, Metadata, Validated};
 pub use measured::MeasuredQuality;
 pub use model::{License, ModelSpec, ModelUri, SecretKeyRef, SecretRef};

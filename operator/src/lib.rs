@@ -9,7 +9,6 @@
 //! | [`local`] | `modelprofile local`: a worker as a child process, without a cluster |
 //! | [`recommend`] | `modelprofile recommend`: which ladder suits a model on given hardware, with the reasons |
 //! | [`simulate`] | `modelprofile simulate`: what a manifest would do on given hardware with given traffic |
-//! | `locate` | in which line of a YAML file a field stands, for errors |
 //! | [`replay`] | `modelprofile replay`: a trace sent to a server, and what came of it |
 //! | [`traces`] | when requests arrive and how long they are: files, and synthetic days |
 
@@ -20,7 +19,6 @@ pub mod cluster;
 pub mod commands;
 pub mod kubectl;
 pub mod local;
-mod locate;
 pub mod recommend;
 pub mod replay;
 pub mod scrape;

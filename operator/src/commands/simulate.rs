@@ -5,9 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
-use modelprofile_api::{FieldError, Manifest, violations};
+use modelprofile_api::{FieldError, Manifest, violations, with_line};
 
-use crate::locate::with_line;
 use crate::simulate::{Hardware, ModelShape, Setting, ladder, report, scenarios, simulate, svg, table};
 use crate::traces::Trace;
 

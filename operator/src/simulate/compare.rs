@@ -8,8 +8,7 @@ use modelprofile_api::{Manifest, ModelProfileSpec, ScalingMode, Strategy, Switch
 
 use super::fleet::{Outcome, Scenario};
 use super::replica::RungModel;
-use super::roofline::{Constants, Precision, Roofline};
-use super::{Hardware, ModelShape};
+use super::{Constants, Hardware, ModelShape, Precision, Roofline};
 
 /// Share of an accelerator's memory that a worker takes when the manifest has no budget.
 const DEFAULT_SHARE: f64 = 0.92;
@@ -177,9 +176,10 @@ pub fn ladder(manifest: &Manifest, scenario: &Scenario) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::published::{h100, llama_70b};
-    use super::*;
     use modelprofile_api::KvCacheFormat;
+    use modelprofile_roofline::published::{h100, llama_70b};
+
+    use super::*;
 
     fn setting() -> Setting {
         Setting {

@@ -5,9 +5,9 @@
 use std::fmt::Write as _;
 
 use modelprofile_api::{KvCacheFormat, WeightFormat};
+use modelprofile_roofline::published::{ROWS, h100, llama_8b, llama_70b};
 
-use super::roofline::{Batch, Constants, Precision, Roofline};
-use super::{Hardware, ModelShape};
+use super::{Batch, Constants, Hardware, ModelShape, Precision, Roofline};
 
 /// The command that writes `docs/simulator.md` anew.
 pub const REGENERATE: &str = "cargo run -p modelprofile-operator -- simulate --check > docs/simulator.md";
@@ -19,24 +19,6 @@ const MAX_SEQUENCES: f64 = 2048.0;
 const MAX_TOKENS: f64 = 8192.0;
 /// Share of the free memory that TensorRT-LLM gives to the KV cache.
 const CACHE_SHARE: f64 = 0.9;
-
-/// Output tokens per second on H100 80GB with TensorRT-LLM 1.0, FP8 weights and cache: prompt tokens, output tokens,
-/// Llama-3.1-8B on one GPU, Llama-3.3-70B on two.
-const PUBLISHED: [(f64, f64, f64, f64); 9] = [
-    (128.0, 128.0, 28_312.0, 6_378.0),
-    (128.0, 2048.0, 22_714.0, 6_651.0),
-    (128.0, 4096.0, 14_325.0, 4_199.0),
-    (500.0, 2000.0, 17_660.0, 5_222.0),
-    (1000.0, 1000.0, 15_220.0, 4_205.0),
-    (2048.0, 128.0, 3_450.0, 762.0),
-    (2048.0, 2048.0, 9_305.0, 3_082.0),
-    (5000.0, 500.0, 3_459.0, 898.0),
-    (20_000.0, 2000.0, 1_351.0, 437.0),
-];
-
-const H100: &str = include_str!("../../../deploy/hardware/h100-80gb.yaml");
-const LLAMA_8B: &str = include_str!("../../../deploy/models/llama-3.1-8b.yaml");
-const LLAMA_70B: &str = include_str!("../../../deploy/models/llama-3.3-70b.yaml");
 
 /// One published measurement.
 struct Row {
@@ -67,26 +49,9 @@ struct Form {
 
 const CHOSEN: Form = Form { overhead: Overhead::Layer, reserves: true };
 
-pub(super) fn h100() -> Hardware {
-    shipped(Hardware::parse(H100, "deploy/hardware/h100-80gb.yaml"))
-}
-
-pub(super) fn llama_8b() -> ModelShape {
-    shipped(ModelShape::parse(LLAMA_8B, "deploy/models/llama-3.1-8b.yaml"))
-}
-
-pub(super) fn llama_70b() -> ModelShape {
-    shipped(ModelShape::parse(LLAMA_70B, "deploy/models/llama-3.3-70b.yaml"))
-}
-
-/// These files are part of the program, and tests read them.
-fn shipped<T>(parsed: anyhow::Result<T>) -> T {
-    parsed.unwrap_or_else(|error| unreachable!("{error:#}"))
-}
-
 fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
-    for (i, &(prompt, output, small, large)) in PUBLISHED.iter().enumerate() {
+    for (i, &(prompt, output, small, large)) in ROWS.iter().enumerate() {
         // Alternate rows of each table, so that both models and all lengths are on both sides.
         for (shape, tensor_parallel, tokens_per_second, fits) in
             [(llama_8b(), 1, small, i % 2 == 0), (llama_70b(), 2, large, i % 2 == 1)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use modelprofile_api::FieldError;
 use serde::Deserialize;
 
-use super::fields::{self, Described, above_zero};
+use crate::fields::{self, DescriptionError, Described, above_zero};
 
 /// One accelerator, and its links to its neighbours and to the host.
 ///
@@ -25,6 +25,11 @@ pub struct Hardware {
     pub interconnect: Interconnect,
     /// Bandwidth from pinned host memory to the device, in bytes per second.
     pub host_link: f64,
+    /// Streaming multiprocessors: how finely kernels divide their work follows from them.
+    pub multiprocessors: u32,
+    /// The least time of a kernel within a recorded step, in seconds: from the end of the one before to its own, when it has
+    /// next to nothing to do.
+    pub launch_seconds: f64,
 }
 
 /// Dense matrix throughput, in operations per second (a multiplication and an addition are two).
@@ -55,7 +60,7 @@ impl Hardware {
     /// # Errors
     /// The file can not be read, has unknown or missing fields, or holds numbers that are not above zero; every such
     /// field is named.
-    pub fn load(path: &Path) -> anyhow::Result<Self> {
+    pub fn load(path: &Path) -> Result<Self, DescriptionError> {
         fields::load(path)
     }
 
@@ -63,7 +68,7 @@ impl Hardware {
     ///
     /// # Errors
     /// As [`Hardware::load`].
-    pub fn parse(text: &str, name: &str) -> anyhow::Result<Self> {
+    pub fn parse(text: &str, name: &str) -> Result<Self, DescriptionError> {
         fields::parse(text, name)
     }
 }
@@ -80,6 +85,8 @@ impl Described for Hardware {
         numbers.push(("interconnect.bandwidth", self.interconnect.bandwidth));
         numbers.push(("interconnect.latencySeconds", self.interconnect.latency_seconds));
         numbers.push(("hostLink", self.host_link));
+        numbers.push(("multiprocessors", self.multiprocessors.into()));
+        numbers.push(("launchSeconds", self.launch_seconds));
         above_zero(&numbers)
     }
 }
@@ -101,16 +108,17 @@ mod tests {
     #[test]
     fn all_numbers_that_make_no_sense_are_named_at_once() {
         let text = "{name: x, memoryBytes: 0, memoryBandwidth: 0, flops: {bf16: 1, fp8: -1}, \
-                    interconnect: {bandwidth: .nan, latencySeconds: 1}, hostLink: 1}";
-        let error = format!("{:#}", Hardware::parse(text, "h.yaml").unwrap_err());
+                    interconnect: {bandwidth: .nan, latencySeconds: 1}, hostLink: 1, multiprocessors: 0, launchSeconds: 1}";
+        let error = Hardware::parse(text, "h.yaml").unwrap_err().to_string();
         let fields: Vec<_> = error.lines().map(|line| line.split(':').nth(1).unwrap().trim()).collect();
-        assert_eq!(fields, ["memoryBytes", "memoryBandwidth", "flops.fp8", "interconnect.bandwidth"]);
+        assert_eq!(fields, ["memoryBytes", "memoryBandwidth", "flops.fp8", "interconnect.bandwidth", "multiprocessors"]);
         assert!(error.lines().all(|line| line.starts_with("h.yaml: ")), "{error}");
     }
 
     #[test]
     fn a_misspelt_field_is_named() {
-        let error = format!("{:#}", Hardware::parse("{name: x, memoryBytse: 1}", "h.yaml").unwrap_err());
-        assert!(error.contains("h.yaml") && error.contains("memoryBytse"), "{error}");
+        let error = Hardware::parse("{name: x, memoryBytse: 1}", "h.yaml").unwrap_err();
+        let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        assert!(error.to_string().contains("h.yaml") && source.contains("memoryBytse"), "{error}: {source}");
     }
 }

@@ -2,29 +2,10 @@
 
 use modelprofile_api::{KvCacheFormat, Profile, WeightFormat};
 
-use super::{Hardware, ModelShape};
+use crate::{Ceilings, Constants, Hardware, ModelShape, Unit};
 
 /// Memory that an engine needs beside weights and KV cache, in bytes per accelerator: activations, graphs, libraries.
 const WORKSPACE_BYTES: f64 = 2e9;
-
-/// What the data sheet does not say. Three numbers, fitted to published throughput (see `published`).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Constants {
-    /// Share of the nominal memory bandwidth that is reached.
-    pub bandwidth_efficiency: f64,
-    /// Share of the nominal matrix throughput that is reached.
-    pub compute_efficiency: f64,
-    /// Time of a layer that neither bytes nor operations explain, in seconds: launches, norms, quantization of
-    /// activations, the tail of uneven work.
-    pub layer_overhead_seconds: f64,
-}
-
-impl Default for Constants {
-    /// What the fit gives; a test holds it against the fit.
-    fn default() -> Self {
-        Self { bandwidth_efficiency: 0.9, compute_efficiency: 0.53, layer_overhead_seconds: 100e-6 }
-    }
-}
 
 /// The precision of one profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,23 +63,20 @@ impl Roofline {
     /// The model `shape` in `precision` on as many of `hardware` as it is split over.
     pub fn new(hardware: &Hardware, shape: &ModelShape, precision: Precision, constants: Constants) -> Self {
         let accelerators = f64::from(precision.tensor_parallel);
-        let bandwidth = hardware.memory_bandwidth * constants.bandwidth_efficiency * accelerators;
-        let bf16 = hardware.flops.bf16 * constants.compute_efficiency * accelerators;
-        // A format that the hardware cannot multiply is unpacked and computed in BF16; W4A16 always is.
-        let native = match precision.weights {
-            WeightFormat::Fp8 => hardware.flops.fp8,
-            WeightFormat::Int8 => hardware.flops.int8,
-            _ => None,
+        let ceilings = Ceilings::new(hardware, constants);
+        let bandwidth = ceilings.memory * accelerators;
+        let bf16 = ceilings.operations(Unit::Bf16) * accelerators;
+        // W4A16 is unpacked and computed in BF16.
+        let unit = match precision.weights {
+            WeightFormat::Fp8 => Unit::Fp8,
+            WeightFormat::Int8 => Unit::Int8,
+            _ => Unit::Bf16,
         };
-        let matrix = native.map_or(bf16, |flops| flops * constants.compute_efficiency * accelerators);
+        let matrix = ceilings.operations(unit) * accelerators;
         let layers = f64::from(shape.layers);
-        // Two all-reduces a layer, each a ring: every accelerator sends and receives all but its own part twice.
-        let (exchanges, exchange_bytes) = if precision.tensor_parallel > 1 {
-            let part = 2.0 * (accelerators - 1.0) / accelerators;
-            (2.0 * layers, 2.0 * layers * part * 2.0 * f64::from(shape.hidden))
-        } else {
-            (0.0, 0.0)
-        };
+        // Two all-reduces a layer, of 16 bits a value.
+        let all_reduce = |bytes: f64| 2.0 * layers * ceilings.all_reduce(bytes, precision.tensor_parallel).seconds;
+        let exchange_latency = all_reduce(0.0);
         let kv_bytes_per_token = shape.kv_bytes_per_token(precision.kv);
         Self {
             weight_seconds: shape.step_weight_bytes(precision.weights, precision.group) as f64 / bandwidth,
@@ -106,9 +84,8 @@ impl Roofline {
             head_seconds: shape.head_flops_per_token() / bf16,
             context_seconds: kv_bytes_per_token as f64 / bandwidth,
             lookback_seconds: shape.attention_flops() / bf16,
-            exchange_seconds_per_token: exchange_bytes / hardware.interconnect.bandwidth,
-            fixed_seconds: constants.layer_overhead_seconds * layers
-                + exchanges * hardware.interconnect.latency_seconds,
+            exchange_seconds_per_token: all_reduce(2.0 * f64::from(shape.hidden)) - exchange_latency,
+            fixed_seconds: constants.layer_overhead_seconds * layers + exchange_latency,
             weight_bytes: shape.weight_bytes(precision.weights, precision.group),
             kv_bytes_per_token,
             accelerators: precision.tensor_parallel,
@@ -161,7 +138,7 @@ impl Roofline {
 
 #[cfg(test)]
 mod tests {
-    use super::super::published::{h100, llama_8b, llama_70b};
+    use crate::published::{h100, llama_8b, llama_70b};
     use super::*;
 
     fn roofline(weights: WeightFormat, tensor_parallel: u32) -> Roofline {

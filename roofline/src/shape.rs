@@ -5,7 +5,7 @@ use std::path::Path;
 use modelprofile_api::{FieldError, KvCacheFormat, WeightFormat};
 use serde::Deserialize;
 
-use super::fields::{self, Described, above_zero};
+use crate::fields::{self, DescriptionError, Described, above_zero};
 
 /// Dimensions of a model of the Llama family (grouped-query attention, gated MLP).
 ///
@@ -41,7 +41,7 @@ impl ModelShape {
     /// # Errors
     /// The file can not be read, has unknown or missing fields, or holds numbers that are not above zero; every such
     /// field is named.
-    pub fn load(path: &Path) -> anyhow::Result<Self> {
+    pub fn load(path: &Path) -> Result<Self, DescriptionError> {
         fields::load(path)
     }
 
@@ -49,7 +49,7 @@ impl ModelShape {
     ///
     /// # Errors
     /// As [`ModelShape::load`].
-    pub fn parse(text: &str, name: &str) -> anyhow::Result<Self> {
+    pub fn parse(text: &str, name: &str) -> Result<Self, DescriptionError> {
         fields::parse(text, name)
     }
 
@@ -198,7 +198,7 @@ mod tests {
     fn all_dimensions_that_make_no_sense_are_named_at_once() {
         let text = "{name: x, layers: 0, hidden: 8, intermediate: 8, heads: 5, kvHeads: 2, headDim: 4, vocabulary: 0, \
                     tiedEmbeddings: false, maxContextTokens: 1}";
-        let error = format!("{:#}", ModelShape::parse(text, "m.yaml").unwrap_err());
+        let error = ModelShape::parse(text, "m.yaml").unwrap_err().to_string();
         let fields: Vec<_> = error.lines().map(|line| line.split(':').nth(1).unwrap().trim()).collect();
         assert_eq!(fields, ["layers", "vocabulary", "kvHeads"]);
     }

@@ -1,9 +1,9 @@
 //! In which line of a YAML file a field stands, for errors that are found after it was read.
 
-use modelprofile_api::FieldError;
+use crate::FieldError;
 
 /// The error with the line of its field in `text`: `spec.scaling.maxReplicas: 0 is ... (line 31)`.
-pub(crate) fn with_line(error: &FieldError, text: &str) -> String {
+pub fn with_line(error: &FieldError, text: &str) -> String {
     line(text, &error.path).map_or_else(|| error.to_string(), |line| format!("{error} (line {line})"))
 }
 
