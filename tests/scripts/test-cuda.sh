@@ -21,3 +21,9 @@ nvrtc="$(find "$(dirname "$python")/../lib" -name libnvrtc.so.13 -print -quit)"
 say "the CUDA backend"
 export LD_LIBRARY_PATH="$libraries:$(dirname "$nvrtc")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 cargo test -p modelprofile-kernels --features cuda --test cuda -- "$@"
+
+# Arguments name tests of the program above.
+if [ $# = 0 ]; then
+  say "the worker on the emulated device"
+  cargo test -p modelprofile-worker --test cuda
+fi

@@ -130,6 +130,15 @@ impl Compute {
         Ok(chosen)
     }
 
+    /// The device that would be chosen, and why, for people.
+    ///
+    /// # Errors
+    /// As [`Self::choose`].
+    pub(super) fn describe(&self, cache: &Path) -> anyhow::Result<String> {
+        let (chosen, why) = self.decide(&Means { cache, budget: None })?;
+        Ok(format!("{} ({why})", chosen.name()))
+    }
+
     fn cpus(&self, means: &Means<'_>) -> Cpus {
         let activations = match self.activations {
             Some(Activations::Bf16) => GroupedActivations::Bf16,

@@ -27,6 +27,8 @@ pub(super) struct Inspect {
     #[command(flatten)]
     fetch: super::model::Fetch,
     #[command(flatten)]
+    compute: super::Compute,
+    #[command(flatten)]
     cache: super::Cache,
     /// List every tensor.
     #[arg(long)]
@@ -48,6 +50,8 @@ impl Inspect {
         let model = self.fetch.fetch(&self.model, &self.cache.directory())?;
         let checkpoint = Checkpoint::open(&model.path).context("the checkpoint cannot be read")?;
         let config = checkpoint.config();
+        // Before anything is printed: a device that is asked for and missing is an error.
+        let device = self.compute.describe(&self.cache.directory())?;
         println!("name          {}", checkpoint.name());
         println!("revision      {}", checkpoint.revision());
         for duties in model.licence.duties() {
@@ -78,6 +82,7 @@ impl Inspect {
         print_block_types(&checkpoint);
         let template = modelprofile_engine::text::Text::load(&checkpoint)?.template.is_some();
         println!("chat template {}", if template { "yes" } else { "none" });
+        println!("device        {device}");
         let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
         let parameters = checkpoint.parameters();
         for tensor in checkpoint.tensors() {

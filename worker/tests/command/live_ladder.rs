@@ -1,27 +1,16 @@
 //! The manifest changes while a worker serves: profiles join its ladder and leave it, and requests go on.
 
-use std::{
-    fs,
-    io::Read,
-    net::TcpListener,
-    path::PathBuf,
-    process::{Child, Stdio},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::{fs, path::PathBuf};
 
-use modelprofile_api::worker::{AwaitedReason, SwitchReport, WorkerProfile, WorkerState};
-use reqwest::{Client, Method, RequestBuilder};
+use modelprofile_api::worker::{AwaitedReason, WorkerProfile};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::tiny;
+use crate::{
+    process::{Streams, Worker},
+    tiny,
+};
 
-const LIMIT: Duration = Duration::from_secs(120);
 /// Context of the model: a stream of as many tokens takes a while.
 const CONTEXT: u32 = 4096;
 const QUALITY: &str = "{name: quality, weights: {format: BF16}}";
@@ -85,150 +74,7 @@ spec:
     }
 
     fn serve(&self) -> Worker {
-        // Both are held at once, so that they differ.
-        let ports = [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
-        let [port, admin] = ports.map(|listener| listener.local_addr().unwrap().port());
-        let mut process = tiny::worker(&self.path("cache"))
-            .args(["serve", "--port", &port.to_string(), "--admin-port", &admin.to_string(), "--config"])
-            .arg(self.path("profile.yaml"))
-            .env("MODELPROFILE_ADMIN_TOKEN", "secret")
-            .env("RUST_LOG", "info")
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let (mut errors, kept) = (process.stderr.take().unwrap(), log.clone());
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(count @ 1..) = errors.read(&mut bytes) {
-                kept.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]));
-            }
-        });
-        let worker = Worker { process, port, admin, log };
-        worker
-            .eventually("the start", || Worker::get(worker.admin, "/readyz").is_some_and(|(status, _)| status == 200));
-        worker
-    }
-}
-
-/// A worker that does not outlive its test.
-struct Worker {
-    process: Child,
-    port: u16,
-    admin: u16,
-    log: Arc<Mutex<String>>,
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // Both fail only for a process that has ended.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Status and text of an answer; `None` without one.
-fn ask(request: impl FnOnce(Client) -> RequestBuilder) -> Option<(u16, String)> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let answer = request(Client::builder().no_proxy().build().unwrap()).send().await.ok()?;
-        Some((answer.status().as_u16(), answer.text().await.ok()?))
-    })
-}
-
-impl Worker {
-    fn eventually(&self, what: &str, mut holds: impl FnMut() -> bool) {
-        let end = Instant::now() + LIMIT;
-        while !holds() {
-            assert!(Instant::now() < end, "{what} did not come:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
-    }
-
-    fn get(port: u16, path: &str) -> Option<(u16, String)> {
-        ask(|client| client.get(format!("http://127.0.0.1:{port}{path}")).bearer_auth("secret"))
-    }
-
-    fn state(&self) -> WorkerState {
-        let (status, text) = Self::get(self.admin, "/admin/v1/state").unwrap();
-        assert_eq!(status, 200, "{text}");
-        serde_json::from_str(&text).unwrap()
-    }
-
-    fn profiles(&self) -> Vec<String> {
-        self.state().profiles.into_iter().map(|profile| profile.name).collect()
-    }
-
-    /// Waits until it has this ladder.
-    fn has(&self, ladder: &[&str]) {
-        self.eventually(&format!("the ladder {ladder:?}"), || self.profiles() == ladder);
-    }
-
-    fn switch(&self, profile: &str) -> (u16, String) {
-        let url = format!("http://127.0.0.1:{}/admin/v1/profile", self.admin);
-        let body = json!({"profile": profile});
-        ask(|client| client.request(Method::PUT, url).bearer_auth("secret").json(&body)).unwrap()
-    }
-
-    fn switches(&self, profile: &str) {
-        let (status, text) = self.switch(profile);
-        let report: SwitchReport = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{status}: {text}"));
-        assert_eq!((status, report.to.as_str(), report.preempted), (200, profile, 0), "{report:?}");
-        assert_eq!(self.state().active_profile.as_deref(), Some(profile));
-    }
-
-    /// Profiles of its metric, with the value of each.
-    fn metric(&self) -> Vec<String> {
-        let (_, text) = Self::get(self.admin, "/metrics").unwrap();
-        let lines = text.lines().filter_map(|line| line.strip_prefix("modelprofile_active_profile{profile=\""));
-        let mut found: Vec<String> = lines.map(|line| line.replace("\",model_name=\"tiny\"}", "")).collect();
-        found.sort();
-        found
-    }
-}
-
-/// A client that streams one answer after the other.
-struct Streams {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<String>>,
-}
-
-impl Streams {
-    fn start(port: u16) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let thread = std::thread::spawn(move || {
-            let mut streams = Vec::new();
-            while !stopped.load(Ordering::Acquire) {
-                let body =
-                    json!({"prompt": "w5 w7 w9", "max_tokens": CONTEXT - 64, "ignore_eos": true, "stream": true});
-                let url = format!("http://127.0.0.1:{port}/v1/completions");
-                let (status, text) = ask(|client| client.post(url).json(&body)).expect("an answer to the end");
-                assert_eq!(status, 200, "{text}");
-                streams.push(text);
-            }
-            streams
-        });
-        Self { stop, thread }
-    }
-
-    /// All answers, each of which has come to its end.
-    fn ended(self) -> Vec<String> {
-        self.stop.store(true, Ordering::Release);
-        let streams = self.thread.join().unwrap();
-        for text in &streams {
-            let tokens = text.matches("\"finish_reason\":null").count() as u32;
-            assert!(
-                text.contains("\"finish_reason\":\"length\"") && text.ends_with("data: [DONE]\n\n"),
-                "{tokens} tokens"
-            );
-        }
-        streams
+        Worker::serve(&self.path("cache"), &self.path("profile.yaml"), |_| {})
     }
 }
 
@@ -240,7 +86,7 @@ fn a_prepared_profile_joins_and_is_switched_to_while_streams_run_and_leaves_agai
     let worker = setup.serve();
     assert_eq!(worker.profiles(), ["quality"]);
     let id = worker.process.id();
-    let streams = Streams::start(worker.port);
+    let streams = Streams::start(worker.port, CONTEXT - 64);
 
     setup.write(&[QUALITY, MIDDLE, DENSITY], "switching: {mode: Pinned, pinnedProfile: density}");
     worker.has(&["quality", "middle", "density"]);

@@ -2,6 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | `device` | `--device` on a machine without a GPU |
 //! | `evaluate`, `evaluate_small` | `evaluate` |
 //! | `export` | `export`, and models from a hub |
 //! | `live_ladder` | a manifest that changes while a worker serves |
@@ -12,6 +13,7 @@
 //! | `serve_artifacts` | which artifacts `serve` takes |
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the test's result")]
 
+mod device;
 mod evaluate;
 mod evaluate_small;
 mod export;
@@ -22,6 +24,8 @@ mod licence;
 mod live_ladder;
 mod parent;
 mod prepare;
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod process;
 mod prune;
 mod quantize_kill;
 mod quantize_small;

@@ -63,10 +63,11 @@ pub(crate) fn model(directory: &Path, front: &str) -> PathBuf {
     model
 }
 
-/// The worker's command, without the environment of whoever runs the tests.
+/// The worker's command, without the environment of whoever runs the tests, and on the CPU unless a test says otherwise.
 pub(crate) fn worker(cache: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_modelprofile-worker"));
     command.env("MODELPROFILE_CACHE", cache).env_remove("HF_TOKEN").env_remove("HF_HUB_OFFLINE");
+    command.env("MODELPROFILE_DEVICE", "cpu");
     command
 }
 

@@ -20,7 +20,7 @@ use serde_json::json;
 use super::action::{Action, Plan, Stage};
 use super::diff::{APPLIED, seal};
 use super::digest::short;
-use super::engine::{ADMIN, CONFIG, admin, is_fetched, is_kept, places};
+use super::engine::{ADMIN, CONFIG, admin, is_fetched, is_kept, places, preparing};
 use super::facts::{Facts, Options};
 use super::names::PREPARE;
 use super::object::{Kind, Object};
@@ -44,7 +44,8 @@ pub fn needed(valid: &Valid) -> bool {
 /// What stands for all that shapes what is prepared, the licence that was accepted and the program that prepares included.
 pub fn key(valid: &Valid) -> String {
     let spec = valid.spec();
-    let profiles = (spec.engine.kind == EngineType::Native).then_some((&spec.profiles, &spec.quality.dataset));
+    let native = spec.engine.kind == EngineType::Native;
+    let profiles = native.then(|| (&spec.profiles, &spec.quality.dataset, preparing(valid.manifest())));
     let cache = (&spec.cache.persistent_volume_claim, &spec.cache.host_path, spec.cache.keep_original);
     short(&json!([valid.owner().name, valid.prepare_image(), spec.model, cache, profiles]).to_string())
 }
@@ -63,8 +64,9 @@ pub fn job(valid: &Valid, options: &Options) -> Job {
     args.extend(["--host", "0.0.0.0", "--admin-port"].map(str::to_owned));
     args.push(ADMIN.1.to_string());
     args.extend(admin(&owner.audience()));
-    if valid.spec().engine.kind != EngineType::Native {
-        args.push("--fetch-only".to_owned());
+    match valid.spec().engine.kind {
+        EngineType::Native => args.extend(preparing(valid.manifest())),
+        _ => args.push("--fetch-only".to_owned()),
     }
     let (mut requests, mut limits) = pod::amounts(valid);
     if let Some(resource) = &valid.spec().placement.accelerator_resource {

@@ -25,9 +25,9 @@ const BF16: f32 = 0.02;
 /// Of one product whose inputs have the same codes: only the order of sums differs.
 const SUMS: f32 = 1e-4;
 /// The same with a weight that was unpacked: its values are rounded to BF16, half of 2^-8 each.
-const UNPACKED: f32 = 4e-3;
+pub const UNPACKED: f32 = 4e-3;
 
-fn cpu() -> Cpu {
+pub fn cpu() -> Cpu {
     Cpu::new(CpuOptions { threads: 2, isa: None, grouped_activations: GroupedActivations::Bf16 }).unwrap()
 }
 
@@ -144,7 +144,7 @@ fn a_product_of_few_or_many_rows(#[case] kind: WeightKind, #[case] rows: usize) 
     }
 }
 
-fn product<B: Backend>(
+pub fn product<B: Backend>(
     backend: &mut B,
     packed: &modelprofile_kernels::PackedWeight,
     rows: usize,
@@ -152,7 +152,7 @@ fn product<B: Backend>(
     store: Store,
 ) -> Vec<f32> {
     let (n, k) = (packed.spec.n, packed.spec.k);
-    let w = backend.weight(packed).unwrap();
+    let w = backend.weight(packed, Split::Replicated).unwrap();
     let matrix = |rows, width, seed| HostTensor { rows, width, data: noise(rows * width, seed) };
     let x = backend.upload(&matrix(rows, k, 1)).unwrap();
     let mut out = backend.upload(&matrix(rows, n, 2)).unwrap();

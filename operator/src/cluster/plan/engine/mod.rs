@@ -28,7 +28,7 @@ use super::names::Owner;
 
 pub use checkpoint::{CACHE, VOLUMES};
 pub(super) use checkpoint::{is_fetched, is_kept};
-pub(super) use native::{admin, places, start_file};
+pub(super) use native::{admin, places, preparing, start_file};
 
 /// Where the ConfigMap is mounted.
 pub const CONFIG: &str = "/etc/modelprofile";

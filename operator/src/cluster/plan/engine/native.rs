@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use modelprofile_api::{Strategy, unsupported};
+use modelprofile_api::{Manifest, Strategy, unsupported};
 
 use super::{ADMIN, CACHE, CONFIG, HTTP, KEYS, Launch, Probes, Refused, Subject, VOLUMES, args, checkpoint};
 
@@ -44,13 +44,30 @@ fn launch(subject: &Subject<'_>) -> Launch {
         image: spec.engine.image.clone().unwrap_or_else(|| subject.options.images.worker.clone()),
         command: args(["modelprofile-worker"]),
         args: arguments,
-        env: BTreeMap::new(),
+        env: device(subject.manifest),
         ports: vec![HTTP, ADMIN],
         // It answers before anything is loaded.
         probes: Probes { port: ADMIN.0, live: "/livez", ready: "/readyz", start_seconds: 300 },
         // It finishes its requests by itself; only the endpoints have to forget it first.
         linger_seconds: 5,
     }
+}
+
+/// Where the worker computes. As a variable, so that `--device` in `spec.engine.args` wins. A pod without an accelerator may
+/// see those of its node all the same, and must leave them alone.
+fn device(manifest: &Manifest) -> BTreeMap<&'static str, String> {
+    let device = if manifest.spec.placement.accelerator_resource.is_some() { "cuda" } else { "cpu" };
+    [("MODELPROFILE_DEVICE", device.to_owned())].into()
+}
+
+/// How a pod without an accelerator prepares what this project's worker serves. What is measured there is to count where the
+/// pods have accelerators, which multiply weights in groups with BF16 activations.
+pub(crate) fn preparing(manifest: &Manifest) -> Vec<String> {
+    let mut arguments = args(["--device", "cpu"]);
+    if manifest.spec.placement.accelerator_resource.is_some() {
+        arguments.extend(args(["--activations", "bf16"]));
+    }
+    arguments
 }
 
 /// Where the worker finds and keeps models.

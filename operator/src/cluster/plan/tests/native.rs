@@ -112,6 +112,7 @@ fn the_deployment_of_workers_that_change_in_place() {
                         "--admin-keys", "/etc/modelprofile/admin-keys", "--admin-audience", "team/llama/u-1",
                         "--drain-seconds", "90", "--api-keys-dir", "/etc/modelprofile-keys", "--max-running", "32"],
                     "env": [
+                        {"name": "MODELPROFILE_DEVICE", "value": "cpu"},
                         {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}},
                         {"name": "RUST_LOG", "value": "debug"},
                     ],
@@ -265,7 +266,11 @@ placement: {acceleratorResource: nvidia.com/gpu, resources: {requests: {memory: 
             "--admin-keys",
             "/etc/modelprofile/admin-keys",
             "--admin-audience",
-            "team/llama/u-1"
+            "team/llama/u-1",
+            "--device",
+            "cpu",
+            "--activations",
+            "bf16"
         ])
     );
     assert_eq!(container["resources"], json!({"requests": {"memory": "8Gi"}}));
@@ -292,6 +297,7 @@ fn a_job_is_another_one_for_what_shapes_its_work_and_the_same_for_the_rest() {
         "model: {uri: 'pvc://models/llama', license: {accepted: mit}}",
         "profiles: [{name: quality, weights: {format: BF16}}]",
         "quality: {dataset: {uri: 'pvc://texts/a'}}",
+        "placement: {acceleratorResource: nvidia.com/gpu}",
     ];
     let keys: std::collections::BTreeSet<_> = other.map(key).into();
     assert_eq!(keys.len(), other.len());
@@ -332,6 +338,21 @@ placement: {affinity: {nodeAfinity: {a: b}}}";
             "spec.placement.affinity.nodeAfinity: the affinity of a PodSpec has no such field; correct its name, or remove it",
         ]
     );
+}
+
+#[test]
+fn a_worker_computes_on_the_accelerators_that_its_pod_has_and_on_no_others() {
+    let device = |sections: &str| {
+        let pod = applied(find(&first_plan(sections), Kind::Deployment))["spec"]["template"]["spec"].clone();
+        let env = pod["containers"][0]["env"].as_array().unwrap().clone();
+        let devices = env.into_iter().filter(|variable| variable["name"] == "MODELPROFILE_DEVICE");
+        devices.map(|variable| variable["value"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(device("placement: {acceleratorResource: nvidia.com/gpu}"), ["cuda"]);
+    assert_eq!(device(""), ["cpu"]);
+    let own = "placement: {acceleratorResource: nvidia.com/gpu}
+engine: {env: [{name: MODELPROFILE_DEVICE, value: auto}]}";
+    assert_eq!(device(own), ["auto"], "the manifest's comes before the operator's");
 }
 
 #[test]

@@ -1,0 +1,192 @@
+//! The worker's command on a GPU, real or emulated.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the test's result")]
+
+mod model;
+#[allow(dead_code, reason = "each test binary uses its part")]
+#[path = "../command/process.rs"]
+mod process;
+#[allow(dead_code, reason = "each test binary uses its part")]
+#[path = "../command/tiny.rs"]
+mod tiny;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use process::{Streams, Worker};
+
+/// The FP8 rung and the INT4 rung of one ladder.
+const LADDER: &str = "
+  - {name: quality, weights: {format: FP8}, kvCache: {format: FP8E4M3}}
+  - {name: density, weights: {format: INT4, groupSize: 64, zeroPoint: Integer}, kvCache: {format: FP8E4M3}}";
+
+/// Kernels are compiled once for all tests and runs: under the cache of each test lies the same folder of images.
+fn share_kernels(cache: &Path) {
+    let images = Path::new(env!("CARGO_TARGET_TMPDIR")).join("worker-kernels");
+    fs::create_dir_all(&images).unwrap();
+    fs::create_dir_all(cache).unwrap();
+    std::os::unix::fs::symlink(images, cache.join("kernels")).unwrap();
+}
+
+/// A model that a GPU's kernels take, and a cache.
+struct Setup {
+    folder: TempDir,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        model::write(&folder.path().join("model"));
+        share_kernels(&folder.path().join("cache"));
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = tiny::worker(&self.path("cache"));
+        command.env_remove("MODELPROFILE_DEVICE").env("RUST_LOG", "info").args(arguments);
+        command
+    }
+
+    /// The log of a command on the model that must end well.
+    fn log(&self, command: &mut Command) -> String {
+        let output = command.arg("--model").arg(self.path("model")).output().unwrap();
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{}{log}", String::from_utf8_lossy(&output.stdout));
+        log
+    }
+
+    fn serve(&self, device: &str, budget: &str) -> Worker {
+        let manifest = format!(
+            "apiVersion: modelprofile.dev/v1alpha1
+kind: ModelProfile
+metadata: {{name: tiny}}
+spec:
+  model: {{uri: 'file://{}'}}
+  placement: {{memoryBudget: {budget}}}
+  quality: {{onFailure: Warn}}
+  profiles:{LADDER}
+",
+            self.path("model").display()
+        );
+        let path = self.path("profile.yaml");
+        fs::write(&path, manifest).unwrap();
+        Worker::serve(&self.path("cache"), &path, |command| {
+            // As the GPU computes groups: W4A16.
+            command.args(["--device", device, "--activations", "bf16", "--max-batched-tokens", "64"]);
+        })
+    }
+}
+
+#[test]
+fn a_ladder_is_quantized_measured_served_and_switched_on_a_gpu_and_says_what_the_cpu_says() {
+    let setup = Setup::new();
+    let gpu = setup.serve("cuda", "256Mi");
+    let log = gpu.log();
+    assert!(log.contains("(cuda:0): --device cuda:0"), "{log}");
+    let state = gpu.state();
+    assert!(state.profiles.iter().all(|profile| profile.quality.is_some() && profile.kv_tokens > 0), "{state:?}");
+    assert!(state.memory.budget_bytes <= 256 << 20, "{:?}", state.memory);
+    let (_, metrics) = Worker::get(gpu.admin, "/metrics").unwrap();
+    let device = metrics.lines().find(|line| line.starts_with("modelprofile_device_info{")).unwrap();
+    assert!(!device.contains("CPU") && device.ends_with(" 1"), "{device}");
+
+    let ask = |worker: &Worker| {
+        // The alternatives of the first token are what the model computes; the text behind it is what it does with them.
+        let body =
+            json!({"prompt": "w5 w7 w9 w11", "max_tokens": 6, "temperature": 0, "ignore_eos": true, "logprobs": 5});
+        let answer = worker.complete(&body);
+        let choice = &answer["choices"][0];
+        let first = choice["logprobs"]["token_logprobs"][0].as_f64().unwrap();
+        (choice["text"].as_str().unwrap().to_owned(), first)
+    };
+    let fp8 = ask(&gpu);
+    let streams = [Streams::start(gpu.port, 48), Streams::start(gpu.port, 32), Streams::start(gpu.port, 24)];
+    gpu.switches("density");
+    let int4 = ask(&gpu);
+    gpu.switches("quality");
+    gpu.switches("density");
+    gpu.switches("quality");
+    let streams: Vec<String> = streams.into_iter().flat_map(Streams::ended).collect();
+    assert!(streams.len() >= 3);
+    // A step recorded for one profile's weights is not replayed on the other's.
+    assert_eq!(ask(&gpu), fp8);
+    drop(gpu);
+
+    let cpu = setup.serve("cpu", "256Mi");
+    let of_cpu = ask(&cpu);
+    cpu.switches("density");
+    for (name, (text, first), (text_of_cpu, first_of_cpu)) in [("FP8", fp8, of_cpu), ("INT4", int4, ask(&cpu))] {
+        assert!((first - first_of_cpu).abs() < 0.05, "{name}: {first}, and {first_of_cpu} on the CPU");
+        let word = |text: &str| text.split_whitespace().next().map(str::to_owned);
+        assert_eq!(word(&text), word(&text_of_cpu), "{name}: {text:?}, and {text_of_cpu:?} on the CPU");
+    }
+}
+
+#[test]
+fn a_calibrated_quantization_runs_on_the_gpu() {
+    let setup = Setup::new();
+    let mut command = setup.command(&[
+        "quantize",
+        "--device",
+        "cuda:0",
+        "--format",
+        "INT4:g64:integer:awq",
+        "--calibration-tokens",
+        "512",
+    ]);
+    let log = setup.log(command.env("CUDASIM_MEMORY", (1u64 << 30).to_string()));
+    assert!(log.contains("(cuda:0)"), "{log}");
+    let made = tiny::artifacts(&setup.path("cache"));
+    assert_eq!(made.len(), 1, "{made:?}");
+    // Measured on the GPU too, with the activations that it multiplies groups with.
+    let files = fs::read_dir(&made[0].1).unwrap().map(|entry| entry.unwrap().path());
+    let quality = files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("quality"));
+    let quality: Vec<String> = quality.map(|path| fs::read_to_string(path).unwrap()).collect();
+    assert!(quality.len() == 1 && quality[0].contains("BF16 activations"), "{quality:?}");
+}
+
+#[test]
+fn the_gpu_is_taken_by_itself_unless_the_cpu_is_asked_for() {
+    let setup = Setup::new();
+    let quantize = ["quantize", "--no-measure", "--format", "INT8"];
+    let log = setup.log(&mut setup.command(&quantize));
+    assert!(log.contains("(cuda:0): the first usable GPU"), "{log}");
+    let log = setup.log(setup.command(&quantize).args(["--device", "cpu"]));
+    assert!(log.contains("computing on the CPU"), "{log}");
+    let log = setup.log(setup.command(&quantize).env("MODELPROFILE_DEVICE", "cuda"));
+    assert!(log.contains("(cuda:0): --device cuda:0"), "{log}");
+}
+
+#[test]
+fn a_gpu_that_is_not_there_or_does_not_compute_what_is_asked_is_a_sentence() {
+    let setup = Setup::new();
+    let model = setup.path("model");
+    let fail = |arguments: &[&str]| {
+        let mut command = setup.command(&["quantize", "--format", "INT8", "--model", model.to_str().unwrap()]);
+        tiny::fail(command.args(arguments))
+    };
+    let error = fail(&["--device", "cuda:4095"]);
+    assert!(error.contains("cuda:4095 cannot be computed on") && error.contains("nvidia-smi -L"), "{error}");
+    let error = fail(&["--device", "cuda", "--activations", "int8"]);
+    assert!(error.contains("--activations int8 is computed on the CPU alone"), "{error}");
+}
+
+#[test]
+fn without_a_driver_or_a_gpu_the_cpu_is_taken() {
+    let setup = Setup::new();
+    let quantize = ["quantize", "--no-measure", "--format", "INT8"];
+    let log = setup.log(setup.command(&quantize).env("CUDASIM_DEVICES", "0"));
+    assert!(log.contains("computing on the CPU"), "{log}");
+    let log = setup.log(setup.command(&quantize).env_remove("LD_LIBRARY_PATH"));
+    // A machine with a driver of its own cannot show this.
+    assert!(log.contains("computing on the CPU") && log.contains("libcuda.so.1") || log.contains("cuda:0"), "{log}");
+}
