@@ -46,11 +46,7 @@ pub fn hardware(name: &str) -> Result<Hardware, DescriptionError> {
 }
 
 /// The text of a known name; `None` for a path.
-fn find(
-    known: &[(&str, &'static str)],
-    name: &str,
-    what: &str,
-) -> Result<Option<&'static str>, DescriptionError> {
+fn find(known: &[(&str, &'static str)], name: &str, what: &str) -> Result<Option<&'static str>, DescriptionError> {
     let found = known.iter().find(|(stem, _)| stem.eq_ignore_ascii_case(name)).map(|(_, text)| *text);
     if found.is_none() && !Path::new(name).exists() {
         let names: Vec<_> = known.iter().map(|(stem, _)| *stem).collect();

@@ -42,8 +42,7 @@ pub(crate) trait Described: DeserializeOwned {
 /// Reads and checks `path`.
 pub(crate) fn load<T: Described>(path: &Path) -> Result<T, DescriptionError> {
     let name = path.display().to_string();
-    let text =
-        std::fs::read_to_string(path).map_err(|source| DescriptionError::Read { path: name.clone(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| DescriptionError::Read { path: name.clone(), source })?;
     parse(&text, &name)
 }
 

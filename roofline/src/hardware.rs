@@ -5,7 +5,7 @@ use std::path::Path;
 use modelprofile_api::FieldError;
 use serde::Deserialize;
 
-use crate::fields::{self, DescriptionError, Described, above_zero};
+use crate::fields::{self, Described, DescriptionError, above_zero};
 
 /// One accelerator, and its links to its neighbours and to the host.
 ///
@@ -111,7 +111,10 @@ mod tests {
                     interconnect: {bandwidth: .nan, latencySeconds: 1}, hostLink: 1, multiprocessors: 0, launchSeconds: 1}";
         let error = Hardware::parse(text, "h.yaml").unwrap_err().to_string();
         let fields: Vec<_> = error.lines().map(|line| line.split(':').nth(1).unwrap().trim()).collect();
-        assert_eq!(fields, ["memoryBytes", "memoryBandwidth", "flops.fp8", "interconnect.bandwidth", "multiprocessors"]);
+        assert_eq!(
+            fields,
+            ["memoryBytes", "memoryBandwidth", "flops.fp8", "interconnect.bandwidth", "multiprocessors"]
+        );
         assert!(error.lines().all(|line| line.starts_with("h.yaml: ")), "{error}");
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use modelprofile_api::{FieldError, KvCacheFormat, WeightFormat};
 use serde::Deserialize;
 
-use crate::fields::{self, DescriptionError, Described, above_zero};
+use crate::fields::{self, Described, DescriptionError, above_zero};
 
 /// Dimensions of a model of the Llama family (grouped-query attention, gated MLP).
 ///

@@ -138,8 +138,8 @@ impl Roofline {
 
 #[cfg(test)]
 mod tests {
-    use crate::published::{h100, llama_8b, llama_70b};
     use super::*;
+    use crate::published::{h100, llama_8b, llama_70b};
 
     fn roofline(weights: WeightFormat, tensor_parallel: u32) -> Roofline {
         let precision = Precision { weights, group: 128, kv: KvCacheFormat::Fp8E4m3, tensor_parallel };

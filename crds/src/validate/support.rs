@@ -28,8 +28,17 @@ pub fn unsupported(manifest: &Manifest) -> Vec<FieldError> {
             ),
             _ => {}
         }
-        if profile.tensor_parallel > 1 {
-            refuse(format!("{at}.tensorParallel"), "more than one accelerator per worker", "write 1 or leave it out");
+        let first = &spec.profiles[0];
+        // With InPlace this is a rule already.
+        if profile.tensor_parallel != first.tensor_parallel && spec.switching.strategy != Strategy::InPlace {
+            refuse(
+                format!("{at}.tensorParallel"),
+                &format!("another number of accelerators than that of `{}`", first.name),
+                &format!(
+                    "write {} in all profiles, which a worker computes on the same accelerators",
+                    first.tensor_parallel
+                ),
+            );
         }
     }
     if let Some(Ok(ModelUri::HuggingFace { .. } | ModelUri::Https(_))) =

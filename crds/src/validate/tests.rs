@@ -160,10 +160,20 @@ fn one_mistake_gives_one_error_at_its_field(
 
 #[test]
 fn what_is_valid_but_not_built_breaks_no_rule() {
-    let edits = [("profiles/0/tensorParallel", json!(2)), ("profiles/1/tensorParallel", json!(2))];
-    let manifest = Manifest::from_yaml(&with(&edits).to_string()).unwrap();
-    assert_eq!(violations(&manifest), []);
-    assert_ne!(unsupported(&manifest), []);
+    for (edits, path) in [
+        (vec![("profiles/0/weights", json!({"format": "FP16"}))], "spec.profiles[0].weights.format"),
+        (
+            vec![("switching/strategy", json!("Surge")), ("profiles/1/tensorParallel", json!(2))],
+            "spec.profiles[1].tensorParallel",
+        ),
+    ] {
+        let manifest = Manifest::from_yaml(&with(&edits).to_string()).unwrap();
+        assert_eq!(violations(&manifest), []);
+        let refused: Vec<_> = unsupported(&manifest).into_iter().map(|error| error.path).collect();
+        assert_eq!(refused, [path]);
+    }
+    let two = [("profiles/0/tensorParallel", json!(2)), ("profiles/1/tensorParallel", json!(2))];
+    assert_eq!(unsupported(&Manifest::from_yaml(&with(&two).to_string()).unwrap()), []);
 }
 
 #[rstest]

@@ -300,6 +300,6 @@ ONLY_VALIDATE: list[tuple[str, dict[str, dict]]] = [
 SUPPORT: dict[str, dict] = {
     "FP16": {"profiles/0/weights/format": "FP16"},
     "mixture": {"profiles/0/weights/format": "Q5_K_M"},
-    "two accelerators": {"profiles/0/tensorParallel": 2, "profiles/1/tensorParallel": 2},
+    "accelerators differ": {"switching/strategy": "Surge", "profiles/1/tensorParallel": 2},
 }
 """Part of the API, and not built yet: a definition that refused them would have to change with the worker's version."""

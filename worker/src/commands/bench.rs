@@ -12,7 +12,7 @@ use modelprofile_engine::{
 };
 use modelprofile_kernels::{BLOCK_TOKENS, Backend, Device, KvFormat, KvScales, SequenceSpan, StepPlan};
 
-use super::{Devices, on_device};
+use super::{Devices, Wish, on_device};
 
 /// Options of `bench`.
 #[derive(Debug, Args)]
@@ -123,7 +123,7 @@ impl<B: Backend> Rig<B> {
 impl Bench {
     pub(super) fn run(self) -> anyhow::Result<()> {
         anyhow::ensure!(self.tokens > 0 && self.chunk > 0, "--tokens and --chunk must be at least 1");
-        let chosen = self.compute.choose(&self.cache.directory(), None)?;
+        let chosen = self.compute.choose(&self.cache.directory(), Wish::default())?;
         on_device!(chosen, |devices| self.measure(devices))
     }
 

@@ -12,6 +12,8 @@ mod cuda;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+#[cfg(feature = "cuda")]
+use modelprofile_kernels::cuda::{Cuda, Parallel};
 use modelprofile_kernels::{Calibrate, GroupedActivations, cpu::probe::Machine};
 
 pub(super) use choice::Wanted;
@@ -22,7 +24,8 @@ pub(super) use cuda::Gpus;
 /// Options of commands that compute.
 #[derive(Debug, Clone, Args)]
 pub(super) struct Compute {
-    /// Where to compute: auto (the first usable GPU, else the CPU), cpu, cuda or cuda:N, numbered as `nvidia-smi -L` does.
+    /// Where to compute: auto (the first usable GPU, else the CPU), cpu, cuda, or cuda:N, numbered as `nvidia-smi -L` does. Of a
+    /// model that several GPUs share, cuda:N,M names each.
     #[arg(long, value_name = "DEVICE", env = "MODELPROFILE_DEVICE", default_value = "auto")]
     device: Wanted,
     /// Compute threads of the CPU, which quantizes whatever the device is [default: the machine's cores].
@@ -61,7 +64,7 @@ pub(super) trait Devices {
     /// A sentence that says what is missing and what helps.
     fn open(&self) -> anyhow::Result<Self::Device>;
 
-    /// Bytes of memory that weights, cache and workspace may have together.
+    /// Bytes of memory that weights, cache and workspace may have together; of each, where several share a model.
     ///
     /// # Errors
     /// None was given, and the machine does not tell how much it has.
@@ -89,13 +92,23 @@ pub(super) struct Serving {
     pub(super) batched_tokens: usize,
 }
 
-/// What a device gets beside the options of the command line.
+/// What a device is wanted for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wish {
+    /// Bytes of memory that each may use; `None` leaves it to the device.
+    pub(super) budget: Option<u64>,
+    /// GPUs that share the model; `None`: as many as `--device` names.
+    pub(super) parallel: Option<usize>,
+    /// The model is to be served: the CPU does not stand in for several GPUs.
+    pub(super) serves: bool,
+}
+
+/// What decides about a device beside the options of the command line.
 #[derive(Clone, Copy)]
 struct Means<'a> {
     /// The worker's cache.
     cache: &'a Path,
-    /// Bytes of memory.
-    budget: Option<u64>,
+    wish: Wish,
 }
 
 /// What was chosen.
@@ -103,7 +116,9 @@ struct Means<'a> {
 pub(super) enum Chosen {
     Cpu(Cpus),
     #[cfg(feature = "cuda")]
-    Cuda(Gpus),
+    Cuda(Gpus<Cuda>),
+    #[cfg(feature = "cuda")]
+    Parallel(Gpus<Parallel>),
 }
 
 /// Evaluates an expression with the chosen [`Devices`] under a name: the only place where a command asks which they are.
@@ -113,19 +128,20 @@ macro_rules! on_device {
             $crate::commands::device::Chosen::Cpu($devices) => $body,
             #[cfg(feature = "cuda")]
             $crate::commands::device::Chosen::Cuda($devices) => $body,
+            #[cfg(feature = "cuda")]
+            $crate::commands::device::Chosen::Parallel($devices) => $body,
         }
     };
 }
 pub(super) use on_device;
 
 impl Compute {
-    /// Chooses the device, and logs which and why. `cache` takes what is compiled for it; `budget` is how many bytes of memory
-    /// it may use, if that was said.
+    /// Chooses the device, and logs which and why. `cache` takes what is compiled for it.
     ///
     /// # Errors
     /// A GPU was asked for and cannot be computed on: what is missing, and what helps.
-    pub(super) fn choose(&self, cache: &Path, budget: Option<u64>) -> anyhow::Result<Chosen> {
-        let (chosen, why) = self.decide(&Means { cache, budget })?;
+    pub(super) fn choose(&self, cache: &Path, wish: Wish) -> anyhow::Result<Chosen> {
+        let (chosen, why) = self.decide(&Means { cache, wish })?;
         tracing::info!("computing on {}: {why}", chosen.name());
         Ok(chosen)
     }
@@ -135,7 +151,7 @@ impl Compute {
     /// # Errors
     /// As [`Self::choose`].
     pub(super) fn describe(&self, cache: &Path) -> anyhow::Result<String> {
-        let (chosen, why) = self.decide(&Means { cache, budget: None })?;
+        let (chosen, why) = self.decide(&Means { cache, wish: Wish::default() })?;
         Ok(format!("{} ({why})", chosen.name()))
     }
 
@@ -144,7 +160,7 @@ impl Compute {
             Some(Activations::Bf16) => GroupedActivations::Bf16,
             Some(Activations::Int8) | None => GroupedActivations::Int8,
         };
-        Cpus { threads: self.threads(), activations, budget: means.budget }
+        Cpus { threads: self.threads(), activations, budget: means.wish.budget }
     }
 
     /// Threads of the CPU.
@@ -159,7 +175,9 @@ impl Chosen {
         match self {
             Self::Cpu(cpus) => cpus.name(),
             #[cfg(feature = "cuda")]
-            Self::Cuda(gpus) => gpus.name(),
+            Self::Cuda(gpu) => gpu.name(),
+            #[cfg(feature = "cuda")]
+            Self::Parallel(gpus) => gpus.name(),
         }
     }
 }

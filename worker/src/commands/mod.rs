@@ -23,7 +23,7 @@ use clap::{Args, Parser, Subcommand};
 use modelprofile_engine::{Method, WeightFormat, ZeroPoint, quantize::Recipe};
 use modelprofile_kernels::KvFormat;
 
-use device::{Compute, Devices, on_device};
+use device::{Compute, Devices, Wish, on_device};
 
 /// Text that calibration looks at when the manifest names none.
 const CALIBRATION: &str = include_str!("../texts/calibration.txt");

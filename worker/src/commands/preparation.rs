@@ -21,7 +21,7 @@ use modelprofile_engine::{
 use modelprofile_kernels::{GroupedActivations, KvFormat};
 
 use super::{
-    Devices,
+    Devices, Wish,
     device::Chosen,
     measure::Measure,
     original::{self, Original},
@@ -84,12 +84,15 @@ impl Preparation {
         &self.config
     }
 
-    /// The device to prepare the ladder and serve it on.
+    /// The device to prepare the ladder on, and to serve it on if that is what is to follow.
     ///
     /// # Errors
     /// See [`Compute::choose`](super::Compute::choose).
-    pub(super) fn device(&self, ladder: &Ladder) -> anyhow::Result<Chosen> {
-        self.compute.choose(&self.cache.directory(), ladder.manifest.memory_budget_bytes())
+    pub(super) fn device(&self, ladder: &Ladder, serves: bool) -> anyhow::Result<Chosen> {
+        let budget = ladder.manifest.memory_budget_bytes();
+        // All profiles have the same.
+        let parallel = ladder.manifest.spec().profiles.first().map(|profile| profile.tensor_parallel as usize);
+        self.compute.choose(&self.cache.directory(), Wish { budget, parallel, serves })
     }
 
     /// The text that quality is measured with, as it is scored with these activations.

@@ -103,7 +103,7 @@ async fn watched(
             asked.preparation.fetch(&preparing, &ladder)
         } else {
             let prune = |prepared: Prepared| prepared.original.into_iter().for_each(Original::prune);
-            asked.preparation.device(&ladder).and_then(|chosen| {
+            asked.preparation.device(&ladder, false).and_then(|chosen| {
                 on_device!(chosen, |devices| asked.preparation.run(devices, &preparing, &ladder)).map(prune)
             })
         };

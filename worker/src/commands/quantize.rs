@@ -13,7 +13,7 @@ use modelprofile_engine::{
 };
 
 use super::{
-    Devices,
+    Devices, Wish,
     measure::{Measure, figures},
     on_device,
     original::{self, Reference},
@@ -52,7 +52,7 @@ pub(super) struct Quantize {
 impl Quantize {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let cache = self.cache.directory();
-        let chosen = self.compute.choose(&cache, None)?;
+        let chosen = self.compute.choose(&cache, Wish::default())?;
         on_device!(chosen, |devices| if self.plan {
             self.print_plan(devices, &cache)
         } else {

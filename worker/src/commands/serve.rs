@@ -115,7 +115,7 @@ impl Serve {
         std::thread::Builder::new().name("prepare".into()).spawn(move || {
             let loaded = self
                 .preparation
-                .device(&ladder)
+                .device(&ladder, true)
                 .and_then(|chosen| on_device!(chosen, |devices| self.load(devices, &preparing, &ladder)));
             match loaded {
                 Ok(Loaded { ready, original, follower }) => {

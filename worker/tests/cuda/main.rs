@@ -20,10 +20,43 @@ use tempfile::TempDir;
 
 use process::{Streams, Worker};
 
-/// The FP8 rung and the INT4 rung of one ladder.
-const LADDER: &str = "
-  - {name: quality, weights: {format: FP8}, kvCache: {format: FP8E4M3}}
-  - {name: density, weights: {format: INT4, groupSize: 64, zeroPoint: Integer}, kvCache: {format: FP8E4M3}}";
+/// A manifest whose ladder is an FP8 rung and an INT4 rung, which so many GPUs share.
+fn manifest(model: &Path, gpus: usize) -> String {
+    format!(
+        "apiVersion: modelprofile.dev/v1alpha1
+kind: ModelProfile
+metadata: {{name: tiny}}
+spec:
+  model: {{uri: 'file://{}'}}
+  placement: {{memoryBudget: 256Mi}}
+  quality: {{onFailure: Warn}}
+  profiles:
+  - {{name: quality, weights: {{format: FP8}}, kvCache: {{format: FP8E4M3}}, tensorParallel: {gpus}}}
+  - name: density
+    weights: {{format: INT4, groupSize: 64, zeroPoint: Integer}}
+    kvCache: {{format: FP8E4M3}}
+    tensorParallel: {gpus}
+",
+        model.display()
+    )
+}
+
+/// Text of a greedy answer, and the logarithm of the probability of its first token. That is what the model computes; the text
+/// behind it is what it does with it.
+fn ask(worker: &Worker) -> (String, f64) {
+    let body = json!({"prompt": "w5 w7 w9 w11", "max_tokens": 6, "temperature": 0, "ignore_eos": true, "logprobs": 5});
+    let answer = worker.complete(&body);
+    let choice = &answer["choices"][0];
+    let first = choice["logprobs"]["token_logprobs"][0].as_f64().unwrap();
+    (choice["text"].as_str().unwrap().to_owned(), first)
+}
+
+/// What two devices say of the same weights: rounding to FP8 in another order of sums, no more.
+fn assert_alike(what: &str, one: &(String, f64), other: &(String, f64)) {
+    assert!((one.1 - other.1).abs() < 0.05, "{what}: {one:?} and {other:?}");
+    let word = |text: &str| text.split_whitespace().next().map(str::to_owned);
+    assert_eq!(word(&one.0), word(&other.0), "{what}: {one:?} and {other:?}");
+}
 
 /// Kernels are compiled once for all tests and runs: under the cache of each test lies the same folder of images.
 fn share_kernels(cache: &Path) {
@@ -64,21 +97,9 @@ impl Setup {
         log
     }
 
-    fn serve(&self, device: &str, budget: &str) -> Worker {
-        let manifest = format!(
-            "apiVersion: modelprofile.dev/v1alpha1
-kind: ModelProfile
-metadata: {{name: tiny}}
-spec:
-  model: {{uri: 'file://{}'}}
-  placement: {{memoryBudget: {budget}}}
-  quality: {{onFailure: Warn}}
-  profiles:{LADDER}
-",
-            self.path("model").display()
-        );
+    fn serve(&self, device: &str, gpus: usize) -> Worker {
         let path = self.path("profile.yaml");
-        fs::write(&path, manifest).unwrap();
+        fs::write(&path, manifest(&self.path("model"), gpus)).unwrap();
         Worker::serve(&self.path("cache"), &path, |command| {
             // As the GPU computes groups: W4A16.
             command.args(["--device", device, "--activations", "bf16", "--max-batched-tokens", "64"]);
@@ -89,7 +110,7 @@ spec:
 #[test]
 fn a_ladder_is_quantized_measured_served_and_switched_on_a_gpu_and_says_what_the_cpu_says() {
     let setup = Setup::new();
-    let gpu = setup.serve("cuda", "256Mi");
+    let gpu = setup.serve("cuda", 1);
     let log = gpu.log();
     assert!(log.contains("(cuda:0): --device cuda:0"), "{log}");
     let state = gpu.state();
@@ -99,17 +120,8 @@ fn a_ladder_is_quantized_measured_served_and_switched_on_a_gpu_and_says_what_the
     let device = metrics.lines().find(|line| line.starts_with("modelprofile_device_info{")).unwrap();
     assert!(!device.contains("CPU") && device.ends_with(" 1"), "{device}");
 
-    let ask = |worker: &Worker| {
-        // The alternatives of the first token are what the model computes; the text behind it is what it does with them.
-        let body =
-            json!({"prompt": "w5 w7 w9 w11", "max_tokens": 6, "temperature": 0, "ignore_eos": true, "logprobs": 5});
-        let answer = worker.complete(&body);
-        let choice = &answer["choices"][0];
-        let first = choice["logprobs"]["token_logprobs"][0].as_f64().unwrap();
-        (choice["text"].as_str().unwrap().to_owned(), first)
-    };
     let fp8 = ask(&gpu);
-    let streams = [Streams::start(gpu.port, 48), Streams::start(gpu.port, 32), Streams::start(gpu.port, 24)];
+    let streams = [48, 32, 24].map(|tokens| Streams::start(gpu.port, tokens));
     gpu.switches("density");
     let int4 = ask(&gpu);
     gpu.switches("quality");
@@ -118,17 +130,39 @@ fn a_ladder_is_quantized_measured_served_and_switched_on_a_gpu_and_says_what_the
     let streams: Vec<String> = streams.into_iter().flat_map(Streams::ended).collect();
     assert!(streams.len() >= 3);
     // A step recorded for one profile's weights is not replayed on the other's.
-    assert_eq!(ask(&gpu), fp8);
+    assert_eq!(ask(&gpu).0, fp8.0);
     drop(gpu);
 
-    let cpu = setup.serve("cpu", "256Mi");
-    let of_cpu = ask(&cpu);
+    let cpu = setup.serve("cpu", 1);
+    assert_alike("FP8 on the GPU and on the CPU", &fp8, &ask(&cpu));
     cpu.switches("density");
-    for (name, (text, first), (text_of_cpu, first_of_cpu)) in [("FP8", fp8, of_cpu), ("INT4", int4, ask(&cpu))] {
-        assert!((first - first_of_cpu).abs() < 0.05, "{name}: {first}, and {first_of_cpu} on the CPU");
-        let word = |text: &str| text.split_whitespace().next().map(str::to_owned);
-        assert_eq!(word(&text), word(&text_of_cpu), "{name}: {text:?}, and {text_of_cpu:?} on the CPU");
-    }
+    assert_alike("INT4 on the GPU and on the CPU", &int4, &ask(&cpu));
+}
+
+#[test]
+fn two_gpus_share_a_model_and_say_what_one_says() {
+    let setup = Setup::new();
+    let answers = |gpus: usize| {
+        let worker = setup.serve("auto", gpus);
+        let (log, fp8) = (worker.log(), ask(&worker));
+        let stream = Streams::start(worker.port, 40);
+        worker.switches("density");
+        assert!(!stream.ended().is_empty());
+        (log, fp8, ask(&worker))
+    };
+    let (log, fp8, int4) = answers(2);
+    assert!(log.contains("(cuda:0) and ") && log.contains("(cuda:1): the first 2 usable GPUs"), "{log}");
+    let (_, fp8_of_one, int4_of_one) = answers(1);
+    assert_alike("FP8 on two GPUs and on one", &fp8, &fp8_of_one);
+    assert_alike("INT4 on two GPUs and on one", &int4, &int4_of_one);
+
+    fs::write(setup.path("shared.yaml"), manifest(&setup.path("model"), 2)).unwrap();
+    let mut command = setup.command(&["serve", "--port", "0", "--admin-port", "0", "--device", "cpu", "--config"]);
+    let error = tiny::fail(command.arg(setup.path("shared.yaml")));
+    assert!(error.contains("tensorParallel is 2") && error.contains("--device cpu"), "{error}");
+    let mut command = setup.command(&["serve", "--port", "0", "--admin-port", "0", "--config"]);
+    let error = tiny::fail(command.arg(setup.path("shared.yaml")).env("CUDASIM_DEVICES", "1"));
+    assert!(error.contains("1 usable GPUs, where 2 are wanted"), "{error}");
 }
 
 #[test]

@@ -8,8 +8,9 @@ use crate::tiny;
 
 const HIDDEN: usize = 128;
 const INTERMEDIATE: usize = 256;
-const HEADS: usize = 2;
-const KV_HEADS: usize = 1;
+const HEADS: usize = 4;
+/// Two, so that two GPUs can share the model.
+const KV_HEADS: usize = 2;
 const HEAD: usize = 64;
 const LAYERS: usize = 2;
 const VOCAB: usize = 128;

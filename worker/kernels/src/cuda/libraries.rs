@@ -35,7 +35,6 @@ pub(super) enum Library {
     /// Matrix products.
     CublasLt,
     /// Exchange between devices.
-    #[allow(dead_code, reason = "loaded where several devices compute one model")]
     Nccl,
 }
 
@@ -90,8 +89,8 @@ impl Library {
                  MODELPROFILE_CUDA_LIBRARIES"
             }
             Self::Nccl => {
-                "install it (libnccl2) or `pip install nvidia-nccl-cu13`, or name its folder in \
-                 MODELPROFILE_CUDA_LIBRARIES"
+                "install it (`apt-get install libnccl2`) or `pip install nvidia-nccl-cu13`, name its folder in \
+                 MODELPROFILE_CUDA_LIBRARIES, or compute the model on one GPU"
             }
         }
     }
@@ -111,7 +110,6 @@ unsafe impl Sync for Loaded {}
 
 impl Loaded {
     /// The address of a function; `None` when the library has none of this name.
-    #[allow(dead_code, reason = "for libraries whose name the bindings do not know")]
     pub(super) fn symbol(&self, name: &CStr) -> Option<NonNull<c_void>> {
         // SAFETY: a handle that stays open, and a string that ends.
         NonNull::new(unsafe { libc::dlsym(self.handle.as_ptr(), name.as_ptr()) })

@@ -1,11 +1,12 @@
 //! NCCL: sums over the devices that compute one model.
 //!
 //! The library is loaded when several devices are asked for, and never otherwise. The bindings' types are used, but not their
-//! functions: these look for the library under names that NCCL's packages do not install (`libnccl.so.2` is not among
-//! them), and end the program where they find none.
+//! functions: these look for the library under names that NCCL's packages do not install (see [`super::libraries`]), and end
+//! the program where they find none.
 
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
+    ptr::NonNull,
     sync::{Condvar, Mutex, OnceLock},
     time::Duration,
 };
@@ -14,25 +15,14 @@ use cudarc::nccl::sys;
 
 use super::{
     driver::{Address, Stream},
+    libraries::{self, Loaded},
     memory::lock,
 };
 use crate::{KernelError, Result};
 
-/// Under which names the library is looked for.
-const NAMES: [&CStr; 2] = [c"libnccl.so.2", c"libnccl.so"];
-
 /// How long an abort waits for a thread that is handing over an operation. Handing over takes microseconds, but for ever where
 /// the queue to a device is full that waits for another device: then the abort is what ends it.
 const HANDING_OVER: Duration = Duration::from_secs(2);
-
-/// The error value of a missing library.
-fn missing() -> KernelError {
-    KernelError::Device(
-        "no NCCL: libnccl.so.2 was not found or did not load; install it (`apt-get install libnccl2`, or `pip install \
-         nvidia-nccl-cu13` and name its folder in LD_LIBRARY_PATH), or run the model on one GPU"
-            .into(),
-    )
-}
 
 // Results are integers here: a newer library may give some that the bindings do not name.
 type InitAll = unsafe extern "C" fn(*mut sys::ncclComm_t, c_int, *const c_int) -> c_int;
@@ -53,24 +43,25 @@ struct Library {
 impl Library {
     /// The library, loaded once.
     fn get() -> Result<&'static Self> {
-        static LOADED: OnceLock<Option<Library>> = OnceLock::new();
-        LOADED.get_or_init(|| NAMES.into_iter().find_map(Self::load)).as_ref().ok_or_else(missing)
+        static LOADED: OnceLock<Library> = OnceLock::new();
+        if let Some(loaded) = LOADED.get() {
+            return Ok(loaded);
+        }
+        let functions = Self::functions(libraries::load(libraries::Library::Nccl)?)?;
+        Ok(LOADED.get_or_init(|| functions))
     }
 
-    fn load(name: &CStr) -> Option<Self> {
-        // SAFETY: loads a library by its name; its initializers are its own.
-        let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-        if library.is_null() {
-            return None;
-        }
+    fn functions(library: &Loaded) -> Result<Self> {
         let symbol = |name: &CStr| {
-            // SAFETY: the library is never unloaded.
-            let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
-            (!symbol.is_null()).then_some(symbol)
+            library.symbol(name).map(NonNull::as_ptr).ok_or_else(|| {
+                let name = name.to_string_lossy();
+                KernelError::Device(format!("NCCL has no function {name}: install a newer one"))
+            })
         };
-        // SAFETY: the types are those that NCCL's header declares for these names, its enumerations as integers.
+        // SAFETY: the types are those that NCCL's header declares for these names, its enumerations as integers; the library
+        // is never unloaded.
         unsafe {
-            Some(Self {
+            Ok(Self {
                 init_all: std::mem::transmute::<*mut c_void, InitAll>(symbol(c"ncclCommInitAll")?),
                 all_reduce: std::mem::transmute::<*mut c_void, AllReduce>(symbol(c"ncclAllReduce")?),
                 abort: std::mem::transmute::<*mut c_void, OfComm>(symbol(c"ncclCommAbort")?),

@@ -1,11 +1,11 @@
-//! A GPU.
+//! GPUs: one, or several that compute one model together.
 
-use std::path::PathBuf;
+use std::{marker::PhantomData, path::PathBuf};
 
 use modelprofile_kernels::{
-    GroupedActivations,
+    Calibrate, GroupedActivations,
     cpu::probe::Machine,
-    cuda::{self, Cuda, CudaOptions, DeviceInfo},
+    cuda::{self, Cuda, CudaOptions, DeviceInfo, Parallel},
 };
 
 use super::{Compute, Devices, Means, Serving};
@@ -13,35 +13,67 @@ use super::{Compute, Devices, Means, Serving};
 /// Folder of compiled kernels, in the cache, and beside the program.
 const KERNELS: &str = "kernels";
 
-/// One GPU, as the command line wants it.
-#[derive(Clone, Debug)]
-pub(in crate::commands) struct Gpus {
-    info: DeviceInfo,
-    options: CudaOptions,
+/// GPUs, as the command line wants them.
+#[derive(Debug)]
+pub(in crate::commands) struct Gpus<B> {
+    infos: Vec<DeviceInfo>,
+    options: Vec<CudaOptions>,
     threads: usize,
+    device: PhantomData<fn() -> B>,
 }
 
-impl Gpus {
-    /// The GPU of a number, if it can be computed on.
+/// What GPUs are opened as.
+pub(in crate::commands) trait Opened: Calibrate + Sized {
+    /// Opens them, in the order of their parts of the model.
+    fn open(options: &[CudaOptions]) -> modelprofile_kernels::Result<Self>;
+    /// Bytes that each has.
+    fn budget(&self) -> usize;
+}
+
+impl Opened for Cuda {
+    fn open(options: &[CudaOptions]) -> modelprofile_kernels::Result<Self> {
+        Self::new(options.first().cloned().unwrap_or_default())
+    }
+
+    fn budget(&self) -> usize {
+        self.memory().budget()
+    }
+}
+
+impl Opened for Parallel {
+    fn open(options: &[CudaOptions]) -> modelprofile_kernels::Result<Self> {
+        Self::new(options)
+    }
+
+    fn budget(&self) -> usize {
+        Self::budget(self)
+    }
+}
+
+impl<B> Gpus<B> {
+    /// The GPUs of these numbers, if they can be computed on.
     ///
     /// # Errors
     /// What is missing, and what helps.
-    pub(super) fn find(compute: &Compute, means: &Means<'_>, ordinal: usize) -> modelprofile_kernels::Result<Self> {
-        let options = CudaOptions {
+    pub(super) fn find(compute: &Compute, means: &Means<'_>, ordinals: &[usize]) -> modelprofile_kernels::Result<Self> {
+        let options = |ordinal: usize| CudaOptions {
             ordinal,
             // A budget that no address can hold is refused as one beyond the device.
-            budget: means.budget.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+            budget: means.wish.budget.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
             cache: Some(means.cache.join(KERNELS)),
             shipped: compute.kernels.clone().or_else(beside_the_program),
             deterministic: compute.deterministic,
             on_note: |sentence| tracing::warn!("{sentence}"),
             ..CudaOptions::default()
         };
-        Ok(Self { info: cuda::usable(&options)?, options, threads: compute.threads() })
+        let options: Vec<CudaOptions> = ordinals.iter().copied().map(options).collect();
+        let infos = options.iter().map(cuda::usable).collect::<modelprofile_kernels::Result<_>>()?;
+        Ok(Self { infos, options, threads: compute.threads(), device: PhantomData })
     }
 
     pub(super) fn name(&self) -> String {
-        format!("{} (cuda:{})", self.info.name, self.info.ordinal)
+        let names = self.infos.iter().map(|info| format!("{} (cuda:{})", info.name, info.ordinal));
+        names.collect::<Vec<_>>().join(" and ")
     }
 }
 
@@ -51,16 +83,16 @@ fn beside_the_program() -> Option<PathBuf> {
     folder.is_dir().then_some(folder)
 }
 
-impl Devices for Gpus {
-    type Device = Cuda;
+impl<B: Opened> Devices for Gpus<B> {
+    type Device = B;
 
-    fn open(&self) -> anyhow::Result<Cuda> {
-        Ok(Cuda::new(self.options.clone())?)
+    fn open(&self) -> anyhow::Result<B> {
+        Ok(B::open(&self.options)?)
     }
 
-    /// What the device keeps to: the budget that was given, else most of what was free when it was opened.
-    fn budget(&self, gpu: &Cuda) -> anyhow::Result<u64> {
-        Ok(gpu.memory().budget() as u64)
+    /// What each device keeps to: the budget that was given, else most of what was free when it was opened.
+    fn budget(&self, gpu: &B) -> anyhow::Result<u64> {
+        Ok(gpu.budget() as u64)
     }
 
     /// Four-bit codes are unpacked to BF16 (W4A16): a GPU has no use for integer products of groups.
@@ -79,7 +111,7 @@ impl Devices for Gpus {
         Serving { running: 256, batched_tokens: 2048 }
     }
 
-    fn limits(&self, _: &Cuda) -> Option<Machine> {
+    fn limits(&self, _: &B) -> Option<Machine> {
         None
     }
 }

@@ -45,7 +45,7 @@ use self::{
     sheets::{Pair, Sheet},
 };
 use crate::{
-    commands::{Devices, on_device},
+    commands::{Devices, Wish, on_device},
     quality::{self, Dataset},
     source::Located,
 };
@@ -72,7 +72,7 @@ impl Evaluate {
             report::check(path)?;
         }
         let subject = self.subject()?;
-        let chosen = self.compute.choose(&self.cache.directory(), None)?;
+        let chosen = self.compute.choose(&self.cache.directory(), Wish::default())?;
         on_device!(chosen, |devices| match &self.sheets {
             Some(directory) => self.write_sheets(devices, &subject, directory),
             None => self.evaluate(devices, &subject),

@@ -12,7 +12,7 @@ use modelprofile_engine::{
 };
 
 use crate::commands::{
-    Cache, Compute, Devices,
+    Cache, Compute, Devices, Wish,
     calibration::Calibration,
     model::{Fetch, print_notes},
     on_device, progress_bar,
@@ -93,7 +93,7 @@ impl Gguf {
             return Ok(None);
         }
         let sequences = self.calibration.sequences(checkpoint)?;
-        let chosen = self.compute.choose(&self.cache.directory(), None)?;
+        let chosen = self.compute.choose(&self.cache.directory(), Wish::default())?;
         let bar = progress_bar("importance");
         let show = &mut |progress: Progress| {
             bar.set_length(progress.total);

@@ -15,7 +15,7 @@ use modelprofile_engine::{
 use modelprofile_kernels::{KvFormat, KvScales};
 
 use crate::commands::{
-    Cache, Compute, Devices,
+    Cache, Compute, Devices, Wish,
     calibration::Calibration,
     model::{Fetch, print_notes, write_cards},
     on_device,
@@ -94,7 +94,7 @@ impl Hub {
         }
         ensure!(!self.output.exists(), "{} exists; name a new directory", self.output.display());
         let cache = self.cache.directory();
-        let chosen = self.compute.choose(&cache, None)?;
+        let chosen = self.compute.choose(&cache, Wish::default())?;
         on_device!(chosen, |devices| self.export(devices, layout, &cache))
     }
 

@@ -190,6 +190,10 @@ impl Follower<'_> {
             let message = format!("{name} has another kvCache.format than the cache that requests are in");
             return Err((NeedsRestart, message));
         }
+        if self.held.first().is_some_and(|held| held.profile.tensor_parallel != profile.tensor_parallel) {
+            let message = format!("{name} has another tensorParallel than the GPUs that share the model are");
+            return Err((NeedsRestart, message));
+        }
         let found = self.finder.find(&spec).map_err(|error| (DoesNotFit, error.to_string()))?;
         let before = |known: &ProfileSnapshot| *known.name == **name && known.artifact_key != found.key;
         if self.engine.snapshot().profiles.iter().any(before) {

@@ -119,6 +119,7 @@ pub fn launches(owner: &Owner, manifest: &Manifest, options: &Options) -> Result
     if engine != EngineType::Native {
         foreign(manifest, &mut refused);
     }
+    shared(manifest, &mut refused);
     let launches = match engine {
         EngineType::Native => native::launches(&subjects, &mut refused),
         EngineType::Vllm => vllm::launches(&subjects, &mut refused),
@@ -155,6 +156,11 @@ fn foreign(manifest: &Manifest, refused: &mut Refused) {
         );
         refused.add("spec.quality.onFailure", message);
     }
+}
+
+/// Models that are to be shared by accelerators of which there are none.
+fn shared(manifest: &Manifest, refused: &mut Refused) {
+    let spec = &manifest.spec;
     if spec.placement.accelerator_resource.is_none() {
         for (index, profile) in spec.profiles.iter().enumerate().filter(|(_, profile)| profile.tensor_parallel > 1) {
             refused.add(

@@ -44,7 +44,7 @@ fn launch(subject: &Subject<'_>) -> Launch {
         image: spec.engine.image.clone().unwrap_or_else(|| subject.options.images.worker.clone()),
         command: args(["modelprofile-worker"]),
         args: arguments,
-        env: device(subject.manifest),
+        env: environment(subject),
         ports: vec![HTTP, ADMIN],
         // It answers before anything is loaded.
         probes: Probes { port: ADMIN.0, live: "/livez", ready: "/readyz", start_seconds: 300 },
@@ -55,9 +55,14 @@ fn launch(subject: &Subject<'_>) -> Launch {
 
 /// Where the worker computes. As a variable, so that `--device` in `spec.engine.args` wins. A pod without an accelerator may
 /// see those of its node all the same, and must leave them alone.
-fn device(manifest: &Manifest) -> BTreeMap<&'static str, String> {
-    let device = if manifest.spec.placement.accelerator_resource.is_some() { "cuda" } else { "cpu" };
-    [("MODELPROFILE_DEVICE", device.to_owned())].into()
+fn environment(subject: &Subject<'_>) -> BTreeMap<&'static str, String> {
+    let device = if subject.spec().placement.accelerator_resource.is_some() { "cuda" } else { "cpu" };
+    let mut variables: BTreeMap<_, _> = [("MODELPROFILE_DEVICE", device.to_owned())].into();
+    if subject.profile().tensor_parallel > 1 {
+        // What keeps accelerators from each other is said by NCCL alone, and only if it is asked.
+        variables.insert("NCCL_DEBUG", "WARN".to_owned());
+    }
+    variables
 }
 
 /// How a pod without an accelerator prepares what this project's worker serves. What is measured there is to count where the

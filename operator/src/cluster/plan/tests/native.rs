@@ -388,6 +388,32 @@ quality: {onFailure: Warn}";
 }
 
 #[test]
+fn accelerators_that_share_a_model_come_to_one_worker_with_shared_memory() {
+    let sections = |placement: &str| {
+        format!(
+            "profiles: [{{name: quality, weights: {{format: FP8}}, tensorParallel: 2}}, {{name: density, weights: {{format: INT4}}, \
+             tensorParallel: 2}}]\n{placement}"
+        )
+    };
+    let objects = first_plan(&sections("placement: {acceleratorResource: nvidia.com/gpu}"));
+    let pod = applied(find(&objects, Kind::Deployment))["spec"]["template"]["spec"].clone();
+    let container = &pod["containers"][0];
+    let gpus = json!({"limits": {"nvidia.com/gpu": "2"}, "requests": {"nvidia.com/gpu": "2"}});
+    assert_eq!(container["resources"], gpus);
+    let env = json!([{"name": "MODELPROFILE_DEVICE", "value": "cuda"}, {"name": "NCCL_DEBUG", "value": "WARN"}]);
+    assert_eq!(container["env"], env);
+    let volumes = pod["volumes"].as_array().unwrap();
+    assert!(volumes.contains(&json!({"name": "shm", "emptyDir": {"medium": "Memory"}})), "{volumes:?}");
+    let mounts = container["volumeMounts"].as_array().unwrap();
+    assert!(mounts.contains(&json!({"name": "shm", "mountPath": "/dev/shm"})), "{mounts:?}");
+
+    let errors = Valid::new(owner(), manifest(&sections("")), &options()).unwrap_err();
+    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].contains("spec.profiles[0].tensorParallel: is 2, but there are no accelerators"), "{lines:?}");
+}
+
+#[test]
 fn an_engine_that_does_not_quantize_has_a_job_for_what_is_fetched_only() {
     let sections = |uri: &str| {
         format!(
