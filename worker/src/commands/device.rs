@@ -70,6 +70,10 @@ pub(super) trait Devices {
     /// None was given, and the machine does not tell how much it has.
     fn budget(&self, device: &Self::Device) -> anyhow::Result<u64>;
 
+    /// Bytes of a memory that is the device's own: nothing else could use what an engine leaves of it. `None` for one that
+    /// shares the machine's.
+    fn own_memory(&self, device: &Self::Device) -> Option<u64>;
+
     /// What group-wise weights are multiplied with.
     fn activations(&self) -> GroupedActivations;
 

@@ -41,6 +41,10 @@ impl Devices for Cpus {
         Ok(kib * 1024 / 4 * 3)
     }
 
+    fn own_memory(&self, _: &Cpu) -> Option<u64> {
+        None
+    }
+
     fn activations(&self) -> GroupedActivations {
         self.activations
     }

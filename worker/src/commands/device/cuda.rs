@@ -95,6 +95,10 @@ impl<B: Opened> Devices for Gpus<B> {
         Ok(gpu.budget() as u64)
     }
 
+    fn own_memory(&self, gpu: &B) -> Option<u64> {
+        Some(gpu.budget() as u64)
+    }
+
     /// Four-bit codes are unpacked to BF16 (W4A16): a GPU has no use for integer products of groups.
     fn activations(&self) -> GroupedActivations {
         GroupedActivations::Bf16

@@ -17,10 +17,11 @@ use modelprofile_engine::{
     serve::{Engine, EngineConfig, EngineHandle, Observation, Observer, start_with},
     text::{ChatTemplate, Text, Tokenizer},
 };
-use modelprofile_kernels::{BLOCK_TOKENS, Calibrate};
+use modelprofile_kernels::BLOCK_TOKENS;
 use serde::{Deserialize, Serialize};
 
 use super::needles::{self, Question};
+use crate::commands::Devices;
 
 /// The prompts that come with the worker.
 pub(super) const BUILT_IN: &str = include_str!("../../texts/prompts.jsonl");
@@ -158,14 +159,15 @@ pub(super) struct Served<'a> {
 
 impl<'a> Generator<'a> {
     /// Starts an engine for a profile with room for the longest prompt of the plan.
-    pub(super) fn start<B: Calibrate>(
-        device: B,
+    pub(super) fn start<D: Devices>(
+        devices: &D,
         served: &Served<'a>,
         profile: &ProfileSpec,
         artifact: &Artifact,
         plan: &Plan,
     ) -> anyhow::Result<Self> {
         let (checkpoint, text) = (served.checkpoint, served.text);
+        let device = devices.open()?;
         let config = checkpoint.config();
         let mut context = plan.needle_lengths.iter().copied().max().unwrap_or(0);
         for prompt in plan.prompts {
@@ -179,8 +181,8 @@ impl<'a> Generator<'a> {
         );
         // Room for one longest prompt, and beside it for a batch of short ones.
         let blocks = (context + RUNNING * 512).div_ceil(BLOCK_TOKENS) as u64;
-        let memory_budget = artifact.weight_bytes()
-            + Model::<B>::workspace_bytes(config, BATCHED_TOKENS)
+        let needed = artifact.weight_bytes()
+            + Model::<D::Device>::workspace_bytes(config, BATCHED_TOKENS)
             + blocks * config.kv_layout(profile.kv).block_bytes() as u64;
         let engine_config = EngineConfig {
             cache: served.cache.clone(),
@@ -188,7 +190,7 @@ impl<'a> Generator<'a> {
             threads: 1,
             profiles: vec![profile.clone()],
             start: None,
-            memory_budget,
+            memory_budget: devices.own_memory(&device).unwrap_or(needed),
             max_context_tokens: Some(context),
             calibration: served.calibration.to_vec(),
             max_batched_tokens: BATCHED_TOKENS,

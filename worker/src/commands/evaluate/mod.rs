@@ -239,7 +239,7 @@ impl Evaluate {
             text: &subject.text,
             calibration: &subject.calibration,
         };
-        Generator::start(devices.open()?, &served, profile, artifact, plan)
+        Generator::start(devices, &served, profile, artifact, plan)
     }
 
     fn write_sheets<D: Devices>(&self, devices: &D, subject: &Subject, directory: &Path) -> anyhow::Result<()> {
