@@ -144,7 +144,7 @@ mod tests {
     fn courses(votes: &[Vote]) -> Vec<Course> {
         let agreement = Agreement::new(votes.len());
         thread::scope(|scope| {
-            let threads: Vec<_> = votes.iter().enumerate().map(|(rank, vote)| {
+            let threads = votes.iter().enumerate().map(|(rank, vote)| {
                 let agreement = &agreement;
                 scope.spawn(move || agreement.vote(rank, 7, *vote))
             });
