@@ -3,6 +3,7 @@
 //! ```text
 //! --device, MODELPROFILE_DEVICE ──> Wanted ──> Chosen ──on_device!──> the command, compiled for Cpus and for Gpus
 //! ```
+#![cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "a build without the backend takes its options, too"))]
 
 mod choice;
 mod cpu;
