@@ -152,7 +152,7 @@ fn product<B: Backend>(
     store: Store,
 ) -> Vec<f32> {
     let (n, k) = (packed.spec.n, packed.spec.k);
-    let w = backend.weight(packed).unwrap();
+    let w = backend.weight(packed, Split::Replicated).unwrap();
     let matrix = |rows, width, seed| HostTensor { rows, width, data: noise(rows * width, seed) };
     let x = backend.upload(&matrix(rows, k, 1)).unwrap();
     let mut out = backend.upload(&matrix(rows, n, 2)).unwrap();
