@@ -19,6 +19,8 @@ nvrtc="$(find "$(dirname "$python")/../lib" -name libnvrtc.so.13 -print -quit)"
 [ -n "$nvrtc" ] || die "the package nvidia-cuda-nvrtc brought no libnvrtc.so.13"
 
 say "the CUDA backend"
+# Tests of several devices need up to four.
+export CUDASIM_DEVICES="${CUDASIM_DEVICES:-4}"
 export LD_LIBRARY_PATH="$libraries:$(dirname "$nvrtc")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 cargo test -p modelprofile-kernels --features cuda --test cuda -- "$@"
 

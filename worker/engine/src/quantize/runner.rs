@@ -255,7 +255,7 @@ impl<B: Calibrate> Runner<B> {
                 self.keep(backend, sequence, &residual)?;
             }
         }
-        Ok(())
+        Ok(backend.end(step)?)
     }
 
     fn mlp(&mut self, backend: &mut B, layer: &DeviceLayer<B>, keep: bool, see: &mut Visitor<'_, B>) -> Result<()> {

@@ -125,3 +125,15 @@ int cudasim_is_device_memory(uint64_t p, size_t bytes) { return device_memory(p,
 void cudasim_written(uint64_t p, size_t bytes) { emu::race::written((void*)p, bytes); }
 
 int cudasim_current_device() { return current_context != nullptr ? current_context->ordinal : -1; }
+
+int cudasim_is_capturing(int ordinal, void* handle) {
+    return on_device<int>(ordinal, 0, [handle](Device& d) {
+        const Stream* stream = stream_of(d, handle);
+        return stream != nullptr && stream->capture != nullptr ? 1 : 0;
+    });
+}
+
+void cudasim_wake() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    wake();
+}

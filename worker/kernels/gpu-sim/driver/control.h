@@ -43,3 +43,7 @@ CUDASIM_CONTROL int cudasim_submit(int device, void* stream, const char* what, i
 CUDASIM_CONTROL int cudasim_is_device_memory(uint64_t p, size_t bytes);
 CUDASIM_CONTROL void cudasim_written(uint64_t p, size_t bytes);
 CUDASIM_CONTROL int cudasim_current_device();  // -1: no context
+// Whether what is submitted to the stream now is recorded in a graph.
+CUDASIM_CONTROL int cudasim_is_capturing(int device, void* stream);
+// Those that wait for a stream look again.
+CUDASIM_CONTROL void cudasim_wake();

@@ -59,6 +59,8 @@ int submit(Stream& stream, Operation operation);
 // Run until `done`, or until the stream is empty; gives the device's error. The lock is released while another thread
 // is waited for.
 int run_until(Call& call, Stream& stream, const std::function<bool()>& done);
+// Those that wait for a stream look again.
+void wake();
 int run_all(Call& call, Device& device);
 // One operation: NOT_READY while there are more.
 int poll(Stream& stream);

@@ -11,6 +11,8 @@ namespace driver {
 // Something was queued, or a host function ended.
 static std::condition_variable changed;
 
+void wake() { changed.notify_all(); }
+
 enum class Step { Idle, Progress, Blocked };
 
 static Step step(Stream& stream);

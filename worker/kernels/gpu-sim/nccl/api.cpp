@@ -52,6 +52,7 @@ int join(Comm** comm, int size, const UniqueId& id, int rank, int device) {
         slot->size = size;
         slot->devices.assign((size_t)size, -1);
         slot->next.assign((size_t)size, 0);
+        slot->aborted = std::vector<std::atomic<bool>>((size_t)size);
     }
     const std::shared_ptr<Group> group = slot;
     if (group->size != size || group->devices[(size_t)rank] != -1) {
@@ -81,47 +82,67 @@ struct Part {
     Shape shape;
     const void* send;
     void* receive;
+    bool captured;
     bool waiting = false;
     uint64_t round = 0;
 };
 
 enum { CUDA_PENDING = -1, CUDA_ILLEGAL_ADDRESS = 700, CUDA_LAUNCH_FAILED = 719 };
 
+int misuse(Group& group, const char* why) {
+    group.failed = true;
+    refuse(INVALID_USAGE, why);
+    return CUDA_LAUNCH_FAILED;
+}
+
+// An aborted rank's operation ends without a result, and without an error that the stream would tell. The other ranks wait for
+// it until they are aborted too, or until CUDASIM_TIMEOUT.
+int give_up(Part& part) {
+    if (part.waiting) {
+        part.group->rounds[part.round].broken = true;
+        part.waiting = false;
+    }
+    return SUCCESS;
+}
+
 int run(void* user) {
     auto& part = *(Part*)user;
     Group& group = *part.group;
-    if (group.aborted) {
+    if (group.failed) {
         return CUDA_LAUNCH_FAILED;
     }
+    const bool aborted = group.aborted[(size_t)part.rank];
     if (!part.waiting) {
+        if (aborted) {
+            return give_up(part);
+        }
         part.round = group.next[(size_t)part.rank]++;
         Round& round = group.rounds[part.round];
         if (round.arrived == 0) {
             round.shape = part.shape;
+            round.captured = part.captured;
             round.ranks.resize((size_t)group.size);
         } else if (!(round.shape == part.shape)) {
-            group.aborted = true;
-            refuse(INVALID_USAGE, "ranks came to different collectives, or with different counts or types");
-            return CUDA_LAUNCH_FAILED;
+            return misuse(group, "ranks came to different collectives, or with different counts or types");
+        } else if (round.captured != part.captured) {
+            return misuse(group, "one rank's collective is recorded in a graph, and another's is not");
         }
         round.ranks[(size_t)part.rank] = {part.send, part.receive};
         round.arrived++;
         part.waiting = true;
-        group.waiting++;
     }
     Round& round = group.rounds[part.round];
-    if (round.arrived < group.size) {
-        return CUDA_PENDING;
+    if (round.arrived < group.size || round.broken) {
+        return aborted ? give_up(part) : CUDA_PENDING;
     }
     if (!round.done) {
         round.done = true;
         if (!perform(round)) {
-            group.aborted = true;
+            group.failed = true;
             return CUDA_ILLEGAL_ADDRESS;
         }
     }
     part.waiting = false;
-    group.waiting--;
     if (++round.left == group.size) {
         group.rounds.erase(part.round);
     }
@@ -140,7 +161,7 @@ int start(const Shape& shape, const void* send, void* receive, void* handle, voi
     if (shape.count == 0) {
         return SUCCESS;
     }
-    auto* part = new Part{comm->group, comm->rank, shape, send, receive};
+    auto* part = new Part{comm->group, comm->rank, shape, send, receive, cudasim_is_capturing(comm->device, stream) != 0};
     const auto release = [](void* p) { delete (Part*)p; };
     return cudasim_submit(comm->device, stream, "a collective of NCCL", run, part, release) == 0 ? SUCCESS : INTERNAL_ERROR;
 }
@@ -188,11 +209,12 @@ NCCL_API ncclCommDestroy(Comm* comm) {
     delete comm;
     return SUCCESS;
 }
-// Operations of other ranks that wait for this one fail, instead of waiting for ever.
+// The rank's operations end; other ranks go on waiting for it.
 NCCL_API ncclCommAbort(Comm* comm) {
     NCCL_CALL(ncclCommAbort);
-    if (comm != nullptr && comm->group->waiting > 0) {
-        comm->group->aborted = true;
+    if (comm != nullptr) {
+        comm->group->aborted[(size_t)comm->rank] = true;
+        cudasim_wake();
     }
     delete comm;
     return SUCCESS;
@@ -214,7 +236,7 @@ NCCL_API ncclCommUserRank(const Comm* comm, int* rank) {
 }
 NCCL_API ncclCommGetAsyncError(const Comm* comm, int* error) {
     NCCL_CALL(ncclCommGetAsyncError);
-    *error = comm->group->aborted ? SYSTEM_ERROR : SUCCESS;
+    *error = comm->group->failed ? SYSTEM_ERROR : SUCCESS;
     return SUCCESS;
 }
 NCCL_API ncclGroupStart() {

@@ -36,7 +36,8 @@ struct Round {
     Shape shape;
     std::vector<Buffers> ranks;
     int arrived = 0, left = 0;
-    bool done = false;
+    bool captured = false;  // recorded in a graph: by all ranks or by none
+    bool done = false, broken = false;
 };
 
 // What the ranks of a communicator share. Rounds are touched only by operations of streams, of which one runs at a time;
@@ -45,9 +46,9 @@ struct Group {
     int size = 0;
     std::vector<int> devices;  // of each rank; -1 before it has joined
     int joined = 0;
-    std::atomic<bool> aborted{false};
-    std::atomic<int> waiting{0};  // ranks in rounds that are not complete
-    std::vector<uint64_t> next;  // the next round of each rank
+    std::atomic<bool> failed{false};          // its ranks did not do the same
+    std::vector<std::atomic<bool>> aborted;   // of each rank
+    std::vector<uint64_t> next;               // the next round of each rank
     std::map<uint64_t, Round> rounds;
 };
 

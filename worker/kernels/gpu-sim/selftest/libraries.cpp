@@ -130,6 +130,31 @@ static void rank(int number, NcclId id, std::vector<float>* result) {
     CHECK(ncclCommAbort(comm) == 0);
 }
 
+// A rank that another one never comes to is let go by its abort, and its stream goes on, without a result.
+static void test_abort() {
+    NcclId id;
+    REQUIRE(ncclGetUniqueId(&id) == 0);
+    void* comms[2] = {};
+    std::vector<float> left;
+    std::thread waits([&] {
+        void *context = nullptr, *stream = nullptr;
+        REQUIRE(cuDevicePrimaryCtxRetain(&context, 1) == 0 && cuCtxSetCurrent(context) == 0);
+        REQUIRE(ncclCommInitRank(&comms[1], 2, id, 1) == 0 && cuStreamCreate(&stream, 1) == 0);
+        Buffer<float> data(std::vector<float>(4, 3.0f));
+        CHECK(ncclAllReduce((void*)data.p, (void*)data.p, 4, 7, 0, comms[1], stream) == 0);
+        std::thread aborts([&] { CHECK(ncclCommAbort(comms[1]) == 0); });
+        CHECK(cuStreamSynchronize(stream) == 0);
+        aborts.join();
+        left = data.get();
+    });
+    void* context = nullptr;
+    REQUIRE(cuDevicePrimaryCtxRetain(&context, 0) == 0 && cuCtxSetCurrent(context) == 0);
+    REQUIRE(ncclCommInitRank(&comms[0], 2, id, 0) == 0);
+    waits.join();
+    CHECK(ncclCommAbort(comms[0]) == 0);
+    CHECK(left == std::vector<float>(4, 3.0f));
+}
+
 static void test_nccl() {
     NcclId id;
     REQUIRE(ncclGetUniqueId(&id) == 0);
@@ -146,6 +171,7 @@ void libraries() {
     test_fp8();
     test_bf16();
     test_nccl();
+    test_abort();
 }
 
 }  // namespace test

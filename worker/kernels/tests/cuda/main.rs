@@ -14,6 +14,7 @@ mod layout;
 mod linear;
 mod memory;
 mod model;
+mod parallel;
 mod rotary;
 mod sample;
 mod sim;

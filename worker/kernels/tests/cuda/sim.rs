@@ -36,22 +36,27 @@ impl Sim {
         }
     }
 
-    /// Takes back what has not struck yet, and forgets the device's error.
+    /// Takes back what has not struck yet, and forgets the devices' errors.
     pub fn calm(&self) {
         self.fail("*", 0, 0);
         // SAFETY: as above.
         unsafe {
             let clear: extern "C" fn(c_int) = std::mem::transmute(self.symbol(c"cudasim_clear_fault"));
-            clear(0);
+            (0..4).for_each(|device| clear(device));
         }
     }
 
     /// Bytes of physical memory in use.
     pub fn bytes(&self) -> u64 {
+        self.bytes_of(0)
+    }
+
+    /// Bytes of physical memory in use on a device.
+    pub fn bytes_of(&self, device: usize) -> u64 {
         // SAFETY: as above.
         unsafe {
             let bytes: extern "C" fn(c_int) -> u64 = std::mem::transmute(self.symbol(c"cudasim_physical_bytes"));
-            bytes(0)
+            bytes(c_int::try_from(device).unwrap())
         }
     }
 
