@@ -173,20 +173,23 @@ def layers_done(folder: Path) -> int:
 def quality_beyond_its_limits(world: World) -> None:
     """Profiles beyond a quality limit serve nobody with Block, are marked with Warn, and other limits count without another pod."""
     model = world.model(world.namespace("gate")).apply(quality={"maxMeanKLDivergence": "0.001", "onFailure": "Block"})
-    figures = ("quality is beyond the quality limits", "density is beyond the quality limits", "0.0308", "0.001")
+    figures = ("quality is beyond the quality limits", "density is beyond the quality limits", "the limit is 0.001")
     remedy = "raise the limit, give it another method or format, or set spec.quality.onFailure: Warn"
-    told(model, "QualityGatePassed", "False", "BeyondLimits", *figures, remedy, seconds=90)
+    sentence = told(model, "QualityGatePassed", "False", "BeyondLimits", *figures, remedy, seconds=90)
+    # Instruction sets sum in other orders, and FP8's rounding of activations makes a few percent of that.
+    measured = re.search(r"quality is beyond the quality limits: its mean KL divergence from the original is (0\.\d+)", sentence)[1]
+    expect(0.025 < float(measured) < 0.04, f"the figure is FP8's: {sentence}")
     told(model, "Degraded", "True", "BeyondLimits", *figures)
     told(model, "Available", "False", "BeyondLimits", "density", seconds=90)
     pods = names(model.pods())
 
     model.edit({"quality": {"maxMeanKLDivergence": "0.01"}})
     model.serves("density", seconds=180)
-    told(model, "QualityGatePassed", "False", "BeyondLimits", figures[0], "0.0308", "0.01", "it is kept out of the ladder", remedy, event=False)
+    told(model, "QualityGatePassed", "False", "BeyondLimits", figures[0], measured, "0.01", "it is kept out of the ladder", remedy, event=False)
     model.edit({"switching": {"mode": "Pinned", "pinnedProfile": "quality"}})
-    told(model, "Accepted", "False", "Invalid", "spec.switching.pinnedProfile", "quality", "0.0308")
+    told(model, "Accepted", "False", "Invalid", "spec.switching.pinnedProfile", "quality", measured)
     refused = run("kubectl", "modelprofile", "pin", model.name, "quality", "-n", model.namespace, check=False)
-    expect("0.0308" in refused, f"the plugin says why it does not pin:\n{refused}")
+    expect(measured in refused, f"the plugin says why it does not pin:\n{refused}")
     world.hold("density serves", lambda: model.status()["activeProfile"] == "density", 4)
     model.edit({"switching": {"mode": "Auto", "pinnedProfile": None}})
     model.becomes("Accepted", "True", "Valid")
