@@ -63,7 +63,11 @@ def rolling_update(world: World) -> str:
 def without_a_spare(world: World, namespace: str) -> str:
     model = world.model(namespace).apply(
         switching={"mode": "Pinned", "pinnedProfile": "quality"}, scaling={"minReplicas": 2, "maxReplicas": 2},
-        engine={"type": "Native", "image": "localhost/modelprofile-worker:test"},
+        # The accelerators are only counted: a worker that was given one would look for its driver.
+        engine={
+            "type": "Native", "image": "localhost/modelprofile-worker:test",
+            "env": [{"name": "MODELPROFILE_DEVICE", "value": "cpu"}],
+        },
         placement={"memoryBudget": "400Mi", "acceleratorResource": ACCELERATOR},
     )
     # Two that load at once, on as few cores as there are.

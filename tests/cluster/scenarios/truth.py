@@ -17,6 +17,8 @@ BUDGET = {"memoryBudget": "400Mi"}
 NO_IMAGE = "localhost/nothing:1"
 ADMIN_PORT = 8001
 NODE_ADDRESS = "10.88.0.1"
+# The GPUs of these nodes are only counted: a worker that was given one would look for its driver.
+ON_CPU = {"type": "Native", "env": [{"name": "MODELPROFILE_DEVICE", "value": "cpu"}]}
 
 
 def gpu_that_is_missing(world: World) -> str:
@@ -24,7 +26,7 @@ def gpu_that_is_missing(world: World) -> str:
     model = world.model(world.namespace("gpus"))
     try:
         world.offer(GPU, 0)
-        model.apply(placement={**BUDGET, "acceleratorResource": GPU})
+        model.apply(placement={**BUDGET, "acceleratorResource": GPU}, engine=ON_CPU)
         words = (f"waits for {GPU}", "no node has enough free", "add a node", "scaling.minReplicas")
         told(model, "Available", "False", "WaitingForAccelerator", *words)
         told(model, "Degraded", "True", "WaitingForAccelerator", *words)
