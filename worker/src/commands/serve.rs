@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use modelprofile_api::{Validated, worker::WorkerPhase};
 use modelprofile_engine::serve::{EngineConfig, start_with};
+use modelprofile_kernels::Device;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{

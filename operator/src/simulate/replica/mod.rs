@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use self::run::Run;
 pub(super) use self::sequence::blocks;
 pub use self::sequence::{Finished, Sequence};
-use super::roofline::Roofline;
+use super::Roofline;
 
 /// Tokens of a block.
 const BLOCK: u32 = 16;

@@ -3,7 +3,7 @@
 use super::run::Run;
 use super::sequence::{Finished, Sequence, blocks};
 use super::{BLOCK, COPY_SLOWDOWN, MAX_SEQUENCES, Replica, RungModel, SHRINK_PATIENCE, STEP_TOKENS};
-use crate::simulate::roofline::Batch;
+use crate::simulate::Batch;
 
 impl Replica {
     /// Chooses what the next steps do.

@@ -1,6 +1,6 @@
 //! GPUs: one, or several that compute one model together.
 
-use std::{marker::PhantomData, path::PathBuf};
+use std::{fmt, marker::PhantomData, path::PathBuf};
 
 use modelprofile_kernels::{
     Calibrate, GroupedActivations,
@@ -14,12 +14,17 @@ use super::{Compute, Devices, Means, Serving};
 const KERNELS: &str = "kernels";
 
 /// GPUs, as the command line wants them.
-#[derive(Debug)]
 pub(in crate::commands) struct Gpus<B> {
     infos: Vec<DeviceInfo>,
     options: Vec<CudaOptions>,
     threads: usize,
     device: PhantomData<fn() -> B>,
+}
+
+impl<B> fmt::Debug for Gpus<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gpus").field("infos", &self.infos).field("options", &self.options).finish_non_exhaustive()
+    }
 }
 
 /// What GPUs are opened as.
