@@ -3,9 +3,9 @@
 use modelprofile_api::{KvCacheFormat, Manifest, ModelProfileSpec, Strategy as Carry, SwitchingMode, WeightFormat};
 use proptest::prelude::*;
 
-use super::published::{h100, llama_70b};
 use super::*;
 use crate::traces::Arrival;
+use modelprofile_roofline::published::{h100, llama_70b};
 
 const MANIFEST: &str = include_str!("../../../deploy/examples/llama-70b.yaml");
 

@@ -7,8 +7,8 @@ use std::{
 };
 
 use modelprofile_kernels::{
-    Backend, BlockMove, Calibrate, Device, GroupRounding, HostTensor, KvFormat, KvLayout, PackedWeight, Split, StepPlan, Store,
-    WeightKind, WeightSpec,
+    Backend, BlockMove, Calibrate, Device, GroupRounding, HostTensor, KvFormat, KvLayout, PackedWeight, Split,
+    StepPlan, Store, WeightKind, WeightSpec,
     cuda::{Cuda, CudaOptions, Parallel, available},
     pack,
     rtn::Grid,
