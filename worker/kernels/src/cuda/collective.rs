@@ -23,7 +23,7 @@ impl Cuda {
         self.shared.queue(|queue| queue.machine.member = Some(member));
     }
 
-    /// The group begins a step, which this device's `begin` follows.
+    /// The group begins a step, which this device has begun just now.
     pub(super) fn begin_together(&self, step: u64) {
         self.shared.queue(|queue| {
             if let Some(member) = &mut queue.machine.member {

@@ -137,11 +137,7 @@ impl Backend for Parallel {
         self.rows = plan.rows();
         self.bucket.set(graph::bucket_of(plan, self.graphs));
         let (number, shared) = (self.number, Arc::new(plan.clone()));
-        self.submit(move |rank| {
-            let ended = rank.begin_step(number);
-            let begun = rank.cuda.begin(&shared).map(|step| rank.step = Some(step));
-            ended.and(begun)
-        })?;
+        self.submit(move |rank| rank.begin_step(number, &shared))?;
         Ok(ParallelStep { number, rows: plan.rows(), logit_rows: plan.logit_rows.len() })
     }
 

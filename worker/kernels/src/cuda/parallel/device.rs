@@ -39,11 +39,7 @@ impl Device for Parallel {
     type Kv = ParallelKv;
 
     fn name(&self) -> String {
-        let name = self.infos.first().map_or("GPU", |info| &info.name);
-        if self.infos.iter().all(|info| info.name == name) {
-            return format!("{} x {name}", self.infos.len());
-        }
-        self.infos.iter().map(|info| info.name.as_str()).collect::<Vec<_>>().join(" + ")
+        named(&self.infos.iter().map(|info| info.name.as_str()).collect::<Vec<_>>())
     }
 
     fn buffer(&self, rows: usize, width: usize) -> Result<ParallelBuffer> {
@@ -158,5 +154,22 @@ impl Device for Parallel {
     fn kv_move(&self, kv: &mut ParallelKv, moves: &[BlockMove]) -> Result<()> {
         let (parts, moves) = (kv.parts.clone(), moves.to_vec());
         self.ask(move |rank| parts.with(rank.index, |kv| rank.cuda.kv_move(kv, &moves))).map(|_| ())
+    }
+}
+
+/// Equal devices by their number, others one by one.
+fn named(names: &[&str]) -> String {
+    match names {
+        [first, rest @ ..] if rest.iter().all(|name| name == first) => format!("{} x {first}", names.len()),
+        _ => names.join(" + "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn equal_devices_are_named_by_their_number() {
+        assert_eq!(super::named(&["H100", "H100"]), "2 x H100");
+        assert_eq!(super::named(&["H100", "H200"]), "H100 + H200");
     }
 }

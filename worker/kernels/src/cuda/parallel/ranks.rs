@@ -19,7 +19,7 @@ use std::{
 
 use super::group::{Group, Member};
 use crate::{
-    KernelError, Result,
+    Backend, KernelError, Result, StepPlan,
     cuda::{Cuda, CudaOptions, CudaStep},
 };
 
@@ -51,12 +51,14 @@ struct Thread {
 
 impl Rank {
     /// A step of this number begins on all devices.
-    pub(super) fn begin_step(&mut self, number: u64) -> Result<()> {
+    pub(super) fn begin_step(&mut self, number: u64, plan: &StepPlan) -> Result<()> {
         // The last one ends, if nothing has ended it.
-        let flushed = self.cuda.flush();
+        let ended = self.cuda.flush();
         self.step = None;
+        let begun = self.cuda.begin(plan).map(|step| self.step = Some(step));
+        // Where it did not begin, too: the others wait for this device's vote. And not before: to begin is to flush once more.
         self.cuda.begin_together(number);
-        flushed
+        ended.and(begun)
     }
 
     /// Sums a buffer's first rows over the devices, and parts them if this one cannot.
