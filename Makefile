@@ -22,7 +22,7 @@ demo: tools model ## Serve a real model and change its precision under load
 	"$$(. tests/scripts/lib.sh; binaries)/demo" $(PEAK)
 
 .PHONY: test
-test: tools fmt-check clippy doc test-rust test-openai test-interchange test-charts test-cluster-harness test-cluster test-demo ## Run everything the project tests, but for the GPU backend (make test-cuda)
+test: tools fmt-check clippy doc test-rust test-cuda test-openai test-interchange test-charts test-cluster-harness test-cluster test-demo ## Run everything the project tests
 	$(call step,all tests passed)
 
 .PHONY: tools
@@ -61,6 +61,18 @@ test-rust: model
 test-cuda: ## Test the CUDA backend on an emulated device; CUDASIM_KIND=race looks for races
 	$(call step,the CUDA backend on an emulated device)
 	tests/scripts/test-cuda.sh
+
+.PHONY: cuda-check
+cuda-check: ## Hold the GPU kernels' registers, occupancy and instructions against the committed table; UPDATE=1 writes it
+	@tests/scripts/cuda-check.sh $(if $(UPDATE),--update)
+
+.PHONY: coverage-cuda
+coverage-cuda: ## Print which lines of the GPU backend and its kernels the tests execute
+	@tests/scripts/coverage-cuda.sh
+
+.PHONY: mutants-cuda
+mutants-cuda: ## Break the GPU kernels in one place after the other and see a test fail; files of kernels in MUTANTS="..."
+	@tests/scripts/mutants-cuda.sh $(MUTANTS)
 
 .PHONY: test-openai
 test-openai: model

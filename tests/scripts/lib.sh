@@ -82,9 +82,21 @@ for s in held: s.bind(("127.0.0.1", 0))
 print(*(s.getsockname()[1] for s in held))'
 }
 
+# target_folder: where cargo builds.
+target_folder() {
+  cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])'
+}
+
 # binaries: the folder that cargo puts the dev profile's binaries in.
-binaries() {
-  cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"] + "/debug")'
+binaries() { printf '%s/debug\n' "$(target_folder)"; }
+
+# nvrtc_folder: the folder of NVRTC's library (90 MB from PyPI, once), for LD_LIBRARY_PATH.
+nvrtc_folder() {
+  local python found
+  python="$(venv cuda tests/cuda/requirements.txt)"
+  found="$(find "$(dirname "$python")/../lib" -name libnvrtc.so.13 -print -quit)"
+  [ -n "$found" ] || die "the package nvidia-cuda-nvrtc brought no libnvrtc.so.13"
+  dirname "$found"
 }
 
 # The peers that the benchmarks measure beside the worker, each installed once under the cache, from PyPI.

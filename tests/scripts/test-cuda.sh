@@ -8,20 +8,22 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/scripts/lib.sh
 need_cargo
+if [ "$(uname -sm)" != "Linux x86_64" ]; then
+  say "skipped: the emulated device runs on Linux on x86-64 only"
+  exit
+fi
 sim=worker/kernels/gpu-sim
 kind="${CUDASIM_KIND:-plain}"
 
 say "the emulated device ($kind)"
 "$sim/selftest/run.sh" "$kind"
 libraries="$("$sim/build.sh" "$kind")"
-python="$(venv cuda tests/cuda/requirements.txt)"
-nvrtc="$(find "$(dirname "$python")/../lib" -name libnvrtc.so.13 -print -quit)"
-[ -n "$nvrtc" ] || die "the package nvidia-cuda-nvrtc brought no libnvrtc.so.13"
 
 say "the CUDA backend"
 # Tests of several devices need up to four.
 export CUDASIM_DEVICES="${CUDASIM_DEVICES:-4}"
-export LD_LIBRARY_PATH="$libraries:$(dirname "$nvrtc")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+nvrtc="$(nvrtc_folder)"
+export LD_LIBRARY_PATH="$libraries:$nvrtc${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 cargo test -p modelprofile-kernels --features cuda --test cuda -- "$@"
 
 # Arguments name tests of the program above.

@@ -3,6 +3,7 @@
 #   libcuda.so.1, libcublasLt.so.13, libnccl.so.2   what cudarc loads
 #   libcudasim_kernels.so                           the worker's kernels; with NAME, libcudasim_NAME.so of that folder
 # race: the kernels are instrumented, and races and reads of memory that nobody wrote are faults.
+# gpu-sim/build.sh plain|race --flags prints how a unit of kernels is compiled instead, an argument a line.
 # Only what changed is compiled. Everything lies below
 # $CARGO_TARGET_DIR/gpu-sim (default target/gpu-sim), or $GPU_SIM_BUILD.
 set -euo pipefail
@@ -34,6 +35,10 @@ base=(-std=c++17 -g -O2 -march=x86-64-v3 -fPIC -fno-strict-aliasing -fvisibility
 kernel=("${base[@]}" -fsanitize=alignment,bounds,integer-divide-by-zero -Wno-unknown-pragmas -Wno-unused-function)
 if [ "$kind" = race ]; then
   kernel+=(-O1 -fsanitize=thread -fno-tree-vectorize -fno-tree-slp-vectorize)
+fi
+if [ "$library" = --flags ]; then
+  printf '%s\n' "$cxx" "${kernel[@]}" -I"$here/shim"
+  exit
 fi
 # -O3: the products of mma are the emulator's inner loop.
 driver=("${base[@]}" -O3 -Werror)

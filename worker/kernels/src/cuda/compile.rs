@@ -33,7 +33,8 @@ pub struct Unit {
 }
 
 impl Unit {
-    fn source(&self) -> String {
+    /// What the compiler gets.
+    pub fn source(&self) -> String {
         self.files.concat()
     }
 }
@@ -69,7 +70,7 @@ impl Images {
     /// # Errors
     /// [`KernelError::Device`] when NVRTC is needed and missing.
     pub(super) fn obtainable(&self, units: &[Unit], capability: (i32, i32)) -> Result<()> {
-        let made_of = |unit: &Unit| of(&unit.source(), &options(capability));
+        let made_of = |unit: &Unit| of(&unit.source(), &nvrtc_options(capability));
         let shipped = |folder: &PathBuf| units.iter().all(|unit| path(folder, unit, made_of(unit)).is_file());
         if self.shipped.as_ref().is_some_and(shipped) { Ok(()) } else { nvrtc_version().map(drop) }
     }
@@ -80,7 +81,7 @@ impl Images {
     /// [`KernelError::Device`] when NVRTC is needed and missing, or refuses the source; its log is told. A cache that
     /// cannot be written is no error.
     pub fn get(&self, unit: &Unit, capability: (i32, i32), driver: i32) -> Result<(Vec<u8>, Origin)> {
-        let (source, options) = (unit.source(), options(capability));
+        let (source, options) = (unit.source(), nvrtc_options(capability));
         let made_of = of(&source, &options);
         if let Some(folder) = &self.shipped
             && let Some(image) = read(&path(folder, unit, made_of), made_of)
@@ -105,22 +106,24 @@ impl Images {
         Ok((image, Origin::Compiled))
     }
 
-    /// Compiles a unit into a folder that is to be shipped.
+    /// Compiles a unit into a folder that is to be shipped, unless it is there.
     ///
     /// # Errors
     /// As [`Self::get`]; [`KernelError::Io`] when the folder cannot be written.
     pub fn ship(folder: &Path, unit: &Unit, capability: (i32, i32)) -> Result<PathBuf> {
         nvrtc_version()?;
-        let (source, options) = (unit.source(), options(capability));
+        let (source, options) = (unit.source(), nvrtc_options(capability));
         let made_of = of(&source, &options);
         let file = path(folder, unit, made_of);
-        write(&file, made_of, &compile(unit.name, &source, &options)?)?;
+        if read(&file, made_of).is_none() {
+            write(&file, made_of, &compile(unit.name, &source, &options)?)?;
+        }
         Ok(file)
     }
 }
 
-/// What NVRTC is told. No fast math: scales and codes of activations are to be the CPU's, so division is IEEE division.
-fn options((major, minor): (i32, i32)) -> Vec<String> {
+/// What NVRTC is told for a compute capability. No fast math: scales and codes of activations are to be the CPU's, so division is IEEE division.
+pub fn nvrtc_options((major, minor): (i32, i32)) -> Vec<String> {
     // Hopper's own instructions are not in any later architecture, so they are asked for by a name of its own.
     let suffix = if (major, minor) == (9, 0) { "a" } else { "" };
     vec![
@@ -302,7 +305,7 @@ mod tests {
 
     #[test]
     fn hopper_is_asked_for_with_its_own_instructions() {
-        assert_eq!(options((9, 0))[0], "--gpu-architecture=sm_90a");
-        assert_eq!(options((10, 0))[0], "--gpu-architecture=sm_100");
+        assert_eq!(nvrtc_options((9, 0))[0], "--gpu-architecture=sm_90a");
+        assert_eq!(nvrtc_options((10, 0))[0], "--gpu-architecture=sm_100");
     }
 }

@@ -14,6 +14,10 @@ use std::{
 use super::{
     compile::{Images, Origin, Unit},
     driver::{Address, Context, Function, Module, Parameters, Stream},
+    launch::{
+        attention::{decode_shared, prefill_shared},
+        linear::grouped_shared,
+    },
 };
 use crate::{KernelError, Result};
 
@@ -222,12 +226,12 @@ kernels! {
         Int8M8 "linear_int8_m8" 256 0,
         Int8M32 "linear_int8_m32" 256 0,
         Int4M8 "linear_int4_m8" 256 0,
-        Int4M16 "linear_int4_m16" 128 INT4_MOST_SHARED,
-        Int4M32 "linear_int4_m32" 128 INT4_MOST_SHARED,
-        Int4M64 "linear_int4_m64" 256 INT4_MOST_SHARED,
+        Int4M16 "linear_int4_m16" 128 grouped_shared(16, 1),
+        Int4M32 "linear_int4_m32" 128 grouped_shared(32, 1),
+        Int4M64 "linear_int4_m64" 256 grouped_shared(64, 1),
         Int8GroupM8 "linear_int8g_m8" 256 0,
-        Int8GroupM16 "linear_int8g_m16" 128 INT4_MOST_SHARED,
-        Int8GroupM64 "linear_int8g_m64" 256 INT4_MOST_SHARED,
+        Int8GroupM16 "linear_int8g_m16" 128 grouped_shared(16, 2),
+        Int8GroupM64 "linear_int8g_m64" 256 grouped_shared(64, 2),
         UnpackInt4 "unpack_bf16_int4" 256 0,
         UnpackInt8Group "unpack_bf16_int8g" 256 0,
         ScaleStoreInt32 "scale_store_int32" 256 0,
@@ -237,56 +241,56 @@ kernels! {
     attention_64 = [
         "attention_64.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cu",
     ] {
-        DecodeBf1664 "attention_decode_bf16_64" 128 MOST_SHARED,
-        DecodeFp1664 "attention_decode_fp16_64" 128 MOST_SHARED,
-        DecodeE4m364 "attention_decode_e4m3_64" 128 MOST_SHARED,
-        DecodeE5m264 "attention_decode_e5m2_64" 128 MOST_SHARED,
-        PrefillBf1664 "attention_prefill_bf16_64" 128 MOST_SHARED,
-        PrefillFp1664 "attention_prefill_fp16_64" 128 MOST_SHARED,
-        PrefillE4m364 "attention_prefill_e4m3_64" 128 MOST_SHARED,
-        PrefillE5m264 "attention_prefill_e5m2_64" 128 MOST_SHARED,
+        DecodeBf1664 "attention_decode_bf16_64" 128 decode_shared(64, 2),
+        DecodeFp1664 "attention_decode_fp16_64" 128 decode_shared(64, 2),
+        DecodeE4m364 "attention_decode_e4m3_64" 128 decode_shared(64, 1),
+        DecodeE5m264 "attention_decode_e5m2_64" 128 decode_shared(64, 1),
+        PrefillBf1664 "attention_prefill_bf16_64" 128 prefill_shared(64, 2),
+        PrefillFp1664 "attention_prefill_fp16_64" 128 prefill_shared(64, 2),
+        PrefillE4m364 "attention_prefill_e4m3_64" 128 prefill_shared(64, 1),
+        PrefillE5m264 "attention_prefill_e5m2_64" 128 prefill_shared(64, 1),
         Reduce64 "attention_reduce" 128 0,
     }
     attention_96 = [
         "attention_96.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cu",
     ] {
-        DecodeBf1696 "attention_decode_bf16_96" 128 MOST_SHARED,
-        DecodeFp1696 "attention_decode_fp16_96" 128 MOST_SHARED,
-        DecodeE4m396 "attention_decode_e4m3_96" 128 MOST_SHARED,
-        DecodeE5m296 "attention_decode_e5m2_96" 128 MOST_SHARED,
-        PrefillBf1696 "attention_prefill_bf16_96" 128 MOST_SHARED,
-        PrefillFp1696 "attention_prefill_fp16_96" 128 MOST_SHARED,
-        PrefillE4m396 "attention_prefill_e4m3_96" 128 MOST_SHARED,
-        PrefillE5m296 "attention_prefill_e5m2_96" 128 MOST_SHARED,
+        DecodeBf1696 "attention_decode_bf16_96" 128 decode_shared(96, 2),
+        DecodeFp1696 "attention_decode_fp16_96" 128 decode_shared(96, 2),
+        DecodeE4m396 "attention_decode_e4m3_96" 128 decode_shared(96, 1),
+        DecodeE5m296 "attention_decode_e5m2_96" 128 decode_shared(96, 1),
+        PrefillBf1696 "attention_prefill_bf16_96" 128 prefill_shared(96, 2),
+        PrefillFp1696 "attention_prefill_fp16_96" 128 prefill_shared(96, 2),
+        PrefillE4m396 "attention_prefill_e4m3_96" 128 prefill_shared(96, 1),
+        PrefillE5m296 "attention_prefill_e5m2_96" 128 prefill_shared(96, 1),
         Reduce96 "attention_reduce" 128 0,
     }
     attention_128 = [
         "attention_128.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cu",
     ] {
-        DecodeBf16128 "attention_decode_bf16_128" 128 MOST_SHARED,
-        DecodeFp16128 "attention_decode_fp16_128" 128 MOST_SHARED,
-        DecodeE4m3128 "attention_decode_e4m3_128" 128 MOST_SHARED,
-        DecodeE5m2128 "attention_decode_e5m2_128" 128 MOST_SHARED,
-        PrefillBf16128 "attention_prefill_bf16_128" 128 MOST_SHARED,
-        PrefillFp16128 "attention_prefill_fp16_128" 128 MOST_SHARED,
-        PrefillE4m3128 "attention_prefill_e4m3_128" 128 MOST_SHARED,
-        PrefillE5m2128 "attention_prefill_e5m2_128" 128 MOST_SHARED,
+        DecodeBf16128 "attention_decode_bf16_128" 128 decode_shared(128, 2),
+        DecodeFp16128 "attention_decode_fp16_128" 128 decode_shared(128, 2),
+        DecodeE4m3128 "attention_decode_e4m3_128" 128 decode_shared(128, 1),
+        DecodeE5m2128 "attention_decode_e5m2_128" 128 decode_shared(128, 1),
+        PrefillBf16128 "attention_prefill_bf16_128" 128 prefill_shared(128, 2),
+        PrefillFp16128 "attention_prefill_fp16_128" 128 prefill_shared(128, 2),
+        PrefillE4m3128 "attention_prefill_e4m3_128" 128 prefill_shared(128, 1),
+        PrefillE5m2128 "attention_prefill_e5m2_128" 128 prefill_shared(128, 1),
         Reduce128 "attention_reduce" 128 0,
     }
     attention_256 = [
         "attention_256.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cu",
     ] {
-        DecodeBf16256 "attention_decode_bf16_256" 128 MOST_SHARED,
-        DecodeFp16256 "attention_decode_fp16_256" 128 MOST_SHARED,
-        DecodeE4m3256 "attention_decode_e4m3_256" 128 MOST_SHARED,
-        DecodeE5m2256 "attention_decode_e5m2_256" 128 MOST_SHARED,
-        PrefillBf16256 "attention_prefill_bf16_256" 128 MOST_SHARED,
-        PrefillFp16256 "attention_prefill_fp16_256" 128 MOST_SHARED,
-        PrefillE4m3256 "attention_prefill_e4m3_256" 128 MOST_SHARED,
-        PrefillE5m2256 "attention_prefill_e5m2_256" 128 MOST_SHARED,
+        DecodeBf16256 "attention_decode_bf16_256" 128 decode_shared(256, 2),
+        DecodeFp16256 "attention_decode_fp16_256" 128 decode_shared(256, 2),
+        DecodeE4m3256 "attention_decode_e4m3_256" 128 decode_shared(256, 1),
+        DecodeE5m2256 "attention_decode_e5m2_256" 128 decode_shared(256, 1),
+        PrefillBf16256 "attention_prefill_bf16_256" 128 prefill_shared(256, 2),
+        PrefillFp16256 "attention_prefill_fp16_256" 128 prefill_shared(256, 2),
+        PrefillE4m3256 "attention_prefill_e4m3_256" 128 prefill_shared(256, 1),
+        PrefillE5m2256 "attention_prefill_e5m2_256" 128 prefill_shared(256, 1),
         Reduce256 "attention_reduce" 128 0,
     }
-    calibrate = ["prim.cuh", "rows.cuh", "calibrate.cu"] {
+    calibrate = ["prim.cuh", "rows.cuh", "tiles.cuh", "gram.cu", "rounding.cu", "quadratic.cu"] {
         Gram "gram" 256 0,
         ColumnAbsmax "column_absmax" 256 0,
         RoundingChanges "rounding_changes" 256 0,
@@ -294,9 +298,6 @@ kernels! {
         QuadraticForms "quadratic_forms" 256 0,
     }
 }
-
-/// Four stages of the 64-row tile with 8-bit codes (see `kernels/linear_int4.cu`).
-const INT4_MOST_SHARED: u32 = 4 * (64 * 256 + 2 * 8192 + 2048);
 
 /// Shared memory of a block on the oldest architecture that is taken (232,448 bytes on 9.0), less what kernels declare.
 pub(super) const MOST_SHARED: u32 = 224 * 1024;
@@ -366,6 +367,34 @@ impl Kernels {
 /// [`KernelError::Device`] when NVRTC is needed and missing.
 pub(super) fn obtainable(images: &Images, capability: (i32, i32)) -> Result<()> {
     images.obtainable(UNITS, capability)
+}
+
+/// An entry point as the table has it: what tools that look at compiled kernels need to know of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryPoint {
+    /// Its name in the image.
+    pub name: &'static str,
+    /// The unit that it is in.
+    pub unit: &'static str,
+    /// Threads of a block.
+    pub threads: u32,
+    /// The most dynamic shared memory that a block of it is launched with, in bytes.
+    pub shared: u32,
+}
+
+/// The translation units: what a worker compiles, each by itself.
+pub fn units() -> &'static [Unit] {
+    UNITS
+}
+
+/// The entry points of all units.
+pub fn entry_points() -> impl Iterator<Item = EntryPoint> {
+    ENTRIES.iter().map(|entry| EntryPoint {
+        name: entry.name,
+        unit: UNITS[entry.unit as usize].name,
+        threads: entry.threads,
+        shared: entry.shared,
+    })
 }
 
 /// Compiles all kernels for a compute capability into a folder that is shipped beside the program; returns the files.

@@ -80,10 +80,10 @@ mod weights;
 #[cfg(feature = "cuda")]
 pub use self::{
     backend::Cuda,
-    compile::{Images, Origin, Unit},
+    compile::{Images, Origin, Unit, nvrtc_options},
     content::CudaBuffer,
     device::{CudaOptions, DeviceInfo, available, usable},
-    kernels::ship,
+    kernels::{EntryPoint, entry_points, ship, units},
     kv::CudaKv,
     libraries::look_first_in,
     memory::Physical,

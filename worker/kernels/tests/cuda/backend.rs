@@ -87,6 +87,17 @@ fn a_cache_of_every_format(#[case] format: KvFormat) {
     compare(TINY, WeightKind::Bf16, WeightKind::Bf16, format, options(), INT8);
 }
 
+#[rstest]
+#[case(96)]
+#[case(128)]
+#[case(256)]
+fn heads_of_every_size(#[case] head_dim: usize) {
+    for (format, window) in [(KvFormat::Bf16, None), (KvFormat::Fp8E4m3, Some(23))] {
+        let sizes = Sizes { head_dim, window, layers: 1, ..TINY };
+        compare(sizes, WeightKind::Bf16, WeightKind::Bf16, format, options(), INT8);
+    }
+}
+
 #[test]
 fn head_norms_biases_and_a_sliding_window() {
     let sizes = Sizes { extras: true, window: Some(11), heads: 6, kv_heads: 2, hidden: 256, ..TINY };

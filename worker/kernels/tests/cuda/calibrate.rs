@@ -8,7 +8,7 @@ use modelprofile_kernels::{
 
 use crate::device::{Arg, Gpu, NULL, Shape, activations, noise};
 
-const CALIBRATE: &str = unit!("rows.cuh", "calibrate.cu");
+const CALIBRATE: &[&str] = &["calibrate"];
 /// Side of a tile.
 const TILE: usize = 128;
 

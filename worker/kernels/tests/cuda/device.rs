@@ -1,9 +1,9 @@
-//! A device for kernel tests: compiles a unit of kernel sources as the worker does, loads it, launches entries by name.
+//! A device for kernel tests: loads units of kernels that were compiled as the worker compiles them, launches entries by
+//! name.
 //!
 //! Nothing here knows whether the driver is real or emulated, but for the text of a fault, which only the emulated one has.
 
 use std::{
-    collections::HashMap,
     ffi::{CStr, c_char},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -12,20 +12,12 @@ use bytemuck::Pod;
 use cudarc::{
     driver::{
         CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchArgs, LaunchConfig,
-        PushKernelArg, sys::CUfunction_attribute,
+        PushKernelArg,
+        sys::{self, CUfunction_attribute},
     },
-    nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts},
+    nvrtc::Ptx,
 };
-
-/// A translation unit of the named files behind the primitives.
-macro_rules! unit {
-    ($($file:literal),+) => {
-        concat!(
-            include_str!("../../src/cuda/kernels/prim.cuh"),
-            $(include_str!(concat!("../../src/cuda/kernels/", $file))),+
-        )
-    };
-}
+use modelprofile_kernels::cuda::{Images, Unit, units};
 
 /// Arguments of a launch: buffers, numbers, [`NULL`].
 macro_rules! args {
@@ -104,10 +96,10 @@ impl Shape {
     }
 }
 
-/// A unit of kernels, loaded. Tests that hold one run one after the other: the emulated device has all cores for each.
+/// Units of kernels, loaded. Tests that hold one run one after the other: the emulated device has all cores for each.
 pub(crate) struct Gpu {
     stream: Arc<CudaStream>,
-    module: Arc<CudaModule>,
+    modules: Vec<Arc<CudaModule>>,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -118,18 +110,24 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-static COMPILED: Mutex<Option<HashMap<&'static str, Ptx>>> = Mutex::new(None);
-
 impl Gpu {
-    pub(crate) fn new(source: &'static str) -> Self {
+    /// The worker's units of these names.
+    pub(crate) fn new(names: &[&str]) -> Self {
+        let named = |name: &&str| units().iter().find(|unit| unit.name == *name).copied();
+        Self::with(
+            &names.iter().map(|name| named(name).unwrap_or_else(|| panic!("no unit {name}"))).collect::<Vec<_>>(),
+        )
+    }
+
+    pub(crate) fn with(units: &[Unit]) -> Self {
         let alone = alone();
         let context = CudaContext::new(0).unwrap();
         // One stream: no events, and no drop of a buffer that waits for some.
         // SAFETY: buffers are used on one stream only.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().unwrap();
-        let module = context.load_module(compiled(source)).unwrap();
-        Self { stream, module, _alone: alone }
+        let modules = units.iter().map(|unit| context.load_module(image(unit, &context)).unwrap()).collect();
+        Self { stream, modules, _alone: alone }
     }
 
     pub(crate) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Memory<T> {
@@ -171,7 +169,8 @@ impl Gpu {
     }
 
     fn function(&self, name: &str, shape: Shape) -> CudaFunction {
-        let function = self.module.load_function(name).unwrap();
+        let found = self.modules.iter().find_map(|module| module.load_function(name).ok());
+        let function = found.unwrap_or_else(|| panic!("no kernel {name}"));
         if shape.shared > 48 << 10 {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(attribute, i32::try_from(shape.shared).unwrap()).unwrap();
@@ -200,17 +199,14 @@ impl Gpu {
     }
 }
 
-fn compiled(source: &'static str) -> Ptx {
-    let mut all = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = all.get_or_insert_with(HashMap::new);
-    known
-        .entry(source)
-        .or_insert_with(|| {
-            // No fast math: scales and divisions are those of the CPU.
-            let options = CompileOptions { arch: Some("compute_90a"), ..Default::default() };
-            compile_ptx_with_opts(source, options).unwrap_or_else(|error| panic!("NVRTC: {error:?}"))
-        })
-        .clone()
+/// A unit's image: compiled once for all tests and runs, and the very image that a worker on this device computes with.
+fn image(unit: &Unit, context: &CudaContext) -> Ptx {
+    let images = Images { shipped: None, cache: Some(env!("CARGO_TARGET_TMPDIR").into()) };
+    let mut driver = 0;
+    // SAFETY: a place to write.
+    unsafe { sys::cuDriverGetVersion(&raw mut driver) }.result().unwrap();
+    let (image, _) = images.get(unit, context.compute_capability().unwrap(), driver).unwrap();
+    Ptx::from_binary(image)
 }
 
 /// What the emulated device says about the last fault: kernel, block, thread, line.

@@ -11,7 +11,7 @@ use modelprofile_kernels::{
 
 use crate::device::{Arg, Gpu, Memory, Shape, activations, noise, worst};
 
-const ROWS: &str = unit!("rows.cuh", "norm.cu", "quantize.cu", "activation.cu", "gather.cu", "kv_move.cu", "embed.cu");
+const ROWS: &[&str] = &["rows"];
 
 /// Rows and width: one value per lane and less, a warp's end, several walks of a block.
 const SHAPES: [(usize, usize); 5] = [(1, 4), (3, 132), (2, 576), (5, 1024), (2, 2308)];
@@ -53,7 +53,9 @@ impl Source {
     }
 
     fn norm(gpu: &Gpu, rows: usize, width: usize) -> Self {
-        let x = activations(rows * width, 2);
+        let mut x = activations(rows * width, 2);
+        // The last row is so quiet that epsilon counts.
+        x[(rows - 1) * width..].iter_mut().for_each(|v| *v *= 1e-3);
         let gain: Vec<f32> = noise(width, 3).iter().map(|v| 1.0 + 0.5 * v).collect();
         let values = x
             .chunks_exact(width)
@@ -257,30 +259,6 @@ fn blocks_of_128_have_scales_of_their_own() {
                     let decoded = scale * e4m3::decode(*code);
                     assert!(is_nearest(*value, decoded, e4m3_half_step(*value, scale), source.budget), "{value}");
                 }
-            }
-        }
-    }
-}
-
-#[test]
-fn groups_have_scales_and_sums_of_their_own() {
-    let gpu = Gpu::new(ROWS);
-    for (rows, width, group) in [(1, 32, 32), (3, 96, 32), (2, 192, 64), (1, 128, 128), (2, 1152, 128), (2, 1120, 32)] {
-        for source in Source::all(&gpu, rows, width) {
-            let codes = gpu.output::<u8>(rows * width);
-            let scales = gpu.output::<f32>(rows * width / group);
-            let sums = gpu.output::<f32>(rows * width / group);
-            source.launch(&gpu, "int8_group", rows, args![&codes, &scales, &sums], args![width, group]);
-            let (codes, scales, sums) = (gpu.download(&codes), gpu.download(&scales), gpu.download(&sums));
-            for (index, expected) in source.values.chunks_exact(group).enumerate() {
-                let (scale, codes) = (scales[index], &codes[index * group..(index + 1) * group]);
-                assert!((scale / (absmax(expected) / 127.0).max(1e-12) - 1.0).abs() <= source.budget, "{index}");
-                for (code, value) in codes.iter().zip(expected) {
-                    let decoded = scale * f32::from(*code as i8);
-                    assert!(is_nearest(*value, decoded, scale / 2.0, source.budget), "{value} {decoded}");
-                }
-                let sum: i32 = codes.iter().map(|code| i32::from(*code as i8)).sum();
-                assert_eq!(sums[index], scale * sum as f32, "{index}");
             }
         }
     }

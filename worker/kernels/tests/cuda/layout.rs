@@ -10,12 +10,10 @@ use modelprofile_kernels::{
 
 use crate::device::{Gpu, Shape, noise};
 
-const UNPACK: &str = unit!("linear.cuh", "linear_int4.cuh", "unpack_int4.cu");
-
 /// From rows, and from the layout of the CPU, which artifacts keep: the same values on the device.
 #[test]
 fn weights_reach_the_device_from_rows_and_from_the_layout_of_the_cpu() {
-    let gpu = Gpu::new(UNPACK);
+    let gpu = Gpu::new(&["linear"]);
     for (kind, name) in [
         (WeightKind::Int4 { group: 32 }, "unpack_bf16_int4"),
         (WeightKind::Int4 { group: 64 }, "unpack_bf16_int4"),

@@ -10,7 +10,7 @@ use modelprofile_kernels::{
 
 use crate::device::{Arg, Gpu, Memory, NULL, Shape, activations, noise, worst};
 
-const ROTARY: &str = unit!("rotary.cu");
+const ROTARY: &[&str] = &["rotary"];
 
 /// Two FP32 products and a sum of values of some units, angles that are off by 2 ulp: absolute, per unit.
 const BUDGET: f32 = 2e-6;

@@ -2,13 +2,22 @@
 
 use bytemuck::Zeroable;
 use half::bf16;
+use modelprofile_kernels::cuda::Unit;
 
 use crate::device::{Gpu, Shape, noise};
 
-const SAMPLE: &str = unit!("sample.cu");
+const SAMPLE: Unit = Unit {
+    name: "sample",
+    files: &[
+        include_str!("../../src/cuda/kernels/prim.cuh"),
+        include_str!("../../src/cuda/kernels/sample.cuh"),
+        include_str!("../../src/cuda/kernels/penalize.cu"),
+        include_str!("../../src/cuda/kernels/sample.cu"),
+    ],
+};
 const NO_TOKEN: u32 = u32::MAX;
 
-/// The parameters of a row, as sample.cu declares them.
+/// The parameters of a row, as sample.cuh declares them.
 #[derive(Clone, Copy, Debug, Zeroable)]
 #[repr(C)]
 struct SampleRow {
@@ -123,7 +132,7 @@ const VOCABULARIES: [usize; 5] = [1, 6, 1000, 4099, 9216];
 
 #[test]
 fn greedy_takes_the_lowest_of_equal_tokens() {
-    let gpu = Gpu::new(SAMPLE);
+    let gpu = Gpu::with(&[SAMPLE]);
     let greedy = SampleRow { temperature: 0.0, ..SampleRow::plain(0.5) };
     for vocab in VOCABULARIES {
         let mut rows = vec![logits(vocab, 1), coarse(vocab, 2), vec![f32::NEG_INFINITY; vocab], vec![-0.0; vocab]];
@@ -137,7 +146,7 @@ fn greedy_takes_the_lowest_of_equal_tokens() {
 
 #[test]
 fn draws_are_those_of_the_definition() {
-    let gpu = Gpu::new(SAMPLE);
+    let gpu = Gpu::with(&[SAMPLE]);
     for vocab in VOCABULARIES {
         for random in [0.0, 0.3, 0.999_999, 1.0 - f64::EPSILON / 2.0] {
             let plain = SampleRow::plain(random);
@@ -156,7 +165,7 @@ fn draws_are_those_of_the_definition() {
 
 #[test]
 fn truncations_keep_exactly_their_candidates() {
-    let gpu = Gpu::new(SAMPLE);
+    let gpu = Gpu::with(&[SAMPLE]);
     for vocab in VOCABULARIES {
         for (index, random) in [0.0, 0.61, 0.999_999].into_iter().enumerate() {
             let plain = SampleRow::plain(random);
@@ -183,7 +192,7 @@ fn truncations_keep_exactly_their_candidates() {
 /// Of equally likely candidates the lower tokens are kept: by count, by share, and by both.
 #[test]
 fn equals_are_cut_by_token() {
-    let gpu = Gpu::new(SAMPLE);
+    let gpu = Gpu::with(&[SAMPLE]);
     for vocab in [1000, 4099] {
         // Two likely tokens at the end, a thousand equals, some unlikely ones in front.
         let mut row = vec![1.0f32; vocab];
@@ -208,7 +217,7 @@ fn equals_are_cut_by_token() {
 
 #[test]
 fn nan_and_nothing_to_draw_are_told() {
-    let gpu = Gpu::new(SAMPLE);
+    let gpu = Gpu::with(&[SAMPLE]);
     for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 5, 0.9)] {
         let how = SampleRow { temperature, top_p, top_k, ..SampleRow::plain(0.5) };
         for place in [0, 1023, 1500, 1999] {
@@ -225,7 +234,7 @@ fn nan_and_nothing_to_draw_are_told() {
 
 #[test]
 fn draws_follow_the_softmax() {
-    let gpu = Gpu::new(SAMPLE);
+    let gpu = Gpu::with(&[SAMPLE]);
     let row = vec![2.0f32, 1.0, 0.0, -1.0];
     let draws = 400;
     let rows: Vec<SampleRow> = (0..draws).map(|i| SampleRow::plain((f64::from(i) + 0.5) / f64::from(draws))).collect();
@@ -240,7 +249,7 @@ fn draws_follow_the_softmax() {
 
 #[test]
 fn penalties_and_bias_move_logits_as_defined() {
-    let gpu = Gpu::new(SAMPLE);
+    let gpu = Gpu::with(&[SAMPLE]);
     let (vocab, stride) = (1003usize, 1004usize);
     let rows = [
         SampleRow { bias_count: 2, ..SampleRow::plain(0.0) },

@@ -40,9 +40,3 @@ extern "C" __global__ void __launch_bounds__(256) silu_quantize_int8(
     u8* codes, float* scales, const float* x, u32 width, u32 pitch) {
     quantize_int8_row(codes, scales, gated_row(x, width), width, pitch);
 }
-
-// scales and sums [rows, width / group], group 32, 64 or 128.
-extern "C" __global__ void __launch_bounds__(256) silu_quantize_int8_group(
-    u8* codes, float* scales, float* sums, const float* x, u32 width, u32 group) {
-    quantize_int8_groups(codes, scales, sums, gated_row(x, width), width, group);
-}

@@ -1,7 +1,7 @@
 // What comes behind a product: rows of an unscaled product of cuBLASLt, or the parts of a product whose k was split, become
 // FP32 values with scales, bias and the residual.
 //
-// Bound by bytes: 2 or 4 read and 4 written per value (12 with the residual). 256 threads with 4 values each at a time in
+// Bound by bytes: 4 read and 4 written per value (12 with the residual). 256 threads with 4 values each at a time in
 // 16-byte pieces: 8 blocks per SM (about 30 registers) have 32 KB and more in flight, of the 15.2 KB that are wanted.
 
 // One value's way out.
@@ -32,14 +32,6 @@ DEV void scale_rows(const Product& product, float* out, const float* row_scales,
 }
 
 // Products in memory, rows padded to a multiple of four values (`pitch`).
-struct ProductBf16 {
-    const u16* values;
-    u32 pitch;
-    __device__ __forceinline__ void load(u32 row, u32 column, float (&v)[4]) const {
-        const uint2 w = *reinterpret_cast<const uint2*>(values + (u64)row * pitch + column);
-        v[0] = bf16_lo(w.x), v[1] = bf16_hi(w.x), v[2] = bf16_lo(w.y), v[3] = bf16_hi(w.y);
-    }
-};
 struct ProductInt32 {
     const int* values;
     u32 pitch;
@@ -56,12 +48,6 @@ struct ProductF32 {
         v[0] = w.x, v[1] = w.y, v[2] = w.z, v[3] = w.w;
     }
 };
-
-extern "C" __global__ void __launch_bounds__(256) scale_store_bf16(
-    float* out, const u16* product, const float* row_scales, const float* column_scales, const float* bias, u32 n,
-    u32 pitch, u32 add) {
-    scale_rows(ProductBf16{product, pitch}, out, row_scales, column_scales, bias, n, add);
-}
 
 extern "C" __global__ void __launch_bounds__(256) scale_store_int32(
     float* out, const int* product, const float* row_scales, const float* column_scales, const float* bias, u32 n,

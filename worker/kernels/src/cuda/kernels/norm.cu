@@ -40,9 +40,3 @@ extern "C" __global__ void __launch_bounds__(256) norm_quantize_int8(
     u8* codes, float* scales, const float* x, const float* gain, u32 width, u32 pitch, float epsilon) {
     quantize_int8_row(codes, scales, normed_row(x, gain, width, epsilon), width, pitch);
 }
-
-// scales and sums [rows, width / group], group 32, 64 or 128.
-extern "C" __global__ void __launch_bounds__(256) norm_quantize_int8_group(
-    u8* codes, float* scales, float* sums, const float* x, const float* gain, u32 width, u32 group, float epsilon) {
-    quantize_int8_groups(codes, scales, sums, normed_row(x, gain, width, epsilon), width, group);
-}

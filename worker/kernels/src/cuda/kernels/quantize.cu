@@ -35,12 +35,6 @@ extern "C" __global__ void __launch_bounds__(256) quantize_int8(
     quantize_int8_row(codes, scales, PlainRow{row_of(x, width)}, width, pitch);
 }
 
-// scales and sums [rows, width / group], group 32, 64 or 128.
-extern "C" __global__ void __launch_bounds__(256) quantize_int8_group(
-    u8* codes, float* scales, float* sums, const float* x, u32 width, u32 group) {
-    quantize_int8_groups(codes, scales, sums, PlainRow{row_of(x, width)}, width, group);
-}
-
 // A row with zeros in the places of its outlier columns. `flags` has one byte per column, not zero for outliers: one
 // 32-bit read from shared memory, the same bank for no two lanes, covers a float4.
 struct RestRow {

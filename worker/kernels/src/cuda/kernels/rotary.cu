@@ -21,7 +21,7 @@ constexpr u32 ROTARY_THREADS = 256;
 constexpr u32 NO_SLOT = 0xffffffffu;
 
 // angles [rows, 2, pairs]: cosines, then sines, of position * frequency, both times `factor` (YaRN's attention factor).
-// The product is FP32 as on the CPU. sincosf reduces large arguments in a slow path with local memory: in this kernel,
+// The product is FP32 as on the CPU. sincosf reduces large arguments in a slow path: in this kernel,
 // once per step, and not in every layer's.
 // Grid: rows * pairs / 256 blocks, rounded up.
 extern "C" __global__ void __launch_bounds__(256) rotary_angles(

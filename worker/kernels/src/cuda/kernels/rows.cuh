@@ -141,20 +141,15 @@ DEV u32 e4m3x4(float4 v, float inverse) {
     return lo | hi << 16;
 }
 
-struct Int8x4 {
-    u32 codes;
-    int sum;
-};
-
 // The scale keeps codes within -127..127; NaN becomes 0.
-DEV Int8x4 int8x4(float4 v, float inverse) {
+DEV u32 int8x4(float4 v, float inverse) {
     const int a = __float2int_rn(v.x * inverse);
     const int b = __float2int_rn(v.y * inverse);
     const int c = __float2int_rn(v.z * inverse);
     const int d = __float2int_rn(v.w * inverse);
     const u32 lo = ((u32)a & 0xff) | ((u32)b & 0xff) << 8;
     const u32 hi = ((u32)c & 0xff) | ((u32)d & 0xff) << 8;
-    return Int8x4{lo | hi << 16, a + b + c + d};
+    return lo | hi << 16;
 }
 
 DEV float scale_of(float absmax, float largest) {
@@ -233,30 +228,14 @@ DEV void quantize_int8_row(u8* codes, float* scales, const Row& row, u32 width, 
     u32* to = words_of<u32>(codes, pitch);
 #pragma unroll 4
     for (u32 i = threadIdx.x; i < pitch / 4; i += ROW_THREADS) {
-        to[i] = int8x4(padded_at(row, i, width), inverse).codes;
+        to[i] = int8x4(padded_at(row, i, width), inverse);
     }
 }
 
-// ------------------------------------------------------------------------------ groups of a row: one scale each
-// A group of 32, 64 or 128 values is held by 8, 16 or 32 neighbouring lanes: its extremes and sums need shuffles only,
-// no barrier. Lanes beyond the row's end take part with zeros. Scales and sums are [rows, width / group]; width is a
-// multiple of 32, so these rows need no padding.
+// ------------------------------------------------------------------------------ blocks of a row: one scale each
 
-DEV float lanes_max(float v, u32 lanes) {
-    for (u32 step = 1; step < lanes; step *= 2) {
-        v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, step));
-    }
-    return v;
-}
-
-DEV int lanes_sum(int v, u32 lanes) {
-    for (u32 step = 1; step < lanes; step *= 2) {
-        v += __shfl_xor_sync(0xffffffffu, v, step);
-    }
-    return v;
-}
-
-// One scale per 128 values (DeepSeek-V3, 2024, section 3.3); width is a multiple of 128.
+// One scale per 128 values, which a warp holds: a shuffle's work, no barrier (DeepSeek-V3, 2024, section 3.3). Width is a
+// multiple of 128.
 template <class Row>
 DEV void quantize_e4m3_blocks(u8* codes, float* scales, const Row& row, u32 width) {
     u32* to = words_of<u32>(codes, width);
@@ -269,28 +248,5 @@ DEV void quantize_e4m3_blocks(u8* codes, float* scales, const Row& row, u32 widt
             row_scales[i / 32] = scale;
         }
         to[i] = e4m3x4(v, 1.0f / scale);
-    }
-}
-
-// sums = scale * (sum of the group's codes): what a group's minimum is multiplied with.
-template <class Row>
-DEV void quantize_int8_groups(u8* codes, float* scales, float* sums, const Row& row, u32 width, u32 group) {
-    const u32 lanes = group / 4;
-    const u64 first_group = (u64)blockIdx.x * (width / group);
-    u32* to = words_of<u32>(codes, width);
-    for (u32 first = threadIdx.x / 32 * 32; first < width / 4; first += ROW_THREADS) {
-        const u32 i = first + threadIdx.x % 32;
-        const bool inside = i < width / 4;
-        const float4 v = padded_at(row, i, width);
-        const float scale = scale_of(lanes_max(absmax4(v), lanes), INT8_LARGEST);
-        const Int8x4 quad = int8x4(v, 1.0f / scale);
-        const int sum = lanes_sum(quad.sum, lanes);
-        if (inside) {
-            to[i] = quad.codes;
-            if (i % lanes == 0) {
-                scales[first_group + i / lanes] = scale;
-                sums[first_group + i / lanes] = scale * (float)sum;
-            }
-        }
     }
 }

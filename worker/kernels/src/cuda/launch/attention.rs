@@ -5,7 +5,7 @@ use crate::{
     AttentionShape, BLOCK_TOKENS, KernelError, KvFormat, Result,
     cuda::{
         driver::Parameters,
-        kernels::{Kernel, Launch, MOST_SHARED, Ptr, UnitName},
+        kernels::{Kernel, Launch, Ptr, UnitName},
         kv::CudaKv,
     },
 };
@@ -15,9 +15,9 @@ const DECODE_LINES: usize = 16;
 /// Lines of a prefill block.
 const PREFILL_LINES: usize = 64;
 /// Stages of shared memory of both, and what one holds.
-const STAGES: usize = 3;
-const DECODE_WARPS: usize = 4;
-const PREFILL_BLOCKS: usize = 2;
+const STAGES: u32 = 3;
+const DECODE_WARPS: u32 = 4;
+const PREFILL_BLOCKS: u32 = 2;
 
 /// The arguments, as `struct Attention` of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -162,8 +162,7 @@ impl Attention {
             (KvFormat::Fp8E5m2, 256) => Kernel::DecodeE5m2256,
             (_, dim) => return Err(no_kernel(dim)),
         };
-        let stage = DECODE_WARPS * self.block_bytes();
-        Ok(self.launch(kernel, grid, DECODE_LINES * self.query_pitch() + STAGES * stage))
+        Ok(self.launch(kernel, grid, decode_shared(self.arguments.dim, self.format.bytes() as u32)))
     }
 
     /// Joins the parts of [`Self::decode`].
@@ -200,30 +199,37 @@ impl Attention {
             (KvFormat::Fp8E5m2, 256) => Kernel::PrefillE5m2256,
             (_, dim) => return Err(no_kernel(dim)),
         };
-        let stage = PREFILL_BLOCKS * self.block_bytes();
-        Ok(self.launch(kernel, grid, PREFILL_LINES * self.query_pitch() + STAGES * stage))
+        Ok(self.launch(kernel, grid, prefill_shared(self.arguments.dim, self.format.bytes() as u32)))
     }
 
-    fn launch(&self, kernel: Kernel, grid: [u32; 3], shared: usize) -> Launch {
-        debug_assert!(shared <= MOST_SHARED as usize, "the largest head was computed with");
-        Launch::new(kernel, grid, Parameters::new().with(self.arguments)).with_shared(shared as u32)
+    fn launch(&self, kernel: Kernel, grid: [u32; 3], shared: u32) -> Launch {
+        Launch::new(kernel, grid, Parameters::new().with(self.arguments)).with_shared(shared)
     }
+}
 
-    /// Bytes from query to query in shared memory: neighbours meet different banks.
-    fn query_pitch(&self) -> usize {
-        padded(2 * self.arguments.dim as usize)
-    }
+/// Shared memory of a decode block: its queries, and the stages of all warps.
+pub(in crate::cuda) const fn decode_shared(dim: u32, bytes: u32) -> u32 {
+    DECODE_LINES as u32 * query_pitch(dim) + STAGES * DECODE_WARPS * block_bytes(dim, bytes)
+}
 
-    /// Bytes of K and V of one block of the cache and one head in shared memory.
-    fn block_bytes(&self) -> usize {
-        let (dim, bytes) = (self.arguments.dim as usize, self.format.bytes());
-        let key = match bytes {
-            2 => padded(2 * dim),
-            _ if dim % 64 == 32 => dim,
-            _ => dim + 32,
-        };
-        BLOCK_TOKENS * (key + dim * bytes + 16)
-    }
+/// Shared memory of a prefill block: its queries, and the stages of the block.
+pub(in crate::cuda) const fn prefill_shared(dim: u32, bytes: u32) -> u32 {
+    PREFILL_LINES as u32 * query_pitch(dim) + STAGES * PREFILL_BLOCKS * block_bytes(dim, bytes)
+}
+
+/// Bytes from query to query in shared memory: neighbours meet different banks.
+const fn query_pitch(dim: u32) -> u32 {
+    if 2 * dim % 128 == 64 { 2 * dim } else { 2 * dim + 64 }
+}
+
+/// Bytes of K and V of one block of the cache and one head in shared memory, of elements of one or two bytes.
+const fn block_bytes(dim: u32, bytes: u32) -> u32 {
+    let key = match bytes {
+        2 => query_pitch(dim),
+        _ if dim % 64 == 32 => dim,
+        _ => dim + 32,
+    };
+    BLOCK_TOKENS as u32 * (key + dim * bytes + 16)
 }
 
 /// The unit of a head size.
@@ -235,10 +241,6 @@ pub(in crate::cuda) fn unit(head_dim: usize) -> Result<UnitName> {
         256 => Ok(UnitName::attention_256),
         _ => Err(no_kernel(head_dim as u32)),
     }
-}
-
-fn padded(bytes: usize) -> usize {
-    if bytes % 128 == 64 { bytes } else { bytes + 64 }
 }
 
 fn no_kernel(dim: u32) -> KernelError {

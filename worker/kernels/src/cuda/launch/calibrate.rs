@@ -1,4 +1,4 @@
-//! Launches of calibration's kernels. The contracts are in `kernels/calibrate.cu`.
+//! Launches of calibration's kernels. The contracts are in `kernels/tiles.cuh` and the files behind it.
 
 use super::{blocks, per_row};
 use crate::{

@@ -70,6 +70,12 @@ pub(in crate::cuda) enum Tile {
     M64,
 }
 
+/// Shared memory of a block of the group-wise kernels for more rows: four stages of activations, codes (one plane of 4 bits
+/// or two), scales and minima.
+pub(in crate::cuda) const fn grouped_shared(rows: u32, planes: u32) -> u32 {
+    4 * (rows * 256 + planes * 8192 + 2048)
+}
+
 /// A kernel for a weight and a number of rows: what [`product`] launches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cuda) struct Choice {
@@ -106,9 +112,7 @@ impl Choice {
                     (_, false) => (Kernel::Int4M64, 64),
                     (_, true) => (Kernel::Int8GroupM64, 64),
                 };
-                // Four stages of activations, codes, scales and minima.
-                let planes = if w.eight_bits { 2 } else { 1 };
-                let shared = 4 * (tile as u32 * 256 + planes * 8192 + 2048);
+                let shared = grouped_shared(tile as u32, if w.eight_bits { 2 } else { 1 });
                 Self { kernel, tile, any_rows: true, strip: WIDE_STRIP, shared }
             }
         }
