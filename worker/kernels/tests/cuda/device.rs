@@ -5,6 +5,8 @@
 use std::{
     collections::HashMap,
     ffi::{CStr, c_char},
+    hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -200,15 +202,29 @@ impl Gpu {
     }
 }
 
+/// A unit's PTX: compiled once in this process, or found in the folder that `MODELPROFILE_TEST_UNITS` names, which an earlier
+/// run filled. So a machine without NVRTC can run these tests.
 fn compiled(source: &'static str) -> Ptx {
     let mut all = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
     let known = all.get_or_insert_with(HashMap::new);
     known
         .entry(source)
         .or_insert_with(|| {
+            let kept = std::env::var_os("MODELPROFILE_TEST_UNITS").map(|folder| {
+                let mut hasher = DefaultHasher::new();
+                source.hash(&mut hasher);
+                PathBuf::from(folder).join(format!("{:016x}.ptx", hasher.finish()))
+            });
+            if let Some(text) = kept.as_ref().and_then(|file| std::fs::read_to_string(file).ok()) {
+                return Ptx::from_src(text);
+            }
             // No fast math: scales and divisions are those of the CPU.
             let options = CompileOptions { arch: Some("compute_90a"), ..Default::default() };
-            compile_ptx_with_opts(source, options).unwrap_or_else(|error| panic!("NVRTC: {error:?}"))
+            let ptx = compile_ptx_with_opts(source, options).unwrap_or_else(|error| panic!("NVRTC: {error:?}"));
+            if let Some(file) = kept {
+                std::fs::write(file, ptx.to_src()).unwrap();
+            }
+            ptx
         })
         .clone()
 }
