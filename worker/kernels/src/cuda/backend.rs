@@ -15,6 +15,7 @@ use super::{
     kernels::{Kernels, Launch, Ptr, Rows, Side, UnitName},
     kv::CudaKv,
     launch::{attention, linear::Output, rotary, rows, rows::Vocabulary},
+    linear,
     memory::{Arena, Block, Physical, lock},
     scratch::{Scratch, Slot},
     shared::Shared,
@@ -158,10 +159,15 @@ impl Cuda {
         Ok(block)
     }
 
+    /// Memory of the device, whose content is whatever was there.
+    pub(super) fn block(&self, bytes: usize) -> Result<Block> {
+        self.with_room(|| self.arena.block(bytes))
+    }
+
     fn new_buffer(&self, rows: usize, width: usize) -> Result<CudaBuffer> {
         let bytes = rows.checked_mul(width).and_then(|count| count.checked_mul(size_of::<f32>()));
         let bytes = bytes.ok_or_else(|| KernelError::OutOfMemory(format!("a buffer of {rows} x {width}")))?;
-        let block = Arc::new(self.with_room(|| self.arena.block(bytes))?);
+        let block = Arc::new(self.block(bytes)?);
         let mut state = lock(&self.state);
         state.next_buffer += 1;
         Ok(CudaBuffer { id: state.next_buffer, block, rows, width })
@@ -188,10 +194,9 @@ impl Cuda {
     /// Rows to compute for `rows` of the step's: all of its bucket where the buffers have them.
     fn padded(&self, rows: usize, buffers: &[&CudaBuffer]) -> Result<Option<Rows>> {
         let state = lock(&self.state);
-        let fits = |bucket: &usize| rows == state.rows && buffers.iter().all(|buffer| buffer.rows >= *bucket);
         // Behind a step's end, rows beyond are the caller's again.
-        let bucket = state.bucket.filter(fits).filter(|_| self.shared.queue(|queue| queue.is_in_step()));
-        Rows::new(bucket.unwrap_or(rows))
+        let bucket = state.bucket.filter(|_| self.shared.queue(|queue| queue.is_in_step()));
+        Rows::new(padded_rows(rows, state.rows, bucket, buffers.iter().map(|buffer| buffer.rows)))
     }
 
     fn check_step(&self, step: &CudaStep) -> Result<()> {
@@ -241,6 +246,17 @@ impl Drop for Cuda {
 /// A count as kernels take it.
 pub(super) fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// Rows to compute for `rows` rows of a step of `step_rows` that is padded to a bucket: all of the bucket, where the whole step
+/// is computed and the buffers, of so many rows each, have them.
+pub(super) fn padded_rows(
+    rows: usize,
+    step_rows: usize,
+    bucket: Option<usize>,
+    mut buffers: impl Iterator<Item = usize>,
+) -> usize {
+    bucket.filter(|bucket| rows == step_rows && buffers.all(|rows| rows >= *bucket)).unwrap_or(rows)
 }
 
 pub(super) fn fits(what: &str, buffer: &CudaBuffer, rows: usize, width: usize) -> Result<()> {
@@ -427,7 +443,8 @@ impl Backend for Cuda {
         }
         self.write(out)?;
         let bias = bias.map_or(Ptr::NULL, CudaBuffer::at);
-        self.product(count, source, w, Output { out: out.at(), bias, add: store == Store::Add })
+        self.with_room(|| w.make_ready())?;
+        linear::product(self, count, source, &w.placed(), Output { out: out.at(), bias, add: store == Store::Add })
     }
 
     fn rotate_and_store(
@@ -472,7 +489,8 @@ impl Backend for Cuda {
             key: rotary.key_norm.map_or(Ptr::NULL, CudaBuffer::at),
             epsilon: rotary.norm_epsilon,
         };
-        let launch = rotary::rotate_and_store(count, qkv.at(), (angles, pairs), step.slots, shape, norms, kv, layer)?;
+        let launch =
+            rotary::rotate_and_store(count, qkv.at(), (angles, pairs), step.slots, shape, norms, &kv.pool(layer))?;
         self.submit(Command::Launch(launch))
     }
 
@@ -498,7 +516,7 @@ impl Backend for Cuda {
         }
         self.read(qkv)?;
         self.write(out)?;
-        self.attend(step, qkv.at(), shape, kv, layer, out.at())
+        super::attention::attend(self, step, qkv.at(), shape, &kv.pool(layer), out.at())
     }
 
     fn gated_silu(&mut self, rows: usize, x: &CudaBuffer, out: &mut CudaBuffer) -> Result<()> {

@@ -43,18 +43,45 @@ impl CudaBuffer {
     }
 }
 
+/// What a promise keeps alive: memory, or what stands for it in a plan.
+pub(super) type Kept = Arc<dyn std::fmt::Debug + Send + Sync>;
+
+/// A buffer, as promises see it.
+pub(super) trait Held {
+    /// Which it is.
+    fn id(&self) -> u64;
+    /// Where its values are.
+    fn at(&self) -> Ptr<f32>;
+    /// What lives as long as it does.
+    fn kept(&self) -> Kept;
+}
+
+impl Held for CudaBuffer {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn at(&self) -> Ptr<f32> {
+        Self::at(self)
+    }
+
+    fn kept(&self) -> Kept {
+        self.block.clone()
+    }
+}
+
 /// A buffer whose values are not there yet.
 #[derive(Debug)]
 struct Promise {
     target: u64,
     /// Dead when the buffer is gone; then nobody asks for the promise.
-    block: Weak<Block>,
+    block: Weak<dyn std::fmt::Debug + Send + Sync>,
     at: Ptr<f32>,
     rows: Rows,
     width: Side,
     source: Source,
     /// Buffers that `source` points into; kept alive.
-    inputs: Vec<(u64, Arc<Block>)>,
+    inputs: Vec<(u64, Kept)>,
     used: bool,
     lapsed: bool,
 }
@@ -67,31 +94,24 @@ pub(super) struct Contents {
 
 impl Contents {
     /// `target` is to hold `rows` rows made of `source`, which reads `inputs`.
-    pub(super) fn promise(
-        &mut self,
-        target: &CudaBuffer,
-        rows: Rows,
-        width: Side,
-        source: Source,
-        inputs: &[&CudaBuffer],
-    ) {
-        self.promises.retain(|p| p.target != target.id && p.block.strong_count() > 0);
+    pub(super) fn promise<B: Held>(&mut self, target: &B, rows: Rows, width: Side, source: Source, inputs: &[&B]) {
+        self.promises.retain(|p| p.target != target.id() && p.block.strong_count() > 0);
         self.promises.push(Promise {
-            target: target.id,
-            block: Arc::downgrade(&target.block),
+            target: target.id(),
+            block: Arc::downgrade(&target.kept()),
             at: target.at(),
             rows,
             width,
             source,
-            inputs: inputs.iter().map(|b| (b.id, b.block.clone())).collect(),
+            inputs: inputs.iter().map(|b| (b.id(), b.kept())).collect(),
             used: false,
             lapsed: false,
         });
     }
 
     /// What a product reads `rows` rows of a buffer from. A promise of fewer rows has to be made plain first: then none.
-    pub(super) fn source(&mut self, buffer: &CudaBuffer, rows: usize) -> Result<Option<Source>> {
-        let Some(promise) = self.promises.iter_mut().find(|p| p.target == buffer.id) else {
+    pub(super) fn source(&mut self, buffer: &impl Held, rows: usize) -> Result<Option<Source>> {
+        let Some(promise) = self.promises.iter_mut().find(|p| p.target == buffer.id()) else {
             return Ok(Some(Source::Plain(buffer.at())));
         };
         if promise.lapsed {
@@ -105,8 +125,8 @@ impl Contents {
     }
 
     /// What makes a buffer's values be there; none when they are.
-    pub(super) fn make_plain(&mut self, buffer: &CudaBuffer) -> Result<Option<Launch>> {
-        let Some(index) = self.promises.iter().position(|p| p.target == buffer.id) else { return Ok(None) };
+    pub(super) fn make_plain(&mut self, buffer: &impl Held) -> Result<Option<Launch>> {
+        let Some(index) = self.promises.iter().position(|p| p.target == buffer.id()) else { return Ok(None) };
         if self.promises[index].lapsed {
             return Err(lapsed());
         }
@@ -115,13 +135,13 @@ impl Contents {
 
     /// A buffer is about to be written as a whole or in part: what must be launched before. What it was promised to hold is
     /// forgotten.
-    pub(super) fn before_write(&mut self, buffer: &CudaBuffer) -> Vec<Launch> {
+    pub(super) fn before_write(&mut self, buffer: &impl Held) -> Vec<Launch> {
         let mut launches = Vec::new();
         self.promises.retain_mut(|promise| {
-            if promise.target == buffer.id || promise.block.strong_count() == 0 {
+            if promise.target == buffer.id() || promise.block.strong_count() == 0 {
                 return false;
             }
-            if promise.lapsed || promise.inputs.iter().all(|(id, _)| *id != buffer.id) {
+            if promise.lapsed || promise.inputs.iter().all(|(id, _)| *id != buffer.id()) {
                 return true;
             }
             if promise.used {

@@ -22,6 +22,7 @@ use super::{
     driver::{Address, Stream},
     libraries::{Library, load},
     memory::{Block, lock},
+    work::{Cores, Work, floats},
 };
 use crate::{KernelError, Result};
 
@@ -56,11 +57,36 @@ pub(super) struct Shape {
 impl Shape {
     /// What the library asks of shapes: rows of operands at multiples of 16 bytes, and for 8-bit operands sides that are
     /// multiples of 16.
-    fn is_aligned(&self) -> bool {
+    pub(super) fn is_aligned(&self) -> bool {
         match self.operands {
             Operands::Bf16 => self.k.is_multiple_of(8) && self.n.is_multiple_of(4),
             Operands::Fp8 | Operands::Fp8Scaled => self.k.is_multiple_of(16) && self.n.is_multiple_of(16),
             Operands::Int8 => self.k.is_multiple_of(16) && self.n.is_multiple_of(16) && !self.add,
+        }
+    }
+}
+
+impl Shape {
+    /// Its bytes and operations.
+    pub(super) fn work(&self) -> Work {
+        let (bytes, scales, cores) = match self.operands {
+            Operands::Bf16 => (2, 0, Cores::LibraryBf16),
+            Operands::Fp8 => (1, 0, Cores::LibraryFp8),
+            Operands::Fp8Scaled => (1, self.rows + self.n, Cores::LibraryFp8),
+            Operands::Int8 => (1, 0, Cores::LibraryInt8),
+        };
+        let out = floats(self.rows * self.n);
+        let read = bytes * (self.n + self.rows) * self.k + floats(scales) + if self.add { out } else { 0 };
+        Work::bytes(read, out).with(2 * self.rows * self.n * self.k, cores)
+    }
+
+    /// Its name in lists of kernels.
+    pub(super) fn name(&self) -> &'static str {
+        match self.operands {
+            Operands::Bf16 => "cublaslt_bf16",
+            Operands::Fp8 => "cublaslt_fp8",
+            Operands::Fp8Scaled => "cublaslt_fp8_scaled",
+            Operands::Int8 => "cublaslt_int8",
         }
     }
 }

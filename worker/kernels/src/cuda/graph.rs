@@ -32,6 +32,7 @@ use super::{
     driver::{Address, Event, Graph, Stream},
     kernels::{Kernels, Launch},
     parallel::{Course, Member, Vote},
+    work::{Work, floats},
 };
 use crate::{KernelError, Result, StepPlan};
 
@@ -79,6 +80,18 @@ pub(super) enum Command {
         /// FP32 values.
         count: usize,
     },
+}
+
+impl Command {
+    /// The kernel's name, its grid (nothing where the library chooses), and its work.
+    pub(super) fn summary(&self) -> (&'static str, [u32; 3], Work) {
+        match self {
+            Self::Launch(launch) => (launch.name(), launch.grid(), launch.work()),
+            Self::Product(product) => (product.shape.name(), [0; 3], product.shape.work()),
+            Self::Fill { count, .. } => ("fill", [0; 3], Work::bytes(0, floats(*count))),
+            Self::AllReduce { count, .. } => ("all_reduce", [0; 3], Work::bytes(0, floats(*count))),
+        }
+    }
 }
 
 /// What commands are submitted with.
@@ -141,6 +154,8 @@ enum Recorded {
 enum Mode {
     /// Commands are submitted as they come.
     Plain,
+    /// As before, in a step that is padded to a bucket.
+    Step,
     /// A step of this bucket begins with the next command.
     Expect(usize),
     /// Submitted and written down.
@@ -161,13 +176,20 @@ pub(super) struct Queue {
     /// What was noted before.
     said: Vec<String>,
     replays: u64,
+    /// Everything that is submitted, while somebody wants to know.
+    written_down: Option<Vec<Command>>,
 }
 
 impl Queue {
     /// `on_note` is called with each note as it comes up.
     pub(super) fn new(machine: Machine, on_note: fn(&str)) -> Self {
         let (lists, retired, notes, said) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { machine, mode: Mode::Plain, lists, retired, notes, on_note, said, replays: 0 }
+        Self { machine, mode: Mode::Plain, lists, retired, notes, on_note, said, replays: 0, written_down: None }
+    }
+
+    /// From now on, or no longer, what is submitted is written down; what was up to now. No step is followed meanwhile.
+    pub(super) fn write_down(&mut self, on: bool) -> Vec<Command> {
+        std::mem::replace(&mut self.written_down, on.then(Vec::new)).unwrap_or_default()
     }
 
     /// Adds a sentence for the log, once.
@@ -197,7 +219,8 @@ impl Queue {
     /// A decode step padded to `bucket` begins.
     pub(super) fn expect(&mut self, bucket: usize) -> Result<()> {
         self.flush()?;
-        self.mode = Mode::Expect(bucket);
+        // What is written down is a list of its own: nothing is followed or replayed.
+        self.mode = if self.written_down.is_some() { Mode::Step } else { Mode::Expect(bucket) };
         Ok(())
     }
 
@@ -206,8 +229,15 @@ impl Queue {
     /// # Errors
     /// The driver's. Commands of the step so far may have been submitted.
     pub(super) fn submit(&mut self, command: Command) -> Result<()> {
+        if let Some(list) = &mut self.written_down {
+            list.push(command.clone());
+        }
         match std::mem::replace(&mut self.mode, Mode::Plain) {
             Mode::Plain => self.machine.submit(&command),
+            Mode::Step => {
+                self.mode = Mode::Step;
+                self.machine.submit(&command)
+            }
             Mode::Expect(bucket) => {
                 let found = self.lists.iter().position(|l| l.bucket == bucket && l.commands.first() == Some(&command));
                 if let Some(list) = found {
@@ -241,7 +271,7 @@ impl Queue {
     pub(super) fn flush(&mut self) -> Result<()> {
         self.retired.retain(|(_, event)| !event.as_ref().is_some_and(|event| event.is_done().unwrap_or(false)));
         match std::mem::replace(&mut self.mode, Mode::Plain) {
-            Mode::Plain | Mode::Expect(_) => {
+            Mode::Plain | Mode::Step | Mode::Expect(_) => {
                 self.vote(Vote::Plain);
                 Ok(())
             }

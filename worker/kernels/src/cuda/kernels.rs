@@ -18,6 +18,7 @@ use super::{
         attention::{decode_shared, prefill_shared},
         linear::grouped_shared,
     },
+    work::Work,
 };
 use crate::{KernelError, Result};
 
@@ -100,23 +101,51 @@ impl Rows {
 }
 
 /// A launch by value.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(super) struct Launch {
     kernel: Kernel,
     grid: [u32; 3],
     shared: u32,
     parameters: Parameters,
+    work: Work,
+}
+
+/// Equal launches do the same to the same memory. How much that is may depend on what lies there: attention's work follows
+/// the lengths of sequences, which a recorded step does not know.
+impl PartialEq for Launch {
+    fn eq(&self, other: &Self) -> bool {
+        (self.kernel, self.grid, self.shared) == (other.kernel, other.grid, other.shared)
+            && self.parameters == other.parameters
+    }
 }
 
 impl Launch {
     #[allow(clippy::large_types_passed_by_value, reason = "moved into its place")]
     pub(super) fn new(kernel: Kernel, grid: [u32; 3], parameters: Parameters) -> Self {
-        Self { kernel, grid, shared: 0, parameters }
+        Self { kernel, grid, shared: 0, parameters, work: Work::default() }
     }
 
     pub(super) fn with_shared(mut self, bytes: u32) -> Self {
         self.shared = bytes;
         self
+    }
+
+    pub(super) fn with_work(mut self, work: Work) -> Self {
+        self.work = work;
+        self
+    }
+
+    /// The kernel's entry point.
+    pub(super) fn name(&self) -> &'static str {
+        ENTRIES[self.kernel as usize].name
+    }
+
+    pub(super) fn grid(&self) -> [u32; 3] {
+        self.grid
+    }
+
+    pub(super) fn work(&self) -> Work {
+        self.work
     }
 }
 

@@ -20,10 +20,11 @@ use std::sync::Arc;
 
 use super::{
     driver::Address,
+    launch::Pool,
     memory::{Arena, Block, Physical, Region},
     shared::Shared,
 };
-use crate::{AttentionShape, BLOCK_TOKENS, BlockMove, KernelError, KvFormat, KvLayout, KvScales, Result};
+use crate::{AttentionShape, BLOCK_TOKENS, BlockMove, KernelError, KvLayout, KvScales, Result};
 
 /// A pool of KV blocks on the device.
 #[derive(Debug)]
@@ -81,12 +82,17 @@ impl CudaKv {
         self.region.mapped_bytes()
     }
 
+    /// One layer of it, as launches take it.
+    pub(super) fn pool(&self, layer: usize) -> Pool {
+        Pool { base: self.base(), layout: self.layout, layer, scales: self.scales_of(layer) }
+    }
+
     pub(super) fn base(&self) -> Address {
         self.region.base()
     }
 
     /// Addresses of the scales of K and of V in a layer.
-    pub(super) fn scales_of(&self, layer: usize) -> [Address; 2] {
+    fn scales_of(&self, layer: usize) -> [Address; 2] {
         let (heads, all) = (self.layout.kv_heads, self.layout.layers * self.layout.kv_heads);
         let at = |index: usize| self.scales.address() + (index * size_of::<f32>()) as Address;
         [at(layer * heads), at(all + layer * heads)]
@@ -95,10 +101,6 @@ impl CudaKv {
     /// Where all scales are to be copied: K's, then V's.
     pub(super) fn scales(&self) -> &Block {
         &self.scales
-    }
-
-    pub(super) fn format(&self) -> KvFormat {
-        self.layout.format
     }
 
     /// Holds attention's shape against what the pool stores.

@@ -22,9 +22,14 @@
 //! | `linear`, `attention`, `calibrate` | its larger operations |
 //! | `parallel` | `Parallel`: several of them that compute one model together |
 //! | `collective`, `nccl` | what a `Cuda` does for that; sums over devices |
+//! | `work` | the bytes and operations of a launch |
+//! | `executor` | what the larger operations are written against: `Cuda`, or a plan |
+//! | `plan` | `Planner`: the kernels of a step, without a device |
+//! | `profile` | how long each kernel of a step takes on the device |
 //!
 //! ```text
 //! Backend operation -> Command (a launch by value) -> Queue -> stream, or a recorded graph
+//!                                                \-> Planner: a list
 //! ```
 //!
 //! # Threads
@@ -51,6 +56,8 @@ mod device;
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "cuda")]
+mod executor;
+#[cfg(feature = "cuda")]
 mod graph;
 #[cfg(feature = "cuda")]
 mod kernels;
@@ -66,8 +73,13 @@ mod linear;
 mod memory;
 #[cfg(feature = "cuda")]
 mod nccl;
+mod operand;
 #[cfg(feature = "cuda")]
 mod parallel;
+#[cfg(feature = "cuda")]
+mod plan;
+#[cfg(feature = "cuda")]
+mod profile;
 #[cfg(feature = "cuda")]
 mod scratch;
 #[cfg(feature = "cuda")]
@@ -76,6 +88,8 @@ mod shared;
 mod step;
 #[cfg(feature = "cuda")]
 mod weights;
+#[cfg(feature = "cuda")]
+mod work;
 
 #[cfg(feature = "cuda")]
 pub use self::{
@@ -88,6 +102,9 @@ pub use self::{
     libraries::look_first_in,
     memory::Physical,
     parallel::{Parallel, ParallelBuffer, ParallelKv, ParallelStep, ParallelWeight},
+    plan::{PlanBuffer, PlanKv, PlanOptions, PlanStep, PlanWeight, Planned, Planner, What},
+    profile::{Bandwidth, Profiled},
     step::CudaStep,
     weights::CudaWeight,
+    work::{Cores, MMA_SYNC_SHARE, Work},
 };

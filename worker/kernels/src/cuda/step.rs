@@ -29,6 +29,46 @@ pub(super) struct Numbers {
     rows: usize,
     sequences: usize,
     pub(super) shape: Shape,
+    /// Rows and first position of each sequence.
+    spans: Arc<[[usize; 2]]>,
+}
+
+/// Tokens of the shortest part that attention cuts a sequence into (`kernels/attention_decode.cu`).
+const SHORTEST_PART: usize = 128;
+
+/// What a step's sequences see of the cache, through a window or without.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reach {
+    /// Sequences with one row, and the tokens that these rows see together.
+    pub(super) decode_rows: usize,
+    pub(super) decode_tokens: usize,
+    /// The most parts that these tokens are cut into.
+    pub(super) decode_parts: usize,
+    /// Rows of sequences with more.
+    pub(super) prefill_rows: usize,
+    /// Tokens that any row of such a sequence sees, together, and pairs of a row and a token that it sees.
+    pub(super) prefill_tokens: usize,
+    pub(super) prefill_pairs: usize,
+}
+
+impl Reach {
+    /// Of sequences with rows and first positions.
+    fn new(spans: &[[usize; 2]], window: Option<usize>) -> Self {
+        let seen = |position: usize| window.unwrap_or(usize::MAX).min(position + 1);
+        let mut reach = Self::default();
+        for &[rows, first] in spans {
+            if rows == 1 {
+                reach.decode_rows += 1;
+                reach.decode_tokens += seen(first);
+                reach.decode_parts += seen(first).div_ceil(SHORTEST_PART);
+            } else {
+                reach.prefill_rows += rows;
+                reach.prefill_tokens += (first + rows).min(seen(first) + rows - 1);
+                reach.prefill_pairs += (first..first + rows).map(seen).sum::<usize>();
+            }
+        }
+        reach
+    }
 }
 
 /// What the host knows of a step.
@@ -109,7 +149,8 @@ impl Numbers {
         let logit_rows = plan.logit_rows.iter().map(|row| number(*row)).collect::<Result<Vec<u32>>>()?;
         put(&logit_rows, padded, 0);
         put(&tables, tables.len(), 0);
-        Ok(Self { words, rows: padded, sequences, shape })
+        let spans = plan.sequences.iter().map(|span| [span.rows, span.first_position]).collect();
+        Ok(Self { words, rows: padded, sequences, shape, spans })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -132,9 +173,15 @@ pub struct CudaStep {
     pub(super) slots: Ptr<u32>,
     pub(super) logit_rows: Ptr<u32>,
     pub(super) sequences: Sequences,
+    spans: Arc<[[usize; 2]]>,
 }
 
 impl CudaStep {
+    /// What its sequences see.
+    pub(super) fn reach(&self, window: Option<usize>) -> Reach {
+        Reach::new(&self.spans, window)
+    }
+
     pub(super) fn new(numbers: &Numbers, at: Ptr<u32>, generation: u64) -> Self {
         let (rows, count) = (numbers.rows, numbers.sequences);
         let behind =
@@ -142,6 +189,7 @@ impl CudaStep {
         Self {
             generation,
             shape: numbers.shape,
+            spans: numbers.spans.clone(),
             tokens: at,
             positions: behind(1, 0),
             slots: behind(2, 0),
@@ -268,6 +316,22 @@ mod tests {
         assert_eq!(numbers.shape.blocks, 7, "blocks behind the last token are not touched");
         assert_eq!(numbers.words.last(), Some(&6));
         assert!(Numbers::new(&plan(&[(0, 1, &[3])]), false).unwrap().shape.bucket.is_none());
+    }
+
+    #[test]
+    fn what_rows_see_is_counted_through_the_window() {
+        let spans = [[1, 299], [3, 10], [1, 0]];
+        let all = Reach {
+            decode_rows: 2,
+            decode_tokens: 301,
+            decode_parts: 4,
+            prefill_rows: 3,
+            prefill_tokens: 13,
+            prefill_pairs: 11 + 12 + 13,
+        };
+        assert_eq!(Reach::new(&spans, None), all);
+        let near = Reach { decode_tokens: 5, decode_parts: 2, prefill_tokens: 6, prefill_pairs: 12, ..all };
+        assert_eq!(Reach::new(&spans, Some(4)), near);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod linear;
 mod memory;
 mod model;
 mod parallel;
+mod plan;
 mod rotary;
 mod sample;
 mod sim;

@@ -1,12 +1,13 @@
 //! Launches of paged attention. The contracts are in `kernels/attention.cuh` and the files behind it.
 
-use super::blocks;
+use super::{Pool, blocks};
 use crate::{
     AttentionShape, BLOCK_TOKENS, KernelError, KvFormat, Result,
     cuda::{
         driver::Parameters,
         kernels::{Kernel, Launch, Ptr, UnitName},
-        kv::CudaKv,
+        step::Reach,
+        work::{Cores, Work, floats},
     },
 };
 
@@ -88,6 +89,8 @@ pub(in crate::cuda) struct Attention {
     sequences: usize,
     /// Query heads of a KV head.
     group: usize,
+    /// What the step's sequences see.
+    reach: Reach,
 }
 
 impl Attention {
@@ -96,9 +99,8 @@ impl Attention {
     pub(in crate::cuda) fn new(
         qkv: Ptr<f32>,
         shape: &AttentionShape,
-        kv: &CudaKv,
-        layer: usize,
-        sequences: &Sequences,
+        pool: &Pool,
+        (sequences, reach): (&Sequences, Reach),
         parts: Parts,
         out: Ptr<f32>,
     ) -> Result<Self> {
@@ -114,13 +116,13 @@ impl Attention {
             // No position comes near 2^32: a larger window sees all.
             Some(window) => u32::try_from(window).unwrap_or(0),
         };
-        let [k_scales, v_scales] = kv.scales_of(layer);
+        let [k_scales, v_scales] = pool.scales;
         let arguments = Arguments {
             out: out.address(),
             partial: parts.sums.address(),
             partial_state: parts.states.address(),
             qkv: qkv.address(),
-            kv: kv.base() + (layer * kv.layout.layer_bytes()) as u64,
+            kv: pool.base + (pool.layer * pool.layout.layer_bytes()) as u64,
             k_scales,
             v_scales,
             tables: sequences.tables.address(),
@@ -128,7 +130,7 @@ impl Attention {
             first_row: sequences.first_row.address(),
             row_count: sequences.row_count.address(),
             first_position: sequences.first_position.address(),
-            block_bytes: kv.layout.block_bytes() as u64,
+            block_bytes: pool.layout.block_bytes() as u64,
             heads: shape.heads as u32,
             kv_heads: shape.kv_heads as u32,
             dim: shape.head_dim as u32,
@@ -136,7 +138,7 @@ impl Attention {
             splits: parts.splits,
             scale: shape.scale,
         };
-        Ok(Self { arguments, format: kv.format(), sequences: sequences.count, group })
+        Ok(Self { arguments, format: pool.layout.format, sequences: sequences.count, group, reach })
     }
 
     /// Sequences with one row.
@@ -162,7 +164,14 @@ impl Attention {
             (KvFormat::Fp8E5m2, 256) => Kernel::DecodeE5m2256,
             (_, dim) => return Err(no_kernel(dim)),
         };
-        Ok(self.launch(kernel, grid, decode_shared(self.arguments.dim, self.format.bytes() as u32)))
+        let read =
+            self.reach.decode_tokens * self.token_bytes() + floats(self.reach.decode_rows * (heads * dim) as usize);
+        // Keys and values are each multiplied with all lines of a block, there or not.
+        let lines = (kv_heads * tiles) as usize * DECODE_LINES;
+        let operations = 4 * self.reach.decode_tokens * dim as usize * lines;
+        let work = Work::bytes(read, self.partial_bytes()).with(operations, Cores::Mma);
+        let shared = decode_shared(self.arguments.dim, self.format.bytes() as u32);
+        Ok(self.launch(kernel, grid, shared).with_work(work))
     }
 
     /// Joins the parts of [`Self::decode`].
@@ -174,7 +183,9 @@ impl Attention {
             256 => Kernel::Reduce256,
             dim => return Err(no_kernel(dim)),
         };
-        Ok(self.launch(kernel, [self.arguments.heads, self.sequences as u32, 1], 0))
+        let written = floats(self.reach.decode_rows * (self.arguments.heads * self.arguments.dim) as usize);
+        let work = Work::bytes(self.partial_bytes(), written);
+        Ok(self.launch(kernel, [self.arguments.heads, self.sequences as u32, 1], 0).with_work(work))
     }
 
     /// Sequences with more rows, of which the longest has `longest`.
@@ -199,11 +210,26 @@ impl Attention {
             (KvFormat::Fp8E5m2, 256) => Kernel::PrefillE5m2256,
             (_, dim) => return Err(no_kernel(dim)),
         };
-        Ok(self.launch(kernel, grid, prefill_shared(self.arguments.dim, self.format.bytes() as u32)))
+        let read = self.reach.prefill_tokens * self.token_bytes() + rows;
+        let work = Work::bytes(read, rows).with(4 * self.reach.prefill_pairs * values, Cores::Mma);
+        let shared = prefill_shared(self.arguments.dim, self.format.bytes() as u32);
+        Ok(self.launch(kernel, grid, shared).with_work(work))
     }
 
     fn launch(&self, kernel: Kernel, grid: [u32; 3], shared: u32) -> Launch {
         Launch::new(kernel, grid, Parameters::new().with(self.arguments)).with_shared(shared)
+    }
+
+    /// Bytes of one layer's keys and values of a token.
+    fn token_bytes(&self) -> usize {
+        2 * (self.arguments.kv_heads * self.arguments.dim) as usize * self.format.bytes()
+    }
+
+    /// Bytes of the parts that decode writes and reduce joins.
+    fn partial_bytes(&self) -> usize {
+        // A part has at least 128 tokens, however many there may be.
+        let parts = self.reach.decode_parts.min(self.reach.decode_rows * self.arguments.splits as usize);
+        floats(parts * (self.arguments.heads * (self.arguments.dim + 2)) as usize)
     }
 }
 

@@ -4,6 +4,7 @@ use super::blocks;
 use crate::cuda::{
     driver::Parameters,
     kernels::{Half, Kernel, Launch, Ptr, Rows, Side},
+    work::{Cores, Work, floats},
 };
 
 /// A weight's parts on the device. Outputs are padded to [`STRIP`].
@@ -19,6 +20,43 @@ pub(in crate::cuda) enum Weight {
     Int8 { codes: Ptr<u8>, scales: Ptr<f32> },
     /// Codes of 4 or 8 bits in groups.
     Grouped(Grouped),
+}
+
+impl Weight {
+    /// Bytes of an `[n, k]`, which is padded to strips.
+    fn bytes(&self, [n, k]: [usize; 2]) -> usize {
+        let n = n.next_multiple_of(STRIP);
+        match self {
+            Self::Bf16(_) => 2 * n * k,
+            Self::Fp8 { .. } | Self::Int8 { .. } => n * k + floats(n),
+            Self::Fp8Block { .. } => n * k + floats(n * (k / crate::FP8_BLOCK)),
+            Self::Grouped(w) => w.bytes([n, k]),
+        }
+    }
+
+    /// Bytes of one row of activations `[k]` in the form that it is multiplied with.
+    pub(in crate::cuda) fn row_bytes(&self, k: usize) -> usize {
+        match self {
+            Self::Bf16(_) | Self::Grouped(_) => 2 * k,
+            Self::Fp8 { .. } | Self::Fp8Block { .. } | Self::Int8 { .. } => k,
+        }
+    }
+
+    /// Scales of such a row.
+    pub(in crate::cuda) fn row_scales(&self, k: usize) -> usize {
+        match self {
+            Self::Bf16(_) | Self::Grouped(_) => 0,
+            Self::Fp8 { .. } | Self::Int8 { .. } => 1,
+            Self::Fp8Block { .. } => k / crate::FP8_BLOCK,
+        }
+    }
+}
+
+impl Grouped {
+    fn bytes(&self, [n, k]: [usize; 2]) -> usize {
+        let codes = if self.eight_bits { n * k } else { n * k / 2 };
+        codes + n * (k / self.group as usize) * 4 + floats(n)
+    }
 }
 
 /// A group-wise weight.
@@ -50,6 +88,13 @@ pub(in crate::cuda) struct Output {
     pub(in crate::cuda) bias: Ptr<f32>,
     /// Adds to what is there.
     pub(in crate::cuda) add: bool,
+}
+
+impl Output {
+    /// Bytes that are read of where a product of so many rows and outputs goes.
+    fn bytes_read(&self, rows: usize, n: usize) -> usize {
+        floats(if self.add { rows * n } else { 0 } + if self.bias.is_null() { 0 } else { n })
+    }
 }
 
 /// Outputs of a block of the kernels for few rows; weights are padded to it.
@@ -123,6 +168,17 @@ impl Choice {
         if self.any_rows { usize::MAX } else { self.tile }
     }
 
+    /// Operations that products of `rows` rows with a weight `[n, k]` are issued as: whole tiles of rows, and with codes in
+    /// groups the sums of activations beside the products (`kernels/linear_int4.cu`, `kernels/linear_int4_gemv.cu`).
+    fn operations(&self, w: &Weight, rows: usize, [n, k]: [usize; 2]) -> usize {
+        let products = 2 * rows.next_multiple_of(self.tile) * n * k;
+        match w {
+            Weight::Grouped(_) if self.any_rows => products / 4 * 5,
+            Weight::Grouped(_) => products / 2 * 3,
+            _ => products,
+        }
+    }
+
     /// Blocks of a launch of one tile of rows, without splits.
     pub(in crate::cuda) fn blocks(&self, n: usize) -> usize {
         n.div_ceil(self.strip)
@@ -156,14 +212,24 @@ pub(in crate::cuda) fn product(
     let parameters = parameters.with(u32::from(to.add));
     let strips = blocks(n, choice.strip);
     let grid = if choice.any_rows { [strips, blocks(rows.get(), choice.tile), splits] } else { [strips, splits, 1] };
-    Launch::new(choice.kernel, grid, parameters).with_shared(choice.shared)
+    let rows = rows.get();
+    let read = w.bytes([n, k]) + rows * (w.row_bytes(k) + floats(w.row_scales(k)));
+    let work = match splits {
+        1 => Work::bytes(read + to.bytes_read(rows, n), floats(rows * n)),
+        _ => Work::bytes(read, floats(splits as usize * rows * n)),
+    };
+    let cores = if matches!(w, Weight::Int8 { .. }) { Cores::MmaInt8 } else { Cores::Mma };
+    let work = work.with(choice.operations(w, rows, [n, k]), cores);
+    Launch::new(choice.kernel, grid, parameters).with_shared(choice.shared).with_work(work)
 }
 
 /// Adds up the parts of a product whose k was split.
 pub(in crate::cuda) fn reduce(rows: Rows, n: usize, partial: Ptr<f32>, splits: u32, to: &Output) -> Launch {
     let parameters =
         Parameters::new().ptr(to.out).ptr(partial).ptr(to.bias).with(n as u32).with(splits).with(u32::from(to.add));
-    Launch::new(Kernel::LinearReduce, [blocks(n, 256), rows.get() as u32, 1], parameters)
+    let values = rows.get() * n;
+    let work = Work::bytes(floats(splits as usize * values) + to.bytes_read(rows.get(), n), floats(values));
+    Launch::new(Kernel::LinearReduce, [blocks(n, 256), rows.get() as u32, 1], parameters).with_work(work)
 }
 
 /// A group-wise weight as BF16 `[n, k]`.
@@ -178,7 +244,8 @@ pub(in crate::cuda) fn unpack(w: &Grouped, [n, k]: [usize; 2], out: Ptr<Half>) -
         .with(w.group);
     let kernel = if w.eight_bits { Kernel::UnpackInt8Group } else { Kernel::UnpackInt4 };
     // A block takes eight units of 32 inputs at a time.
-    Launch::new(kernel, [blocks(n, STRIP), blocks(k, 32 * 8), 1], parameters)
+    let work = Work::bytes(w.bytes([n.next_multiple_of(STRIP), k]), 2 * n * k);
+    Launch::new(kernel, [blocks(n, STRIP), blocks(k, 32 * 8), 1], parameters).with_work(work)
 }
 
 /// An unscaled product of cuBLASLt in memory.
@@ -205,5 +272,7 @@ pub(in crate::cuda) fn scale_store(
         Raw::Integer(values) => (Kernel::ScaleStoreInt32, parameters.ptr(values)),
     };
     let parameters = parameters.ptr(row_scales).ptr(column_scales).ptr(to.bias).side(n).side(n).with(u32::from(to.add));
-    Launch::new(kernel, [blocks(n.get(), 1024), rows.get() as u32, 1], parameters)
+    let values = rows.get() * n.get();
+    let work = Work::bytes(floats(values) + to.bytes_read(rows.get(), n.get()), floats(values));
+    Launch::new(kernel, [blocks(n.get(), 1024), rows.get() as u32, 1], parameters).with_work(work)
 }

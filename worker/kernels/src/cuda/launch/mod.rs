@@ -15,6 +15,20 @@ pub(super) mod linear;
 pub(super) mod rotary;
 pub(super) mod rows;
 
+use super::driver::Address;
+use crate::KvLayout;
+
+/// One layer of the paged pool.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Pool {
+    /// The pool's first address.
+    pub(super) base: Address,
+    pub(super) layout: KvLayout,
+    pub(super) layer: usize,
+    /// Scales of the layer's K and V, one for each head.
+    pub(super) scales: [Address; 2],
+}
+
 /// Blocks of `size` that cover `count`.
 fn blocks(count: usize, size: usize) -> u32 {
     count.div_ceil(size) as u32

@@ -1,12 +1,12 @@
 //! Launches of rotation and store. The contracts are in `kernels/rotary.cu`.
 
-use super::blocks;
+use super::{Pool, blocks};
 use crate::{
     AttentionShape, KernelError, KvFormat, Result,
     cuda::{
         driver::Parameters,
         kernels::{Kernel, Launch, Ptr, Rows},
-        kv::CudaKv,
+        work::{Work, floats},
     },
 };
 
@@ -26,7 +26,8 @@ pub(in crate::cuda) fn angles(
         .with(rows.get() as u32)
         .with(pairs as u32)
         .with(factor);
-    Launch::new(Kernel::RotaryAngles, [blocks(rows.get() * pairs, 256), 1, 1], parameters)
+    let work = Work::bytes(floats(rows.get() + pairs), floats(2 * rows.get() * pairs));
+    Launch::new(Kernel::RotaryAngles, [blocks(rows.get() * pairs, 256), 1, 1], parameters).with_work(work)
 }
 
 /// Gains of the norms before the rotation; null without.
@@ -48,8 +49,7 @@ pub(in crate::cuda) fn rotate_and_store(
     slots: Ptr<u32>,
     shape: &AttentionShape,
     norms: HeadNorms,
-    kv: &CudaKv,
-    layer: usize,
+    pool: &Pool,
 ) -> Result<Launch> {
     let rotary = 2 * pairs;
     if rotary > shape.head_dim || rotary % 8 != 0 || rotary == 0 {
@@ -58,7 +58,7 @@ pub(in crate::cuda) fn rotate_and_store(
             shape.head_dim
         )));
     }
-    let kernel = match kv.format() {
+    let kernel = match pool.layout.format {
         KvFormat::Bf16 => Kernel::RotateStoreBf16,
         KvFormat::Fp16 => Kernel::RotateStoreF16,
         KvFormat::Fp8E4m3 => Kernel::RotateStoreE4m3,
@@ -66,14 +66,14 @@ pub(in crate::cuda) fn rotate_and_store(
     };
     let parameters = Parameters::new()
         .ptr(qkv)
-        .ptr(Ptr::<u8>::new(kv.base()))
+        .ptr(Ptr::<u8>::new(pool.base))
         .ptr(angles)
         .ptr(slots)
         .ptr(norms.query)
         .ptr(norms.key);
-    let parameters = match kv.format() {
+    let parameters = match pool.layout.format {
         KvFormat::Fp8E4m3 => {
-            let [k, v] = kv.scales_of(layer);
+            let [k, v] = pool.scales;
             parameters.ptr(Ptr::<f32>::new(k)).ptr(Ptr::<f32>::new(v))
         }
         KvFormat::Bf16 | KvFormat::Fp16 | KvFormat::Fp8E5m2 => parameters,
@@ -84,8 +84,8 @@ pub(in crate::cuda) fn rotate_and_store(
         .with(shape.head_dim as u32)
         .with(rotary as u32)
         .with(norms.epsilon)
-        .with(kv.layout.block_bytes() as u64)
-        .with((layer * kv.layout.layer_bytes()) as u64);
+        .with(pool.layout.block_bytes() as u64)
+        .with((pool.layer * pool.layout.layer_bytes()) as u64);
     // Heads of a block: 256 threads in teams of 8, 16 or 32.
     let heads_of_block = match shape.head_dim {
         ..=64 => 32,
@@ -93,5 +93,9 @@ pub(in crate::cuda) fn rotate_and_store(
         _ => 8,
     };
     let heads = shape.heads + 2 * shape.kv_heads;
-    Ok(Launch::new(kernel, [rows.get() as u32, blocks(heads, heads_of_block), 1], parameters))
+    // Values are read to be stored, and stay as they are; queries and keys are written back.
+    let (read, rotated) = (heads * shape.head_dim + rotary, (heads - shape.kv_heads) * shape.head_dim);
+    let stored = 2 * shape.kv_heads * shape.head_dim * pool.layout.format.bytes();
+    let work = Work::bytes(rows.get() * floats(read), rows.get() * (floats(rotated) + stored));
+    Ok(Launch::new(kernel, [rows.get() as u32, blocks(heads, heads_of_block), 1], parameters).with_work(work))
 }

@@ -6,6 +6,7 @@ use crate::{
     cuda::{
         driver::Parameters,
         kernels::{Half, Kernel, Launch, MOST_SHARED, Ptr, Rows, Side},
+        work::{Work, floats},
     },
 };
 
@@ -27,6 +28,17 @@ pub(in crate::cuda) enum Source {
     Gated(Ptr<f32>),
 }
 
+impl Source {
+    /// Bytes that rows of a width are made of.
+    fn bytes(&self, rows: usize, width: usize) -> usize {
+        match self {
+            Self::Plain(_) => floats(rows * width),
+            Self::Normed { .. } => floats(rows * width + width),
+            Self::Gated(_) => floats(2 * rows * width),
+        }
+    }
+}
+
 /// The form that a product takes activations in, and where to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::cuda) enum Form {
@@ -40,6 +52,18 @@ pub(in crate::cuda) enum Form {
     E4m3Block { codes: Ptr<u8>, scales: Ptr<f32> },
     /// INT8 with a scale per row.
     Int8 { codes: Ptr<u8>, scales: Ptr<f32> },
+}
+
+impl Form {
+    /// Bytes of rows in this form, with their scales.
+    fn bytes(&self, rows: usize, width: usize, pitch: usize) -> usize {
+        match self {
+            Self::Bf16(_) => 2 * rows * pitch,
+            Self::E4m3 { .. } | Self::Int8 { .. } => rows * pitch + floats(rows),
+            Self::E4m3Static { .. } => rows * pitch,
+            Self::E4m3Block { .. } => rows * pitch + floats(rows * (width / crate::FP8_BLOCK)),
+        }
+    }
 }
 
 /// Quantizes rows. Rows of codes are `pitch` elements apart, zeros behind the width.
@@ -81,7 +105,9 @@ pub(in crate::cuda) fn quantize(rows: Rows, source: Source, width: Side, pitch: 
         Source::Normed { epsilon, .. } => parameters.with(epsilon),
         Source::Plain(_) | Source::Gated(_) => parameters,
     };
-    Launch::new(kernel, per_row(rows), parameters)
+    let (count, width) = (rows.get(), width.get());
+    let work = Work::bytes(source.bytes(count, width), form.bytes(count, width, pitch.get()));
+    Launch::new(kernel, per_row(rows), parameters).with_work(work)
 }
 
 /// Writes a norm or a gated activation as FP32; none for what is FP32 already.
@@ -93,7 +119,8 @@ pub(in crate::cuda) fn plain(rows: Rows, source: Source, width: Side, out: Ptr<f
         }
         Source::Gated(x) => (Kernel::GatedSilu, Parameters::new().ptr(out).ptr(x).side(width)),
     };
-    Some(Launch::new(kernel, per_row(rows), parameters))
+    let work = Work::bytes(source.bytes(rows.get(), width.get()), floats(rows.get() * width.get()));
+    Some(Launch::new(kernel, per_row(rows), parameters).with_work(work))
 }
 
 /// The outlier columns of a weight, ascending: on the device, and how many.
@@ -131,18 +158,23 @@ pub(in crate::cuda) fn split_outliers(
         .side(pitch)
         .with(columns.count)
         .side(picked_pitch);
-    Ok(Launch::new(Kernel::PlainInt8Outliers, per_row(rows), parameters).with_shared(shared))
+    let written = rows.get() * (pitch.get() + size_of::<f32>() + 2 * picked_pitch.get());
+    let work = Work::bytes(floats(rows.get() * width.get()), written);
+    Ok(Launch::new(Kernel::PlainInt8Outliers, per_row(rows), parameters).with_shared(shared).with_work(work))
 }
 
 /// `out[i] = x[list[i]]`.
 pub(in crate::cuda) fn gather(rows: Rows, x: Ptr<f32>, list: Ptr<u32>, width: Side, out: Ptr<f32>) -> Launch {
+    let bytes = floats(rows.get() * width.get());
     Launch::new(Kernel::GatherRows, per_row(rows), Parameters::new().ptr(out).ptr(x).ptr(list).side(width))
+        .with_work(Work::bytes(bytes, bytes))
 }
 
 /// Copies blocks of the cache in order: `moves` is `[count, 2]`, from and to.
 pub(in crate::cuda) fn move_blocks(pool: Ptr<u8>, block_bytes: usize, moves: Ptr<u32>, count: u32) -> Launch {
     let parameters = Parameters::new().ptr(pool).ptr(moves).with(block_bytes as u64).with(count);
-    Launch::new(Kernel::KvMove, [blocks(block_bytes, 16 * 256), 1, 1], parameters)
+    let bytes = count as usize * block_bytes;
+    Launch::new(Kernel::KvMove, [blocks(block_bytes, 16 * 256), 1, 1], parameters).with_work(Work::bytes(bytes, bytes))
 }
 
 /// An embedding table in the device's layout.
@@ -171,6 +203,20 @@ pub(in crate::cuda) struct Vocabulary {
     pub(in crate::cuda) missing: f32,
 }
 
+impl Table {
+    /// Bytes of one row.
+    fn row_bytes(&self, width: usize, pitch: usize) -> usize {
+        match *self {
+            Self::Bf16(_) => 2 * pitch,
+            Self::E4m3 { .. } | Self::Int8 { .. } => pitch + size_of::<f32>(),
+            Self::E4m3Block { .. } => pitch + floats(width / crate::FP8_BLOCK),
+            Self::Grouped { group, planes, .. } => {
+                width * planes as usize / 2 + width / group as usize * 4 + size_of::<f32>()
+            }
+        }
+    }
+}
+
 /// `out[r] = table[tokens[r]]`.
 pub(in crate::cuda) fn embed(
     rows: Rows,
@@ -195,5 +241,6 @@ pub(in crate::cuda) fn embed(
             (Kernel::EmbedGrouped, parameters.with(group).with(planes))
         }
     };
-    Launch::new(kernel, per_row(rows), parameters)
+    let read = rows.get() * table.row_bytes(width.get(), pitch.get());
+    Launch::new(kernel, per_row(rows), parameters).with_work(Work::bytes(read, floats(rows.get() * width.get())))
 }
