@@ -164,6 +164,7 @@ impl Attention {
             (KvFormat::Fp8E5m2, 256) => Kernel::DecodeE5m2256,
             (_, dim) => return Err(no_kernel(dim)),
         };
+        let Arguments { heads, kv_heads, dim, .. } = self.arguments;
         let read =
             self.reach.decode_tokens * self.token_bytes() + floats(self.reach.decode_rows * (heads * dim) as usize);
         // Keys and values are each multiplied with all lines of a block, there or not.
@@ -210,6 +211,8 @@ impl Attention {
             (KvFormat::Fp8E5m2, 256) => Kernel::PrefillE5m2256,
             (_, dim) => return Err(no_kernel(dim)),
         };
+        let values = (self.arguments.heads * self.arguments.dim) as usize;
+        let rows = floats(self.reach.prefill_rows * values);
         let read = self.reach.prefill_tokens * self.token_bytes() + rows;
         let work = Work::bytes(read, rows).with(4 * self.reach.prefill_pairs * values, Cores::Mma);
         let shared = prefill_shared(self.arguments.dim, self.format.bytes() as u32);
