@@ -67,15 +67,16 @@ def lines_of_rust(programs, folder):
     (folder / "raw").write_text("\n".join(raw))
     subprocess.run([binaries / "llvm-profdata", "merge", "-sparse", "-f", folder / "raw", "-o", profile], check=True)
     objects = [argument for program in programs[1:] for argument in ("--object", program)]
-    command = [binaries / "llvm-cov", "export", "--format=lcov", f"--instr-profile={profile}", programs[0], *objects, str(CUDA)]
+    command = [binaries / "llvm-cov", "export", "--format=lcov", f"--instr-profile={profile}", programs[0], *objects]
     report = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     counts, of_file, tests_at = {}, {}, None
     for line in report.splitlines():
         key, _, value = line.partition(":")
         if key == "SF":
-            path = Path(value)
-            of_file = counts.setdefault(path, {}) if path.name != "tests.rs" else {}
-            text = path.read_text().splitlines()
+            path = (ROOT / value).resolve()
+            is_ours = CUDA in path.parents and path.name != "tests.rs"
+            of_file = counts.setdefault(path, {}) if is_ours else {}
+            text = path.read_text().splitlines() if is_ours else []
             tests_at = next((at for at, line in enumerate(text, 1) if line.startswith("#[cfg(test)]")), len(text) + 1)
         elif key == "DA":
             number, count = map(int, value.split(",")[:2])
@@ -135,7 +136,6 @@ def main():
         done = subprocess.run([program, *filters], env=environment, cwd=ROOT / "worker/kernels")
         if done.returncode:
             die("a test failed; coverage is that of tests that pass")
-    of_rust, enough_rust = None, None
     enough_rust, low_rust = report("the backend (worker/kernels/src/cuda)", lines_of_rust(programs, folder), fewest)
     kernels = lines_of_kernels(objects)
     enough_kernels, low_kernels = report("kernels (worker/kernels/src/cuda/kernels), emulated", kernels, fewest)

@@ -96,9 +96,10 @@ fn rounding_changes_are_the_cpu_s_bit_by_bit() {
     let mut cpu = cpu();
     for (rows, k, group) in [(1, 4, 4), (3, 96, 32), (2, 640, 64), (3, 1152, 128), (2, 300, 100)] {
         let mut weights = noise(rows * k, 5);
-        // Small and large rows, a group of equal values, one of zeros, a row's extremes of one sign.
+        // Small and large rows, groups of equal values above and below zero, one of zeros.
         weights[..group].fill(0.0);
         weights[(rows - 1) * k..][..group].fill(0.37);
+        weights[rows * k - group..].fill(-0.21);
         for (row, values) in weights.chunks_exact_mut(k).enumerate() {
             for v in values {
                 *v *= 10f32.powi(4 * row as i32 - 5);

@@ -254,15 +254,15 @@ fn penalties_and_bias_move_logits_as_defined() {
     let rows = [
         SampleRow { bias_count: 2, ..SampleRow::plain(0.0) },
         SampleRow { repetition: 1.3, bias_start: 2, bias_count: 1, seen_count: 300, ..SampleRow::plain(0.0) },
-        SampleRow { presence: 0.5, frequency: 0.25, seen_start: 300, seen_count: 3, ..SampleRow::plain(0.0) },
+        SampleRow { presence: 0.5, frequency: 0.25, seen_start: 300, seen_count: 4, ..SampleRow::plain(0.0) },
         // Tokens that were seen, and no penalty.
-        SampleRow { seen_start: 300, seen_count: 3, ..SampleRow::plain(0.0) },
+        SampleRow { seen_start: 300, seen_count: 4, ..SampleRow::plain(0.0) },
     ];
     let (bias_tokens, bias_values) = ([3u32, 1002, 200], [10.0f32, -100.0, 0.5]);
     // The bias of the second row and the penalty of the same token are of different threads. Of the third row's tokens one
     // is in the prompt alone, one in no vocabulary.
-    let seen_tokens: Vec<u32> = (7..307).chain([0, 5, 2000]).collect();
-    let seen_counts: Vec<u32> = (0..300).map(|i| i % 3).chain([0, 4, 1]).collect();
+    let seen_tokens: Vec<u32> = (7..307).chain([0, 5, 2000, 9]).collect();
+    let seen_counts: Vec<u32> = (0..300).map(|i| i % 3).chain([0, 4, 1, 1]).collect();
     let before: Vec<Vec<f32>> = (0..rows.len() as u32).map(|seed| logits(vocab, seed + 40)).collect();
     let on_device = gpu.upload(&padded(&before, stride));
     let how = gpu.upload(&rows);
