@@ -38,6 +38,7 @@ use crate::{
 
 /// The device that is planned for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is one of the device's own switches")]
 pub struct PlanOptions {
     /// Streaming multiprocessors of the device.
     pub processors: usize,
