@@ -192,7 +192,7 @@ fn a_calibrated_quantization_runs_on_the_gpu() {
         "--device",
         "cuda:0",
         "--format",
-        "INT4:g64:integer:awq",
+        "FP8:static",
         "--calibration-tokens",
         "512",
     ]);
