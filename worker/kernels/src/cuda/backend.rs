@@ -36,7 +36,7 @@ pub struct Cuda {
     pub(super) options: CudaOptions,
     state: Mutex<State>,
     pub(super) weights: Arc<WeightSpace>,
-    arena: Arc<Arena>,
+    pub(super) arena: Arc<Arena>,
     pub(super) physical: Arc<Physical>,
     /// Dropped last: waits for the work.
     pub(super) shared: Arc<Shared>,

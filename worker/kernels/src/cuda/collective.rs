@@ -6,6 +6,7 @@ use super::{
     Cuda,
     backend::{fits, number},
     content::CudaBuffer,
+    device::peers_of,
     driver::Event,
     graph::{Command, Queue},
     kernels::Side,
@@ -18,9 +19,14 @@ use super::{
 use crate::{HostWeight, Result};
 
 impl Cuda {
-    /// Takes a place in a group.
-    pub(super) fn join(&self, member: Member) {
+    /// Takes a place in a group of these devices.
+    ///
+    /// NCCL writes into the buffers of other devices of the same process where it can, and memory that is mapped as ours is
+    /// belongs to its own device alone unless it says otherwise.
+    pub(super) fn join(&self, member: Member, ordinals: &[usize]) -> Result<()> {
+        self.arena.share(&peers_of(self.info().ordinal, ordinals)?)?;
         self.shared.queue(|queue| queue.machine.member = Some(member));
+        Ok(())
     }
 
     /// The group begins a step, which this device has begun just now.

@@ -139,6 +139,28 @@ fn describe(ordinal: usize) -> Result<(sys::CUdevice, DeviceInfo)> {
     Ok((device, DeviceInfo { ordinal, name, memory, capability, processors }))
 }
 
+/// Those of some devices, by their numbers, that can read and write another one's memory.
+pub(super) fn peers_of(owner: usize, ordinals: &[usize]) -> Result<Vec<sys::CUdevice>> {
+    let device = |ordinal: usize| {
+        let mut device = 0;
+        let index = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
+        // SAFETY: a place to write.
+        check("cuDeviceGet", unsafe { sys::cuDeviceGet(&raw mut device, index) })?;
+        Ok(device)
+    };
+    let owned = device(owner)?;
+    let mut peers = Vec::new();
+    for ordinal in ordinals.iter().filter(|ordinal| **ordinal != owner) {
+        let (peer, mut can) = (device(*ordinal)?, 0);
+        // SAFETY: a place to write, devices of the driver.
+        check("cuDeviceCanAccessPeer", unsafe { sys::cuDeviceCanAccessPeer(&raw mut can, peer, owned) })?;
+        if can != 0 {
+            peers.push(peer);
+        }
+    }
+    Ok(peers)
+}
+
 fn attribute(device: sys::CUdevice, attribute: sys::CUdevice_attribute) -> Result<i32> {
     let mut value: c_int = 0;
     // SAFETY: a place to write, a device of the driver.

@@ -148,6 +148,8 @@ pub(super) struct Region {
     physical: Arc<Physical>,
     base: Address,
     chunks: Vec<Option<Chunk>>,
+    /// Other devices that may read and write it.
+    peers: Vec<sys::CUdevice>,
 }
 
 impl Region {
@@ -161,7 +163,7 @@ impl Region {
         // SAFETY: a place to write.
         let reserved = unsafe { sys::cuMemAddressReserve(&raw mut base, size, physical.chunk, 0, 0) };
         check("cuMemAddressReserve", reserved)?;
-        Ok(Self { physical: physical.clone(), base, chunks: vec![None; count] })
+        Ok(Self { physical: physical.clone(), base, chunks: vec![None; count], peers: Vec::new() })
     }
 
     /// Its first address.
@@ -225,14 +227,28 @@ impl Region {
         Ok(())
     }
 
+    /// Lets other devices read and write it, too, now and whenever memory is mapped.
+    fn share(&mut self, peers: &[sys::CUdevice]) -> Result<()> {
+        self.physical.context.bind()?;
+        self.peers = peers.to_vec();
+        let mapped: Vec<usize> = (0..self.chunks.len()).filter(|index| self.chunks[*index].is_some()).collect();
+        mapped.chunk_by(|a, b| a + 1 == *b).try_for_each(|run| self.allow(run[0], run.len()))
+    }
+
     fn allow(&self, first: usize, count: usize) -> Result<()> {
-        let access = sys::CUmemAccessDesc {
-            location: self.physical.properties.0.location,
-            flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
-        };
+        let own = self.physical.properties.0.location;
+        let of = |device| sys::CUmemLocation { id: device, ..own };
+        let access: Vec<_> = std::iter::once(own)
+            .chain(self.peers.iter().map(|peer| of(*peer)))
+            .map(|location| sys::CUmemAccessDesc {
+                location,
+                flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+            })
+            .collect();
         let size = count * self.physical.chunk;
-        // SAFETY: mapped just now.
-        check("cuMemSetAccess", unsafe { sys::cuMemSetAccess(self.address(first), size, &raw const access, 1) })
+        // SAFETY: mapped just now, or by the caller's word; as many descriptions as are told.
+        let set = unsafe { sys::cuMemSetAccess(self.address(first), size, access.as_ptr(), access.len()) };
+        check("cuMemSetAccess", set)
     }
 
     /// Takes the memory below the chunks of a range; what it held is lost. No work that uses it may be unfinished.
@@ -308,6 +324,11 @@ impl Arena {
     pub(super) fn new(physical: &Arc<Physical>, bytes: usize) -> Result<Arc<Self>> {
         let region = Region::reserve(physical, bytes)?;
         Ok(Arc::new(Self { state: Mutex::new(Space { region, free: BTreeMap::new(), end: 0, mapped: 0 }) }))
+    }
+
+    /// Lets other devices read and write all blocks.
+    pub(super) fn share(&self, peers: &[sys::CUdevice]) -> Result<()> {
+        lock(&self.state).region.share(peers)
     }
 
     /// `bytes` bytes, whose content is whatever was there.

@@ -171,3 +171,10 @@ impl Communicators {
         }
     }
 }
+
+impl Drop for Communicators {
+    fn drop(&mut self) {
+        // Those that are left: the devices were never a group.
+        self.abort();
+    }
+}

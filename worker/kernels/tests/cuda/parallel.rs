@@ -327,9 +327,14 @@ fn gpus_that_cannot_be_joined_are_refused_with_a_sentence() {
     let text = refused(&[options(), absent]);
     assert!(text.contains("GPU 1 of the model") && text.contains("nvidia-smi -L"), "{text}");
     let Some(sim) = Sim::find().filter(|_| available().unwrap().len() > 1) else { return };
-    sim.fail("ncclCommInitAll", 1, 3);
-    assert!(refused(&several(2)).contains("ncclCommInitAll"));
-    sim.calm();
+    // Joining them, and letting each write into the buffers of the others.
+    let joining = [("ncclCommInitAll", 1), ("cuDeviceCanAccessPeer", 1), ("cuDeviceCanAccessPeer", 2)];
+    for (function, nth) in joining {
+        sim.fail(function, nth, 3);
+        let text = refused(&several(2));
+        sim.calm();
+        assert!(text.contains(function), "{text}");
+    }
     let small = CudaOptions { ordinal: 1, budget: Some(8 << 20), ..options() };
     let parallel = Parallel::new(&[options(), small]).unwrap();
     assert_eq!((parallel.budget(), parallel.devices().len()), (8 << 20, 2));

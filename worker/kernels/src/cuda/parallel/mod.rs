@@ -89,7 +89,7 @@ impl Parallel {
         let (infos, memories) = about.into_iter().unzip();
         // After the devices' contexts, which the communicators are made in.
         let group = Group::new(&ordinals)?;
-        ranks.join(&group)?;
+        ranks.join(&group, &ordinals)?;
         Ok(Self {
             ranks: Arc::new(ranks),
             group,
@@ -133,7 +133,7 @@ impl Parallel {
 
     /// Where the first GPU's units of kernels came from.
     pub fn kernel_origins(&self) -> Vec<(&'static str, Origin)> {
-        self.ask(|rank| Ok(rank.cuda.kernel_origins())).unwrap_or_default().swap_remove(0)
+        self.ask(|rank| Ok(rank.cuda.kernel_origins())).unwrap_or_default().into_iter().next().unwrap_or_default()
     }
 
     /// GPUs.

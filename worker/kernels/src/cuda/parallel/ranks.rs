@@ -145,11 +145,11 @@ impl Ranks {
         self.threads.len()
     }
 
-    /// Makes the devices a group.
-    pub(super) fn join(&self, group: &Arc<Group>) -> Result<()> {
-        let group = group.clone();
+    /// Makes the devices, of these numbers, a group.
+    pub(super) fn join(&self, group: &Arc<Group>, ordinals: &[usize]) -> Result<()> {
+        let (group, ordinals) = (group.clone(), ordinals.to_vec());
         self.ask(move |rank| {
-            rank.cuda.join(Member::new(&group, rank.index));
+            rank.cuda.join(Member::new(&group, rank.index), &ordinals)?;
             rank.group = Some(group.clone());
             Ok(())
         })
