@@ -74,6 +74,15 @@ coverage-cuda: ## Print which lines of the GPU backend and its kernels the tests
 mutants-cuda: ## Break the GPU kernels in one place after the other and see a test fail; files of kernels in MUTANTS="..."
 	@tests/scripts/mutants-cuda.sh $(MUTANTS)
 
+.PHONY: test-gpu-check
+test-gpu-check: ## Run make gpu-check in tiny sizes on the emulated device: shows that it works
+	$(call step,gpu-check on an emulated device)
+	OUT=$$(mktemp -d) tests/scripts/gpu-check.sh --emulated
+
+.PHONY: gpu-check
+gpu-check: ## Test and measure a GPU beside its roofline; results in gpu-check-results
+	@tests/scripts/gpu-check.sh
+
 .PHONY: test-openai
 test-openai: model
 	$(call step,the API through the OpenAI client)

@@ -129,19 +129,10 @@ impl Ceilings {
 
     /// An all-reduce of `bytes` over `accelerators`, a ring: each sends and receives all but its own part twice.
     pub fn all_reduce(&self, bytes: f64, accelerators: u32) -> Cost {
-        let seconds = if accelerators > 1 { self.link_latency + self.exchange(2.0 * bytes, accelerators) } else { 0.0 };
+        let all = f64::from(accelerators);
+        let exchanged = 2.0 * bytes * (all - 1.0) / all;
+        let seconds = if accelerators > 1 { self.link_latency + exchanged / self.link } else { 0.0 };
         Cost { seconds, bound: Bound::Link }
-    }
-
-    /// An all-gather of parts that are `bytes` together: each accelerator receives all but its own.
-    pub fn all_gather(&self, bytes: f64, accelerators: u32) -> Cost {
-        let seconds = if accelerators > 1 { self.link_latency + self.exchange(bytes, accelerators) } else { 0.0 };
-        Cost { seconds, bound: Bound::Link }
-    }
-
-    fn exchange(&self, bytes: f64, accelerators: u32) -> f64 {
-        let accelerators = f64::from(accelerators);
-        bytes * (accelerators - 1.0) / accelerators / self.link
     }
 
     /// A copy from or to page-locked memory of the host.
@@ -191,7 +182,6 @@ mod tests {
         assert_eq!(microseconds(ceilings.all_reduce(1e6, 1)), 0.0);
         assert_eq!(microseconds(ceilings.all_reduce(1e6, 2)), 20.0);
         assert_eq!(microseconds(ceilings.all_reduce(1e6, 4)), 25.0);
-        assert_eq!(microseconds(ceilings.all_gather(1e6, 4)), 17.5);
         assert_eq!(microseconds(ceilings.host_copy(1e6)), 102.0);
     }
 }

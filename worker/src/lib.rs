@@ -16,6 +16,7 @@
 //! | [`access`] | keys of the two APIs in files, read anew when they change |
 //! | [`admin_token`] | the admin API's signed tokens, verified |
 //! | [`server`] | one HTTP server: bounds on connections, an orderly end |
+//! | `plan` | steps on a GPU that is not at hand, kernel by kernel (feature `cuda`) |
 //! | [`quality`] | what an artifact costs in quality, measured once and kept beside it |
 //! | [`metrics`] | Prometheus metrics under vLLM's names |
 //! | [`source`] | models from a hub, a web server, a volume or a path |
@@ -33,6 +34,8 @@ pub mod http;
 pub mod licence;
 pub mod metrics;
 pub mod outcome;
+#[cfg(feature = "cuda")]
+pub mod plan;
 pub mod quality;
 pub mod server;
 pub mod source;

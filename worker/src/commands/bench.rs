@@ -1,5 +1,8 @@
 //! `bench`: prefill and decode throughput by batch size, beside the machine's own limits measured in the same run.
 
+#[cfg(feature = "cuda")]
+mod plan;
+
 use std::{path::PathBuf, time::Instant};
 
 use anyhow::Context;
@@ -18,8 +21,9 @@ use super::{Devices, Wish, on_device};
 #[derive(Debug, Args)]
 pub(super) struct Bench {
     /// A Hugging Face directory or a GGUF file.
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    #[cfg_attr(feature = "cuda", arg(long, value_name = "PATH", required_unless_present = "file"))]
+    #[cfg_attr(not(feature = "cuda"), arg(long, value_name = "PATH", required = true))]
+    model: Option<PathBuf>,
     /// Formats to measure.
     #[arg(long, value_delimiter = ',', default_value = "BF16,FP8,INT8,Q4_1", value_parser = super::parse_format)]
     format: Vec<WeightFormat>,
@@ -41,6 +45,9 @@ pub(super) struct Bench {
     /// Print the machine's limits and the size of the first format as one line of JSON, and stop.
     #[arg(long)]
     limits: bool,
+    #[cfg(feature = "cuda")]
+    #[command(flatten)]
+    plan: plan::PlanOptions,
     #[command(flatten)]
     compute: super::Compute,
     #[command(flatten)]
@@ -123,12 +130,19 @@ impl<B: Backend> Rig<B> {
 impl Bench {
     pub(super) fn run(self) -> anyhow::Result<()> {
         anyhow::ensure!(self.tokens > 0 && self.chunk > 0, "--tokens and --chunk must be at least 1");
+        #[cfg(feature = "cuda")]
+        if self.plan.plan {
+            let (batch, prefill) = (&self.batch[..], &self.prefill[..]);
+            let sizes = plan::Sizes { batch, context: self.context, prefill, chunk: self.chunk };
+            return self.plan.run(self.model.as_deref(), &self.format, &sizes);
+        }
         let chosen = self.compute.choose(&self.cache.directory(), Wish::default())?;
         on_device!(chosen, |devices| self.measure(devices))
     }
 
     fn measure<D: Devices>(&self, devices: &D) -> anyhow::Result<()> {
-        let checkpoint = Checkpoint::open(&self.model).context("the checkpoint cannot be read")?;
+        let model = self.model.as_ref().context("--model names no checkpoint")?;
+        let checkpoint = Checkpoint::open(model).context("the checkpoint cannot be read")?;
         let config = checkpoint.config();
         let store = Store::new(&self.cache.directory());
         let mut rig = Rig::new(devices.open()?, self, config)?;

@@ -1,0 +1,127 @@
+#!/usr/bin/env bash
+# Checks and measures a GPU, in under eight minutes: the kernels' and the backend's own tests on the hardware, then bandwidth,
+# every kernel beside its roofline, decode and prefill throughput, switch times, torch and vLLM where they are installed.
+#
+#   gpu-check.sh --prepare     here, without a GPU: builds all that is needed into .gpu-check/ (under 64 MB), to be carried along
+#   gpu-check.sh               there: uses .gpu-check/ when it is there, else builds; results go to $OUT (default gpu-check-results/)
+#   gpu-check.sh --emulated    the whole of it in tiny sizes on the emulated device; shows that it works, measures nothing
+#
+# Without a driver it says so and ends well. Nothing is downloaded on the GPU machine: kernels come compiled, cuBLASLt is used
+# if the machine has it (CUDA, or the packages of torch), and without NVRTC the tests that compile are left out.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+. tests/scripts/lib.sh
+prepared=.gpu-check
+mode="${1:-measure}"
+case "$mode" in --prepare | --emulated | measure) ;; *) die "usage: gpu-check.sh [--prepare | --emulated]" ;; esac
+
+# build PROFILE: the two programs; prints their paths, the tests' and the measurement's.
+build() {
+  local messages
+  need_cargo
+  messages="$(cargo test --profile "$1" -p modelprofile-kernels --features cuda --test cuda --no-run --message-format json)"
+  messages+="
+$(cargo build --profile "$1" -p modelprofile-worker --example gpu-check --message-format json)"
+  python3 -c '
+import json, sys
+found = {}
+for line in sys.stdin:
+    if not line.startswith("{"): continue
+    m = json.loads(line)
+    if m.get("reason") == "compiler-artifact" and m.get("executable"): found[m["target"]["name"]] = m["executable"]
+print(found["cuda"], found["gpu-check"])' <<<"$messages"
+}
+
+# emulated: LD_LIBRARY_PATH of the emulated device and NVRTC.
+emulated() {
+  local libraries python nvrtc
+  libraries="$(worker/kernels/gpu-sim/build.sh plain)"
+  python="$(venv cuda tests/cuda/requirements.txt)"
+  nvrtc="$(find "$(dirname "$python")/../lib" -name libnvrtc.so.13 -print -quit)"
+  [ -n "$nvrtc" ] || die "the package nvidia-cuda-nvrtc brought no libnvrtc.so.13"
+  printf '%s\n' "$libraries:$(dirname "$nvrtc")"
+}
+
+if [ "$mode" = --prepare ]; then
+  need_python
+  say "building the tests and the measurement"
+  read -r tests check <<<"$(build dev)"
+  rm -rf "$prepared.part"
+  mkdir -p "$prepared.part/bin"
+  strip -o "$prepared.part/bin/cuda-tests" "$tests"
+  strip -o "$prepared.part/bin/gpu-check" "$check"
+  export LD_LIBRARY_PATH="$(emulated)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+  say "compiling the kernels for 9.0 and 10.0"
+  "$prepared.part/bin/gpu-check" --ship "$prepared.part/kernels" --capability 9.0,10.0
+  git rev-parse HEAD >"$prepared.part/commit" 2>/dev/null || true
+  rm -rf "$prepared"
+  mv "$prepared.part" "$prepared"
+  bytes="$(du -sb "$prepared" | cut -f1)"
+  [ "$bytes" -lt $((64 << 20)) ] || die "$prepared has $bytes bytes; 64 MiB are what is carried along"
+  say "$prepared is ready: $((bytes >> 20)) MiB. On the GPU machine, beside a copy of the repository: tests/scripts/gpu-check.sh"
+  exit 0
+fi
+
+out="${OUT:-gpu-check-results}"
+mkdir -p "$out"
+options=()
+limit_tests=170 limit_check=250
+if [ "$mode" = --emulated ]; then
+  export LD_LIBRARY_PATH="$(emulated)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+  # Tests have run as such already; here two of them show that they can be run from here.
+  filter=(plan::each_kind layout::)
+  options=(--tiny)
+  limit_tests=900 limit_check=900
+else
+  filter=()
+  found=
+  for folder in $(ldconfig -p 2>/dev/null | awk '/libcuda\.so\.1 /{print $NF}') /usr/lib/x86_64-linux-gnu/libcuda.so.1 \
+    /usr/lib64/libcuda.so.1 /usr/local/nvidia/lib64/libcuda.so.1; do
+    [ ! -e "$folder" ] || { found="$folder"; break; }
+  done
+  if [ -z "$found" ]; then
+    say "gpu-check is skipped: there is no NVIDIA driver here (libcuda.so.1 was not found)"
+    exit 0
+  fi
+  # Folders of NVRTC and cuBLASLt: of CUDA, of its Python packages, of torch.
+  folders="$(dirname "$found")"
+  for library in libcublasLt.so libnvrtc.so; do
+    file="$(ldconfig -p 2>/dev/null | awk -v l="$library" 'index($1, l) == 1 {print $NF; exit}')"
+    for root in /usr/local/cuda*/lib64 /usr/local/cuda*/targets/*/lib $(python3 -c 'import sys; print(*[p for p in sys.path if p.endswith("-packages")])' 2>/dev/null); do
+      [ -z "$file" ] || break
+      file="$(find "$root" -name "$library.1[23]" -print -quit 2>/dev/null || true)"
+    done
+    [ -z "$file" ] || folders+=":$(dirname "$file")"
+  done
+  export LD_LIBRARY_PATH="$folders${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+  if ! compgen -G "${folders//:/\/libnvrtc.so.1* }/libnvrtc.so.1*" >/dev/null; then
+    say "NVRTC is not here: kernels come compiled, and the tests that compile are left out"
+    # The sampler's kernels are in no unit of the backend, so they do not come compiled.
+    filter=(--skip compile:: --skip sample::)
+  fi
+fi
+
+if [ "$mode" != --emulated ] && [ -d "$prepared" ]; then
+  tests="$prepared/bin/cuda-tests" check="$prepared/bin/gpu-check"
+  options+=(--kernels "$prepared/kernels")
+  export MODELPROFILE_TEST_UNITS="$PWD/$prepared/kernels" MODELPROFILE_TEST_KERNELS="$PWD/$prepared/kernels"
+else
+  read -r tests check <<<"$(build dev)"
+fi
+
+failed=0
+say "tests on the device"
+timeout "$limit_tests" "$tests" "${filter[@]}" --test-threads=1 >"$out/tests.log" 2>&1 || failed=$?
+tail -n 3 "$out/tests.log" >&2
+[ "$failed" = 0 ] || say "tests failed (exit code $failed, 124: out of time); the log is $out/tests.log"
+say "torch and vLLM"
+timeout 60 python3 tests/cuda/peers.py >"$out/peers.json" 2>"$out/peers.log" ||
+  printf '{"products": [], "reason": "peers.py did not finish: see peers.log"}\n' >"$out/peers.json"
+say "measuring"
+timeout "$limit_check" "$check" "${options[@]}" --tests "$out/tests.log" --peers "$out/peers.json" \
+  --json "$out/gpu-check.json" --markdown "$out/gpu-check.md" || { failed=$?; say "the measurement ended with exit code $failed"; }
+if [ "$mode" = --emulated ] && [ "$failed" = 0 ]; then
+  python3 tests/cuda/check_report.py "$out/gpu-check.json" "$out/gpu-check.md"
+fi
+say "results are in $out"
+exit "$failed"

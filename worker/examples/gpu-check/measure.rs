@@ -1,0 +1,260 @@
+//! Bandwidth, kernels, steps and switches, each beside what is modelled.
+
+use std::time::Instant;
+
+use anyhow::Context;
+use modelprofile_engine::model::ProfileWeights;
+use modelprofile_kernels::cuda::{Bandwidth, Cuda, CudaOptions, DeviceInfo, Planned, What};
+use modelprofile_roofline::{Ceilings, Constants, Cost, Hardware};
+use modelprofile_worker::plan::{Step, cost};
+
+use crate::{
+    options::Options,
+    rig::{Rig, is_same},
+};
+
+/// Everything that was measured.
+pub struct Outcome {
+    pub device: DeviceInfo,
+    /// The device of the tests: its times are those of the emulation.
+    pub emulated: bool,
+    pub hardware: Hardware,
+    pub bandwidth: Bandwidth,
+    pub kernels: Vec<Kernel>,
+    pub steps: Vec<Measured>,
+    pub switches: Vec<Switch>,
+    /// What was left out because the time was over.
+    pub left_out: Vec<String>,
+    pub notes: Vec<String>,
+    pub origins: Vec<(&'static str, String)>,
+    pub seconds: f64,
+}
+
+/// One kernel of a step.
+pub struct Kernel {
+    pub format: &'static str,
+    pub step: String,
+    pub part: &'static str,
+    pub name: &'static str,
+    pub count: usize,
+    pub bytes: u64,
+    pub operations: u64,
+    pub seconds: f64,
+    pub modelled: Cost,
+}
+
+/// One kind of step.
+pub struct Measured {
+    pub format: &'static str,
+    pub kind: &'static str,
+    pub batch: usize,
+    pub context: usize,
+    pub tokens: usize,
+    /// By the host's clock, logits on the host.
+    pub seconds: f64,
+    pub modelled: f64,
+}
+
+/// One change of profile.
+pub struct Switch {
+    pub from: &'static str,
+    pub to: &'static str,
+    pub bytes: u64,
+    /// From the release of the one to the end of the first step of the other, less a step.
+    pub seconds: f64,
+    pub modelled: f64,
+}
+
+/// Measures everything that the time suffices for.
+///
+/// # Errors
+/// There is no device that can be computed on; the driver's errors.
+pub fn all(options: &Options, start: Instant) -> anyhow::Result<Outcome> {
+    let gpu = Cuda::new(CudaOptions {
+        shipped: options.kernels.clone(),
+        cache: std::env::var_os("MODELPROFILE_GPU_CHECK_CACHE").map(Into::into),
+        matmul_workspace: if options.tiny { 1 << 20 } else { CudaOptions::default().matmul_workspace },
+        ..CudaOptions::default()
+    })?;
+    let device = gpu.info().clone();
+    let emulated = ["cudasim", "emulated"].iter().any(|word| device.name.contains(word));
+    let hardware = hardware(options, &device)?;
+    let mut rig = Rig::new(gpu, hardware.clone(), options)?;
+    let bandwidth = rig.gpu.bandwidth(options.copy_bytes(), options.repeats())?;
+    let mut outcome = Outcome {
+        device,
+        emulated,
+        hardware,
+        bandwidth,
+        kernels: Vec::new(),
+        steps: Vec::new(),
+        switches: Vec::new(),
+        left_out: Vec::new(),
+        notes: Vec::new(),
+        origins: Vec::new(),
+        seconds: 0.0,
+    };
+    let mut before: Option<(&'static str, ProfileWeights<Cuda>)> = None;
+    for (name, format) in options.formats() {
+        if start.elapsed().as_secs_f64() > options.seconds {
+            outcome.left_out.push(format!("everything of {name}"));
+            continue;
+        }
+        eprintln!("gpu-check: {name}, after {:.0} s", start.elapsed().as_secs_f64());
+        let weights = rig.weights(format)?;
+        steps(&mut rig, (name, format), &weights, options, &mut outcome)?;
+        kernels(&mut rig, (name, format), &weights, options, &mut outcome)?;
+        if let Some((left, others)) = &before {
+            for (from, to) in [((name, &weights), (*left, others)), ((*left, others), (name, &weights))] {
+                outcome.switches.push(switch(&mut rig, from, to, options)?);
+            }
+        }
+        match &before {
+            // The first format stays for one switch; then there is room for the next.
+            None => before = Some((name, weights)),
+            Some((_, others)) => {
+                others.release(&rig.gpu);
+                before = None;
+            }
+        }
+    }
+    outcome.notes = rig.gpu.take_notes();
+    outcome.origins =
+        rig.gpu.kernel_origins().into_iter().map(|(unit, origin)| (unit, format!("{origin:?}"))).collect();
+    outcome.seconds = start.elapsed().as_secs_f64();
+    Ok(outcome)
+}
+
+/// What to model: as asked, or the known hardware that the device's name begins with.
+fn hardware(options: &Options, device: &DeviceInfo) -> anyhow::Result<Hardware> {
+    let name = options.hardware.clone().unwrap_or_else(|| {
+        let known = modelprofile_roofline::hardware_names();
+        let is_it = |known: &&str| {
+            let first = known.split('-').next().unwrap_or(known).to_lowercase();
+            device.name.to_lowercase().split(|c: char| !c.is_alphanumeric()).any(|word| word == first)
+        };
+        known.into_iter().find(is_it).unwrap_or("h100-80gb").to_owned()
+    });
+    let mut hardware = modelprofile_roofline::hardware(&name).with_context(|| format!("--hardware {name}"))?;
+    // How work is divided is the device's own.
+    hardware.multiprocessors = device.processors;
+    Ok(hardware)
+}
+
+type Format = (&'static str, modelprofile_engine::WeightFormat);
+
+/// Tokens per second of decode steps and prompts.
+fn steps(
+    rig: &mut Rig,
+    (name, format): Format,
+    weights: &ProfileWeights<Cuda>,
+    options: &Options,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    let paper = rig.on_paper(name, format)?;
+    for batch in options.batches() {
+        let mut seconds = Vec::new();
+        // The first steps map memory, choose algorithms, and record and capture the graph.
+        for index in 0..options.steps() + 3 {
+            let plan = rig.plan(*batch, options.context() + index, 1);
+            let start = Instant::now();
+            rig.step(weights, &plan)?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        let modelled = paper.decode(*batch, options.context())?;
+        outcome.steps.push(measured(name, &modelled, median(&mut seconds[3..])));
+    }
+    for prompt in options.prompts() {
+        let plan = rig.plan(1, 0, *prompt);
+        let mut seconds = Vec::new();
+        for _ in 0..4 {
+            let start = Instant::now();
+            rig.step(weights, &plan)?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        outcome.steps.push(measured(name, &paper.prefill(*prompt, *prompt)?, median(&mut seconds[1..])));
+    }
+    Ok(())
+}
+
+fn measured(format: &'static str, step: &Step, seconds: f64) -> Measured {
+    Measured {
+        format,
+        kind: step.kind,
+        batch: step.batch,
+        context: step.context,
+        tokens: step.tokens,
+        seconds,
+        modelled: step.seconds(),
+    }
+}
+
+fn median(seconds: &mut [f64]) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
+/// Every kernel of some steps.
+fn kernels(
+    rig: &mut Rig,
+    (name, format): Format,
+    weights: &ProfileWeights<Cuda>,
+    options: &Options,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    let ceilings = Ceilings::new(&outcome.hardware, Constants::default());
+    let paper = rig.on_paper(name, format)?;
+    let decodes = options.profiled().iter().map(|batch| (*batch, options.context(), 1));
+    let prompts = options.prompts().iter().map(|prompt| (1, 0, *prompt));
+    for (batch, first, rows) in decodes.chain(prompts) {
+        let step = if rows == 1 { paper.decode(batch, first)? } else { paper.prefill(rows, rows)? };
+        let title = if rows == 1 { format!("decode x{batch}") } else { format!("prefill {rows}") };
+        let plan = rig.plan(batch, first, rows);
+        for profiled in rig.profile(weights, &plan, options.repeats())? {
+            let planned = step.entries.iter().find(|entry| is_same(&entry.planned, &profiled));
+            let part = planned.map_or("not planned", |entry| entry.planned.part);
+            // What the plan does not have: another version of cuBLASLt takes other products.
+            let unplanned =
+                Planned { what: What::Kernel, name: profiled.name, part, grid: profiled.grid, work: profiled.work };
+            let modelled = planned.map_or_else(|| cost(&ceilings, 1, &unplanned), |entry| entry.cost);
+            outcome.kernels.push(Kernel {
+                format: name,
+                step: title.clone(),
+                part,
+                name: profiled.name,
+                count: profiled.count,
+                bytes: profiled.work.moved(),
+                operations: profiled.work.operations,
+                seconds: profiled.seconds,
+                modelled,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A switch between two profiles at a step of one sequence.
+fn switch(
+    rig: &mut Rig,
+    (from_name, from): (&'static str, &ProfileWeights<Cuda>),
+    (to_name, to): (&'static str, &ProfileWeights<Cuda>),
+    options: &Options,
+) -> anyhow::Result<Switch> {
+    let plan = rig.plan(1, options.context(), 1);
+    // The one is there and the other is not.
+    to.release(&rig.gpu);
+    rig.step(from, &plan)?;
+    let start = Instant::now();
+    to.prefetch(&rig.gpu);
+    rig.switch(from, to, &plan)?;
+    let both = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    rig.step(to, &plan)?;
+    let seconds = (both - start.elapsed().as_secs_f64()).max(0.0);
+    let formats = options.formats();
+    let (_, format) = formats.iter().find(|(name, _)| *name == to_name).context("a format of this run")?;
+    let paper = rig.on_paper(to_name, *format)?;
+    let bytes = paper.weight_bytes()?;
+    let modelled = paper.ceilings().host_copy(bytes as f64).seconds;
+    Ok(Switch { from: from_name, to: to_name, bytes, seconds, modelled })
+}
