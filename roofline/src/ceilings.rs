@@ -178,10 +178,10 @@ mod tests {
     #[test]
     fn a_ring_sends_all_but_its_own_part() {
         let ceilings = ceilings();
-        let microseconds = |cost: Cost| (cost.seconds * 1e7).round() / 10.0;
-        assert_eq!(microseconds(ceilings.all_reduce(1e6, 1)), 0.0);
-        assert_eq!(microseconds(ceilings.all_reduce(1e6, 2)), 20.0);
-        assert_eq!(microseconds(ceilings.all_reduce(1e6, 4)), 25.0);
-        assert_eq!(microseconds(ceilings.host_copy(1e6)), 102.0);
+        let tenths_of_microseconds = |cost: Cost| (cost.seconds * 1e7).round() as u64;
+        assert_eq!(tenths_of_microseconds(ceilings.all_reduce(1e6, 1)), 0);
+        assert_eq!(tenths_of_microseconds(ceilings.all_reduce(1e6, 2)), 200);
+        assert_eq!(tenths_of_microseconds(ceilings.all_reduce(1e6, 4)), 250);
+        assert_eq!(tenths_of_microseconds(ceilings.host_copy(1e6)), 1020);
     }
 }

@@ -95,7 +95,7 @@ pub fn all(options: &Options, start: Instant) -> anyhow::Result<Outcome> {
         seconds: 0.0,
     };
     let mut before: Option<(&'static str, ProfileWeights<Cuda>)> = None;
-    for (name, format) in options.formats() {
+    for (name, format) in Options::formats() {
         if start.elapsed().as_secs_f64() > options.seconds {
             outcome.left_out.push(format!("everything of {name}"));
             continue;
@@ -251,7 +251,7 @@ fn switch(
     let start = Instant::now();
     rig.step(to, &plan)?;
     let seconds = (both - start.elapsed().as_secs_f64()).max(0.0);
-    let formats = options.formats();
+    let formats = Options::formats();
     let (_, format) = formats.iter().find(|(name, _)| *name == to_name).context("a format of this run")?;
     let paper = rig.on_paper(to_name, *format)?;
     let bytes = paper.weight_bytes()?;

@@ -105,7 +105,7 @@ impl Options {
     }
 
     /// The formats that are measured.
-    pub fn formats(&self) -> [(&'static str, WeightFormat); 4] {
+    pub fn formats() -> [(&'static str, WeightFormat); 4] {
         let int4 = WeightFormat::Int4 { group: 128, zero: ZeroPoint::Minimum };
         [("FP8", WeightFormat::Fp8), ("INT4", int4), ("INT8", WeightFormat::Int8), ("BF16", WeightFormat::Bf16)]
     }

@@ -43,7 +43,7 @@ impl Rig {
     /// Random weights of a format; on the device when they are first used.
     pub fn weights(&mut self, format: WeightFormat) -> anyhow::Result<ProfileWeights<Cuda>> {
         let packed = &mut self.packed;
-        profile_weights(&self.gpu, &self.config, format, &mut |_, spec, split| {
+        profile_weights(&self.gpu, &self.config, format, |_, spec, split| {
             Ok(self.gpu.weight(packed.get(spec)?, split)?)
         })
     }

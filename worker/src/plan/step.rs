@@ -182,7 +182,7 @@ impl Device {
         let blocks = (first + rows).div_ceil(BLOCK_TOKENS);
         let layout = self.config.kv_layout(self.profile.kv);
         let mut kv = planner.kv(layout, &KvScales::unit(&layout), batch * blocks, batch * blocks)?;
-        let weights = profile_weights(&planner, &self.config, self.profile.weights, &mut |name, spec, split| {
+        let weights = profile_weights(&planner, &self.config, self.profile.weights, |name, spec, split| {
             Ok(planner.planned_weight(name, spec, split)?)
         })?;
         let mut model = Model::new(&planner, &self.config, (batch * rows).max(LEAST_ROWS))?;
@@ -223,7 +223,7 @@ pub fn profile_weights<D: modelprofile_kernels::Device>(
     device: &D,
     config: &ModelConfig,
     format: WeightFormat,
-    weight: &mut dyn FnMut(&'static str, &WeightSpec, Split) -> anyhow::Result<D::Weight>,
+    mut weight: impl FnMut(&'static str, &WeightSpec, Split) -> anyhow::Result<D::Weight>,
 ) -> anyhow::Result<ProfileWeights<D>> {
     let shapes = Shapes::new(config, format);
     let vector = |width: usize| device.upload(&HostTensor { rows: 1, width, data: vec![1.0; width] });
