@@ -187,15 +187,8 @@ fn two_gpus_share_a_model_and_say_what_one_says() {
 #[test]
 fn a_calibrated_quantization_runs_on_the_gpu() {
     let setup = Setup::new();
-    let mut command = setup.command(&[
-        "quantize",
-        "--device",
-        "cuda:0",
-        "--format",
-        "FP8:static",
-        "--calibration-tokens",
-        "512",
-    ]);
+    let mut command =
+        setup.command(&["quantize", "--device", "cuda:0", "--format", "FP8:static", "--calibration-tokens", "512"]);
     let log = setup.log(command.env("CUDASIM_MEMORY", (1u64 << 30).to_string()));
     assert!(log.contains("(cuda:0)"), "{log}");
     let made = tiny::artifacts(&setup.path("cache"));
