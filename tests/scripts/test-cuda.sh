@@ -28,6 +28,10 @@ cargo test -p modelprofile-kernels --features cuda --test cuda -- "$@"
 
 # Arguments name tests of the program above.
 if [ $# = 0 ]; then
+  say "the engine on the emulated device"
+  tests/scripts/model.sh
+  cargo test -p modelprofile-engine --features cuda --test device
+
   say "the worker on the emulated device"
   cargo test -p modelprofile-worker --test cuda
 fi

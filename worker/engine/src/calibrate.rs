@@ -151,6 +151,12 @@ fn measure<B: Backend>(
             logit_rows: Vec::new(),
         };
         let mut observe = |layer: usize, backend: &B, qkv: &B::Buffer| -> Result<()> {
+            // The weights of the whole model in BF16 may be more than the device's memory.
+            if backend.host_bandwidth().is_some()
+                && let Some(before) = layer.checked_sub(1)
+            {
+                weights.layers[before].release(backend);
+            }
             backend.download(qkv, chunk.len(), &mut host)?;
             for row in host.data.chunks_exact(host.width) {
                 let mut heads = row.chunks_exact(config.head_dim).skip(config.heads);
@@ -164,7 +170,7 @@ fn measure<B: Backend>(
             Ok(())
         };
         let mut ignore = |_: Range<usize>, _: &mut HostTensor| Ok(());
-        model.step_observed(backend, weights, &[], &mut kv, &plan, &mut ignore, &mut observe)?;
+        model.step_observed(backend, &weights.into(), &[], &mut kv, &plan, &mut ignore, &mut observe)?;
     }
     // A head that never carried anything keeps a scale of one.
     let scale = |max: &f32| if *max > 0.0 { max * MARGIN / E4M3_MAX } else { 1.0 };

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::{BlockMove, KvLayout, KvScales, PackedWeight, Result, StepPlan, WeightSpec};
+use crate::{BlockMove, GroupedActivations, KvLayout, KvScales, PackedWeight, Result, StepPlan, WeightSpec};
 
 /// A row-major FP32 matrix on the host.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -42,6 +42,39 @@ pub enum Split {
     Inputs,
 }
 
+/// Where a weight's bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Presence {
+    /// On the host alone.
+    Absent,
+    /// On their way: work that uses the weight waits for them.
+    Coming,
+    /// Where they are computed with.
+    Here,
+}
+
+/// What the steps of a model are like, at most: what a device's scratch depends on. Shapes without kinds, because a profile of
+/// other kinds may join a ladder that serves.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// Rows of a step.
+    pub rows: usize,
+    /// Rows whose logits are computed at once.
+    pub logit_rows: usize,
+    /// Shapes (outputs, inputs) of the weights that all rows are multiplied with.
+    pub products: Vec<(usize, usize)>,
+    /// Shape of the output layer.
+    pub output: (usize, usize),
+    /// Geometry of the attention.
+    pub attention: AttentionShape,
+    /// Sequences of a step.
+    pub sequences: usize,
+    /// Tokens of a sequence, prompt and output.
+    pub tokens: usize,
+    /// Blocks of the KV pool.
+    pub blocks: usize,
+}
+
 /// Memory of a device: buffers, resident weights, the KV pool.
 pub trait Device: Send + 'static {
     /// An FP32 matrix `[rows, width]`.
@@ -63,8 +96,39 @@ pub trait Device: Send + 'static {
     fn weight(&self, packed: &PackedWeight, split: Split) -> Result<Self::Weight>;
     /// Bytes of such a weight on one device.
     fn weight_bytes(&self, spec: &WeightSpec, split: Split) -> Result<usize>;
-    /// Starts reading the weight's bytes toward the device, without waiting and without making them resident for good.
+    /// Bytes of one block of a KV pool on one device.
+    fn kv_block_bytes(&self, layout: &KvLayout) -> usize {
+        layout.block_bytes()
+    }
+    /// What the group-wise kinds are multiplied with here. On a GPU that is BF16, the W4A16 definition, whatever was asked for.
+    fn grouped_activations(&self) -> GroupedActivations {
+        GroupedActivations::Bf16
+    }
+    /// Bytes a second that come from the host's memory, modelled, on a device with a memory of its own: there [`Self::release`]
+    /// takes a weight's memory once the work submitted before is done, [`Self::prefetch`] is a copy beside the computation,
+    /// and a switch of profiles goes layer by layer. `None` where weights are used where they lie.
+    fn host_bandwidth(&self) -> Option<f64> {
+        None
+    }
+    /// Sets scratch aside for steps like these, so that none of them has to find any.
+    ///
+    /// Returns the bytes of this device that are neither weights nor cache nor the caller's buffers, at most: scratch, and what
+    /// is lost where memory comes in large pieces, while a switch is under way, too. With the three they must fit the budget.
+    ///
+    /// # Errors
+    /// [`KernelError::OutOfMemory`](crate::KernelError::OutOfMemory) when the budget does not even hold the scratch.
+    fn reserve(&self, workload: &Workload) -> Result<usize> {
+        let _ = workload;
+        Ok(0)
+    }
+    /// Starts reading the weight's bytes toward the device, without waiting and without making them resident for good. A device
+    /// without room for them now leaves them where they are.
     fn prefetch(&self, weight: &Self::Weight);
+    /// Where the weight's bytes are now; does not wait.
+    fn presence(&self, weight: &Self::Weight) -> Presence {
+        let _ = weight;
+        Presence::Here
+    }
     /// Gives the weight's resident memory back; it stays usable and is read again at its next use.
     fn release(&self, weight: &Self::Weight);
     /// A pool with `blocks` usable blocks, able to grow to `max_blocks` without moving.

@@ -32,7 +32,7 @@ pub mod plan;
 pub mod rtn;
 pub mod weight;
 
-pub use backend::{AttentionShape, Backend, Device, HostTensor, Rotary, Split, Store};
+pub use backend::{AttentionShape, Backend, Device, HostTensor, Presence, Rotary, Split, Store, Workload};
 pub use calibrate::{Calibrate, GroupRounding};
 pub use error::{KernelError, Result};
 pub use host::HostWeight;

@@ -50,7 +50,8 @@ pub enum WeightKind {
     },
 }
 
-/// What the group-wise kinds ([`WeightKind::Int4`], [`WeightKind::Int8Group`]) multiply with.
+/// What the group-wise kinds ([`WeightKind::Int4`], [`WeightKind::Int8Group`]) multiply with. A choice on the CPU; what a device
+/// has is [`Device::grouped_activations`](crate::Device::grouped_activations).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum GroupedActivations {
     /// Activations quantized to INT8 with one scale per token **and group**: integer dot products.

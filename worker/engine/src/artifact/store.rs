@@ -288,6 +288,12 @@ impl Artifact {
         self.manifest.entries.iter().any(|e| e.name == name)
     }
 
+    /// Names, kinds and shapes of the weights, in file order.
+    pub fn specs(&self) -> impl Iterator<Item = (&str, WeightSpec)> {
+        let spec = |e: &Entry| e.kind.weight().map(|kind| WeightSpec { kind, n: e.n, k: e.k });
+        self.manifest.entries.iter().filter_map(move |e| Some((e.name.as_str(), spec(e)?)))
+    }
+
     /// A packed weight, its bytes mapped.
     pub fn weight(&self, name: &str) -> Result<PackedWeight> {
         let (entry, bytes) = self.entry(name)?;

@@ -11,9 +11,9 @@ pub mod weights;
 
 use std::ops::Range;
 
-use modelprofile_kernels::{AttentionShape, Backend, HostTensor, Rotary, StepPlan, Store as Output};
+use modelprofile_kernels::{AttentionShape, Backend, HostTensor, Rotary, StepPlan, Store as Output, Workload};
 
-pub use weights::ProfileWeights;
+pub use weights::{ProfileWeights, StepWeights};
 
 use crate::{ModelConfig, Result};
 
@@ -46,13 +46,7 @@ impl<B: Backend> Model<B> {
         let frequencies = rope::inverse_frequencies(config);
         let frequencies = HostTensor { rows: 1, width: frequencies.len(), data: frequencies };
         Ok(Self {
-            attention: AttentionShape {
-                heads: config.heads,
-                kv_heads: config.kv_heads,
-                head_dim: config.head_dim,
-                sliding_window: config.sliding_window,
-                scale: 1.0 / (config.head_dim as f32).sqrt(),
-            },
+            attention: attention(config),
             inverse_frequencies: backend.upload(&frequencies)?,
             max_rows,
             logit_rows,
@@ -76,11 +70,38 @@ impl<B: Backend> Model<B> {
 
     /// Bytes of the buffers of a model with steps of `max_rows` rows.
     pub fn workspace_bytes(config: &ModelConfig, max_rows: usize) -> u64 {
+        // The logits exist twice: on the device, and on the host for the sampler.
+        Self::buffer_bytes(config, max_rows) + 4 * (LOGIT_ROWS.min(max_rows) * config.vocab) as u64
+    }
+
+    /// Those of them that are on the device.
+    pub fn buffer_bytes(config: &ModelConfig, max_rows: usize) -> u64 {
         let heads = (config.heads + 2 * config.kv_heads) * config.head_dim;
         let row = 2 * config.hidden + heads + config.heads * config.head_dim + 3 * config.intermediate;
-        let logit_rows = LOGIT_ROWS.min(max_rows);
-        // The logits exist twice: on the device, and on the host for the sampler.
-        4 * (max_rows * row + logit_rows * (config.hidden + 2 * config.vocab)) as u64
+        4 * (max_rows * row + LOGIT_ROWS.min(max_rows) * (config.hidden + config.vocab)) as u64
+    }
+
+    /// What the device needs to know of a model's steps to set scratch aside for them.
+    ///
+    /// `sequences` are those of a step, `tokens` those of a sequence, `blocks` those of the KV pool, each at most.
+    pub fn workload(config: &ModelConfig, max_rows: usize, sequences: usize, tokens: usize, blocks: usize) -> Workload {
+        let attended = config.heads * config.head_dim;
+        let heads = attended + 2 * config.kv_heads * config.head_dim;
+        Workload {
+            rows: max_rows,
+            logit_rows: LOGIT_ROWS.min(max_rows),
+            products: vec![
+                (heads, config.hidden),
+                (config.hidden, attended),
+                (2 * config.intermediate, config.hidden),
+                (config.hidden, config.intermediate),
+            ],
+            output: (config.vocab, config.hidden),
+            attention: attention(config),
+            sequences,
+            tokens,
+            blocks,
+        }
     }
 
     /// Most rows of a step.
@@ -102,10 +123,10 @@ impl<B: Backend> Model<B> {
         plan: &StepPlan,
         logits: &mut dyn FnMut(Range<usize>, &mut HostTensor) -> Result<()>,
     ) -> Result<()> {
-        self.step_observed(backend, weights, leaving, kv, plan, logits, &mut |_, _, _| Ok(()))
+        self.step_observed(backend, &weights.into(), leaving, kv, plan, logits, &mut |_, _, _| Ok(()))
     }
 
-    /// Like [`Self::step`]; `rotated` also sees each layer's `[rows, (heads + 2 kv_heads) head_dim]` queries, keys and
+    /// Like [`Self::step`], with weights that may be of two profiles; `rotated` also sees each layer's `[rows, (heads + 2 kv_heads) head_dim]` queries, keys and
     /// values as they go into the cache (calibration of its scales), which is a sign of life in a long step too.
     #[allow(
         clippy::too_many_arguments,
@@ -115,7 +136,7 @@ impl<B: Backend> Model<B> {
     pub fn step_observed(
         &mut self,
         backend: &mut B,
-        weights: &ProfileWeights<B>,
+        weights: &StepWeights<'_, B>,
         leaving: &[&ProfileWeights<B>],
         kv: &mut B::Kv,
         plan: &StepPlan,
@@ -128,7 +149,7 @@ impl<B: Backend> Model<B> {
         for leaving in leaving {
             leaving.release_ends(backend);
         }
-        backend.embed(&step, &weights.embedding, &mut self.residual)?;
+        backend.embed(&step, weights.embedding, &mut self.residual)?;
         for (index, layer) in weights.layers.iter().enumerate() {
             for leaving in leaving {
                 leaving.layers[index].release(backend);
@@ -152,16 +173,25 @@ impl<B: Backend> Model<B> {
             backend.gated_silu(rows, &self.gate_up, &mut self.activated)?;
             backend.linear(rows, &self.activated, &layer.down, None, Output::Add, &mut self.residual)?;
         }
-        let output = weights.output.as_ref().unwrap_or(&weights.embedding);
         for start in (0..plan.logit_rows.len()).step_by(self.logit_rows) {
             let range = start..plan.logit_rows.len().min(start + self.logit_rows);
             let rows = range.len();
             backend.gather_logit_rows(&step, &self.residual, range.clone(), &mut self.selected)?;
-            backend.rms_norm(rows, &self.selected, &weights.final_norm, epsilon, &mut self.normed)?;
-            backend.linear(rows, &self.normed, output, None, Output::Overwrite, &mut self.logits)?;
+            backend.rms_norm(rows, &self.selected, weights.final_norm, epsilon, &mut self.normed)?;
+            backend.linear(rows, &self.normed, weights.output, None, Output::Overwrite, &mut self.logits)?;
             backend.download(&self.logits, rows, &mut self.host)?;
             logits(range, &mut self.host)?;
         }
         Ok(backend.end(step)?)
+    }
+}
+
+fn attention(config: &ModelConfig) -> AttentionShape {
+    AttentionShape {
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
+        sliding_window: config.sliding_window,
+        scale: 1.0 / (config.head_dim as f32).sqrt(),
     }
 }

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc as events, oneshot};
 use super::{
     MemorySnapshot, Observation, Observer, ProfileSnapshot, Snapshot, SwitchResult,
     handle::{Command, Shared, Submission},
+    layers::Moving,
     memory::MemoryPlan,
     pace::Pace,
     switch::PendingSwitch,
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     FinishReason, Result, TokenEvent, TokenLogprob,
     artifact::Artifact,
-    model::{Model, ProfileWeights},
+    model::{Model, ProfileWeights, StepWeights},
     sample::{self, Sampler},
     sched::{ScheduledStep, Scheduler},
 };
@@ -74,6 +75,7 @@ pub(super) struct Core<B: Backend> {
     pub(super) backend: B,
     pub(super) model: Model<B>,
     pub(super) rungs: Vec<Rung<B>>,
+    /// Whose steps they are; the less precise rung of two while a switch goes on layer by layer.
     pub(super) active: usize,
     /// Rungs whose memory is given back during the next step.
     pub(super) leaving: Vec<usize>,
@@ -88,6 +90,8 @@ pub(super) struct Core<B: Backend> {
     pub(super) shared: Arc<Shared>,
     pub(super) eos_tokens: Vec<u32>,
     pub(super) pending: Option<PendingSwitch>,
+    /// A switch that goes on layer by layer; `pending` waits for its end.
+    pub(super) moving: Option<Moving>,
     pub(super) last_switch: Option<SwitchResult>,
     pub(super) state: State,
     /// Seeds of requests that name none.
@@ -132,7 +136,8 @@ impl<B: Backend> Core<B> {
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
-        if !self.state.requests.is_empty() || self.pending.is_some() || !self.state.drained.is_empty() {
+        let switching = self.pending.is_some() || self.moving.is_some();
+        if !self.state.requests.is_empty() || switching || !self.state.drained.is_empty() {
             return true;
         }
         self.shared.heartbeat.rest();
@@ -257,8 +262,8 @@ impl<B: Backend> Core<B> {
         let scheduled = self.scheduler.schedule(self.active as u8);
         self.count_scheduling(&scheduled);
         if scheduled.is_empty() {
-            if !self.state.requests.is_empty() {
-                // Held by a switch: wait for a command or for running requests to free blocks.
+            if !self.state.requests.is_empty() || self.moving.is_some() {
+                // Held by a switch: wait for a command, for running requests to free blocks, or for copies.
                 match self.commands.recv_timeout(HELD_POLL) {
                     Ok(command) => self.command(command),
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
@@ -281,7 +286,10 @@ impl<B: Backend> Core<B> {
             Ok(())
         };
         let leaving = std::mem::take(&mut self.leaving);
-        let weights = &self.rungs[self.active].weights;
+        let weights = match &self.moving {
+            Some(moving) => moving.weights(&self.rungs),
+            None => StepWeights::from(&self.rungs[self.active].weights),
+        };
         // A rung that was left and came back meanwhile stays.
         let leaving: Vec<_> =
             leaving.iter().filter(|i| **i != self.active).map(|index| &self.rungs[*index].weights).collect();
@@ -292,7 +300,7 @@ impl<B: Backend> Core<B> {
             Ok(())
         };
         let (backend, kv) = (&mut self.backend, &mut self.kv);
-        let computed = self.model.step_observed(backend, weights, &leaving, kv, &plan, &mut take, &mut layer);
+        let computed = self.model.step_observed(backend, &weights, &leaving, kv, &plan, &mut take, &mut layer);
         heartbeat.beat();
         if let Err(error) = computed {
             tracing::error!(%error, "a step failed; its requests are ended");
@@ -384,7 +392,8 @@ impl<B: Backend> Core<B> {
     }
 
     fn finish_drain(&mut self) {
-        if self.state.requests.is_empty() && !self.state.drained.is_empty() && self.pending.is_none() {
+        let switching = self.pending.is_some() || self.moving.is_some();
+        if self.state.requests.is_empty() && !self.state.drained.is_empty() && !switching {
             for done in self.state.drained.drain(..) {
                 let _ = done.send(());
             }
@@ -398,7 +407,7 @@ impl<B: Backend> Core<B> {
         let rung = &self.rungs[self.active];
         let snapshot = Snapshot {
             active: rung.name.clone(),
-            target: self.pending.as_ref().map(|p| self.rungs[p.to].name.clone()),
+            target: self.target().map(|to| self.rungs[to].name.clone()),
             profiles: self
                 .rungs
                 .iter()
@@ -418,7 +427,7 @@ impl<B: Backend> Core<B> {
             blocks_waiting: stats.blocks_waiting,
             memory: MemorySnapshot {
                 budget: self.memory.budget,
-                weights: rung.weight_bytes,
+                weights: self.resident_bytes(),
                 kv: stats.blocks_total as u64 * self.memory.block_bytes,
                 workspace: self.memory.workspace,
             },

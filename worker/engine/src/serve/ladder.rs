@@ -60,12 +60,13 @@ impl<B: Backend> Core<B> {
                 Err(message) => declined.push(Declined { name, message }),
             }
         }
-        if let Some(active) = present[self.active].take() {
-            tracing::info!(profile = %active.name, "it has left the ladder, and serves until another profile does");
+        for used in self.used() {
+            let Some(rung) = present[used].take() else { continue };
+            tracing::info!(profile = %rung.name, "it has left the ladder, and serves until another profile does");
             // Before the first that came after it, as far as that tells.
-            let behind = |(_, from): &(Rung<B>, Option<usize>)| from.is_some_and(|from| from > self.active);
+            let behind = |(_, from): &(Rung<B>, Option<usize>)| from.is_some_and(|from| from > used);
             let at = taken.iter().position(behind).unwrap_or(taken.len());
-            taken.insert(at, (Rung { leaves: true, ..active }, Some(self.active)));
+            taken.insert(at, (Rung { leaves: true, ..rung }, Some(used)));
         }
         self.arrange(taken, present.len());
         let names: Vec<&str> = self.rungs.iter().map(|rung| &*rung.name).collect();
@@ -82,8 +83,9 @@ impl<B: Backend> Core<B> {
         }
         // Its memory goes layer by layer with the next step, if there is one.
         let idle = self.is_idle();
+        let used = self.used();
         let stays = |(index, rung): &(usize, Rung<B>)| {
-            !rung.leaves || *index == self.active || (!idle && self.leaving.contains(index))
+            !rung.leaves || used.contains(index) || (!idle && self.leaving.contains(index))
         };
         let before = self.rungs.len();
         let rungs = std::mem::take(&mut self.rungs).into_iter().enumerate().filter(stays);
@@ -92,7 +94,9 @@ impl<B: Backend> Core<B> {
     }
 
     fn load(&self, name: &str, artifact: Artifact) -> Result<Rung<B>, String> {
-        let blocks = self.memory.blocks(artifact.weight_bytes());
+        let bytes = ProfileWeights::bytes(&self.backend, self.model.config(), &artifact);
+        let weight_bytes = bytes.map_err(|error| error.to_string())?;
+        let blocks = self.memory.blocks(weight_bytes);
         let (holds, limit) = (blocks * BLOCK_TOKENS, self.max_context_tokens);
         if holds < limit {
             return Err(format!("{name} holds {holds} tokens, and a request may have {limit}"));
@@ -101,7 +105,7 @@ impl<B: Backend> Core<B> {
         Ok(Rung {
             name: name.into(),
             artifact_key: artifact.manifest().key.clone(),
-            weight_bytes: artifact.weight_bytes(),
+            weight_bytes,
             blocks,
             weights: weights.map_err(|error| error.to_string())?,
             artifact,
@@ -109,13 +113,23 @@ impl<B: Backend> Core<B> {
         })
     }
 
-    /// Puts rungs in the place of a ladder that had `before`: each with its index there, if it had one. The active one and that
-    /// of a pending switch are among them.
+    /// Rungs that steps take weights from: the active one, and while a switch goes on layer by layer both of its.
+    fn used(&self) -> Vec<usize> {
+        self.moving.as_ref().map_or_else(|| vec![self.active], |moving| vec![moving.from, moving.to])
+    }
+
+    /// Puts rungs in the place of a ladder that had `before`: each with its index there, if it had one. Those that are used and
+    /// that of a pending switch are among them.
     fn arrange(&mut self, ladder: Vec<(Rung<B>, Option<usize>)>, before: usize) {
         let place = |old: usize| ladder.iter().position(|(_, from)| *from == Some(old));
         let places: Vec<Option<usize>> = (0..before).map(place).collect();
         self.scheduler.rearrange(&places);
         self.active = places[self.active].unwrap_or(0);
+        if let Some(moving) = &mut self.moving {
+            moving.from = places[moving.from].unwrap_or(moving.from);
+            moving.to = places[moving.to].unwrap_or(moving.to);
+            self.active = moving.less_precise();
+        }
         if let Some(pending) = &mut self.pending {
             pending.to = places[pending.to].unwrap_or(self.active);
         }

@@ -1,21 +1,48 @@
 //! The memory budget: weights + KV pool + workspace <= budget, in every profile and while switching.
 
-use modelprofile_kernels::{BLOCK_TOKENS, KvLayout};
+use modelprofile_kernels::{BLOCK_TOKENS, Backend, KvLayout};
 
-use crate::{EngineError, Result};
+use super::EngineConfig;
+use crate::{
+    EngineError, ModelConfig, Result,
+    model::{Model, ProfileWeights},
+};
 
 /// What a profile's weights leave for the KV pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// The limit in bytes.
     pub budget: u64,
-    /// Activations and scratch in bytes.
+    /// Activations and scratch in bytes; on a device with a memory of its own also norms of all profiles, and what is lost to
+    /// rounding.
     pub workspace: u64,
     /// Bytes of one block of the cache.
     pub block_bytes: u64,
 }
 
+/// Profiles whose norms a device has room for: those of the longest ladder, and one that has left it and still computes.
+const NORM_SETS: usize = 5;
+
 impl MemoryPlan {
+    /// A plan for one model on a device, whose scratch is set aside with it.
+    ///
+    /// # Errors
+    /// The device's, when the budget does not even hold the scratch.
+    pub fn on<B: Backend>(device: &B, model: &ModelConfig, layout: &KvLayout, config: &EngineConfig) -> Result<Self> {
+        let (budget, rows) = (config.memory_budget, config.max_batched_tokens);
+        let block_bytes = device.kv_block_bytes(layout) as u64;
+        if device.host_bandwidth().is_none() {
+            return Ok(Self { budget, workspace: Model::<B>::workspace_bytes(model, rows), block_bytes });
+        }
+        let blocks = (budget / block_bytes) as usize;
+        let tokens = config.max_context_tokens.unwrap_or(model.max_positions).min(blocks * BLOCK_TOKENS);
+        let reserved =
+            device.reserve(&Model::<B>::workload(model, rows, config.max_running.min(rows), tokens, blocks))?;
+        let norms = NORM_SETS.max(config.profiles.len() + 1) as u64 * ProfileWeights::<B>::vector_bytes(model);
+        let workspace = Model::<B>::buffer_bytes(model, rows) + reserved as u64 + norms;
+        Ok(Self { budget, workspace, block_bytes })
+    }
+
     /// A plan for one model.
     pub fn new(budget: u64, workspace: u64, layout: &KvLayout) -> Self {
         Self { budget, workspace, block_bytes: layout.block_bytes() as u64 }

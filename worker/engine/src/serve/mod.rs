@@ -7,6 +7,7 @@
 //! | `handle` | the [`EngineHandle`] that the HTTP layer holds |
 //! | `core` | the loop: take commands, schedule, compute, sample, deliver |
 //! | `switch` | the in-place switch between two steps |
+//! | `layers` | the same layer by layer, on a device with a memory of its own |
 //! | `ladder` | another ladder between two steps |
 //! | `pace` | how many rows a step may have while streams run |
 //! | `heartbeat` | the sign of life of the engine thread |
@@ -16,6 +17,7 @@ mod core;
 mod handle;
 mod heartbeat;
 mod ladder;
+mod layers;
 pub mod memory;
 mod pace;
 mod start;
@@ -93,7 +95,7 @@ pub struct SwitchResult {
     pub start: std::time::SystemTime,
     /// From the request to the report.
     pub duration: std::time::Duration,
-    /// Time in which no step could run because of the swap.
+    /// Time in which no step could run because of the swap. A step that waits for a layer's copy is not a part of it.
     pub pause: std::time::Duration,
     /// Requests preempted to shrink the KV pool.
     pub preempted: usize,
@@ -132,7 +134,7 @@ pub struct ProfileSnapshot {
 /// The engine at one moment. Cheap to take; never waits for a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
-    /// Profile that computes.
+    /// Profile that computes; the less precise one of two while a switch goes on layer by layer.
     pub active: Arc<str>,
     /// Profile of a switch under way.
     pub target: Option<Arc<str>>,

@@ -137,21 +137,24 @@ pub fn start_with<B: Calibrate>(
             .ok_or_else(|| EngineError::Config(format!("no profile is named {name}")))?,
     };
     let layout = model_config.kv_layout(first.kv);
-    let workspace = Model::<B>::workspace_bytes(model_config, config.max_batched_tokens);
-    let memory = MemoryPlan::new(config.memory_budget, workspace, &layout);
-    let sizes: Vec<(String, u64)> =
-        config.profiles.iter().zip(artifacts).map(|(p, a)| (p.name.clone(), a.weight_bytes())).collect();
+    let memory = MemoryPlan::on(&backend, model_config, &layout, config)?;
+    let sizes = config
+        .profiles
+        .iter()
+        .zip(artifacts)
+        .map(|(p, a)| Ok((p.name.clone(), ProfileWeights::bytes(&backend, model_config, a)?)))
+        .collect::<Result<Vec<(String, u64)>>>()?;
     let (blocks, max_context_tokens) = memory.ladder(&sizes, config.max_context_tokens, model_config.max_positions)?;
     let rungs = config
         .profiles
         .iter()
         .zip(artifacts)
-        .zip(&blocks)
-        .map(|((profile, artifact), blocks)| {
+        .zip(sizes.iter().zip(&blocks))
+        .map(|((profile, artifact), ((_, weight_bytes), blocks))| {
             Ok(Rung {
                 name: profile.name.as_str().into(),
                 artifact_key: artifact.manifest().key.clone(),
-                weight_bytes: artifact.weight_bytes(),
+                weight_bytes: *weight_bytes,
                 blocks: *blocks,
                 weights: ProfileWeights::load(&backend, model_config, artifact)?,
                 artifact: artifact.clone(),
@@ -164,6 +167,10 @@ pub fn start_with<B: Calibrate>(
     // Address space for whatever profile joins the ladder later; memory is taken for the blocks in use.
     let kv = backend.kv(layout, &scales, blocks[active], memory.blocks(0))?;
     let model = Model::new(&backend, model_config, config.max_batched_tokens)?;
+    if backend.host_bandwidth().is_some() {
+        // The first request does not wait for them.
+        rungs[active].weights.prefetch(&backend);
+    }
     let scheduler = Scheduler::new(SchedulerConfig {
         blocks: blocks[active],
         max_batched_tokens: config.max_batched_tokens,
@@ -194,6 +201,7 @@ pub fn start_with<B: Calibrate>(
         shared: shared.clone(),
         eos_tokens: model_config.eos_tokens.clone(),
         pending: None,
+        moving: None,
         last_switch: None,
         state: State::default(),
         entropy: rand::rngs::StdRng::try_from_rng(&mut rand::rngs::SysRng)

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Nothing is copied at the swap on the CPU: the target's packed weights are a mapped file, read as its layers are first
-//! used, while the old profile's pages are released layer by layer. Requests in flight keep their blocks.
+//! used, while the old profile's pages are released layer by layer. On a device with a memory of its own the swap takes several
+//! steps (`layers`). Requests in flight keep their blocks.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,13 +25,14 @@ pub const SHRINK_PATIENCE: Duration = Duration::from_secs(2);
 /// A switch that has not swapped yet.
 pub(super) struct PendingSwitch {
     pub(super) to: usize,
-    requested: Instant,
-    preempted: usize,
-    replies: Vec<oneshot::Sender<SwitchResult>>,
+    pub(super) requested: Instant,
+    pub(super) preempted: usize,
+    pub(super) replies: Vec<oneshot::Sender<SwitchResult>>,
 }
 
 impl<B: Backend> Core<B> {
-    /// Takes a request for a profile. The latest request wins: one that has not begun to swap is replaced.
+    /// Takes a request for a profile. The latest request wins: one that has not begun to swap is replaced, one that has comes to
+    /// its end first.
     pub(super) fn request_switch(&mut self, command: SwitchCommand) {
         let SwitchCommand { profile, requested, reply } = command;
         let known = |(index, rung): (usize, &Rung<B>)| *rung.name == *profile && (!rung.leaves || index == self.active);
@@ -61,7 +63,13 @@ impl<B: Backend> Core<B> {
             );
             self.report(replaced.replies, &result);
         }
-        if to == self.active {
+        if let Some(moving) = &mut self.moving
+            && moving.to == to
+        {
+            moving.replies.push(reply);
+            return;
+        }
+        if to == self.active && self.moving.is_none() {
             let message = format!("{profile} is active already");
             let result = self.result(&profile, requested, 0, Duration::ZERO, SwitchEnd::Completed, message);
             let _ = reply.send(result);
@@ -72,12 +80,18 @@ impl<B: Backend> Core<B> {
             self.report(vec![reply], &result);
             return;
         }
-        self.rungs[to].weights.prefetch(&self.backend);
+        if self.backend.host_bandwidth().is_none() {
+            self.rungs[to].weights.prefetch(&self.backend);
+        }
         self.pending = Some(PendingSwitch { to, requested, preempted: 0, replies: vec![reply] });
     }
 
     /// Moves a pending switch on, if there is one: shrinks as far as it can, and swaps when the target fits.
     pub(super) fn progress_switch(&mut self) {
+        self.progress_moving();
+        if self.moving.is_some() {
+            return;
+        }
         let Some(pending) = &self.pending else { return };
         let (to, requested) = (pending.to, pending.requested);
         let began = Instant::now();
@@ -91,18 +105,18 @@ impl<B: Backend> Core<B> {
                 }
             }
         }
+        self.scheduler.hold_admissions(false);
+        let Some(pending) = self.pending.take() else { return };
+        if self.backend.host_bandwidth().is_some() {
+            self.begin_moving(pending, began.elapsed());
+            self.progress_moving();
+            return;
+        }
         let from = self.rungs[self.active].name.clone();
         self.leaving.push(self.active);
         self.active = to;
-        if self.rungs[to].blocks > self.scheduler.stats().blocks_total {
-            // The larger pool's pages are touched only as blocks are handed out, after the old weights have left.
-            match self.backend.kv_resize(&mut self.kv, self.rungs[to].blocks) {
-                Ok(()) => self.scheduler.grow(self.rungs[to].blocks),
-                Err(error) => tracing::warn!(%error, "the KV pool could not grow; it keeps its size"),
-            }
-        }
-        self.scheduler.hold_admissions(false);
-        let Some(pending) = self.pending.take() else { return };
+        // The larger pool's pages are touched only as blocks are handed out, after the old weights have left.
+        self.grow(to);
         let name = self.rungs[to].name.clone();
         let mut result = self.result(
             &name,
@@ -114,6 +128,18 @@ impl<B: Backend> Core<B> {
         );
         result.from = from;
         self.report(pending.replies, &result);
+    }
+
+    /// Gives the pool what a rung has room for, if that is more.
+    pub(super) fn grow(&mut self, rung: usize) {
+        let blocks = self.rungs[rung].blocks;
+        if blocks <= self.scheduler.stats().blocks_total {
+            return;
+        }
+        match self.backend.kv_resize(&mut self.kv, blocks) {
+            Ok(()) => self.scheduler.grow(blocks),
+            Err(error) => tracing::warn!(%error, "the KV pool could not grow; it keeps its size"),
+        }
     }
 
     /// Brings the pool down to `blocks`. True when done; false while running requests still hold too much.
@@ -155,7 +181,7 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    fn report(&mut self, replies: Vec<oneshot::Sender<SwitchResult>>, result: &SwitchResult) {
+    pub(super) fn report(&mut self, replies: Vec<oneshot::Sender<SwitchResult>>, result: &SwitchResult) {
         tracing::info!(from = %result.from, to = %result.to, outcome = ?result.outcome, "{}", result.message);
         self.observer.observe(Observation::Switched(result.clone()));
         self.last_switch = Some(result.clone());
@@ -166,7 +192,7 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    fn result(
+    pub(super) fn result(
         &self,
         to: &str,
         requested: Instant,

@@ -197,6 +197,10 @@ impl Device for Cpu {
         Ok(crate::packed_len(spec))
     }
 
+    fn grouped_activations(&self) -> GroupedActivations {
+        self.grouped
+    }
+
     fn prefetch(&self, weight: &PackedWeight) {
         weight.bytes.prefetch();
     }

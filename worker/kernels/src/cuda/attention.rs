@@ -53,7 +53,7 @@ pub(super) fn attend(
 
 /// Most parts of a sequence: so many that there are two blocks for each multiprocessor, whatever the lengths are, which
 /// a recorded step does not know.
-fn splits(on: &impl Executor, sequences: usize, shape: &AttentionShape) -> u32 {
+pub(super) fn splits(on: &impl Executor, sequences: usize, shape: &AttentionShape) -> u32 {
     if on.deterministic() {
         return FIXED_SPLITS;
     }

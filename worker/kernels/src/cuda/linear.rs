@@ -29,6 +29,7 @@ use super::{
         linear::{self as launch, Choice, Grouped, Operand, Output, Raw, Tile, Weight},
         rows::{self, Form, Source},
     },
+    layout::ROW_PIECE,
     operand::Placed,
     scratch::Slot,
 };
@@ -188,6 +189,25 @@ fn unpacked(on: &impl Executor, w: &Grouped, Sides { n, k, .. }: Sides) -> Resul
     let values = Ptr::new(on.scratch(Slot::Unpacked, n * k * size_of::<Half>())?);
     on.submit(Command::Launch(launch::unpack(w, [n, k], values)))?;
     Ok(values)
+}
+
+/// Whether a product of so many rows unpacks a group-wise weight.
+pub(super) fn unpacks(on: &impl Executor, rows: usize, n: usize, k: usize) -> Result<bool> {
+    let shape = Shape { operands: Operands::Bf16, rows, n, k, add: false };
+    Ok(rows >= on.unpack_rows() && !on.deterministic() && on.takes(shape)?)
+}
+
+/// The most scratch for parts of products of up to so many rows, whatever the weight's kind.
+pub(super) fn partial_bytes(on: &impl Executor, rows: usize, n: usize, k: usize) -> Result<usize> {
+    let row_bytes = 2 * k.next_multiple_of(ROW_PIECE);
+    // Kernels of one tile take up to 32 rows a launch; the group-wise ones all that are not unpacked.
+    let grouped = if unpacks(on, rows, n, k)? { on.unpack_rows() - 1 } else { rows };
+    let launches = [(launch::STRIP, rows.min(FEW_ROWS)), (launch::WIDE_STRIP, grouped)];
+    let bytes = launches.map(|(strip, rows)| match splits(on, n.div_ceil(strip), row_bytes) {
+        1 => 0,
+        splits => splits as usize * rows * n * size_of::<f32>(),
+    });
+    Ok(bytes[0].max(bytes[1]))
 }
 
 fn multiply_ourselves(on: &impl Executor, sides: Sides, x: Operand, w: &Weight, to: Output, tile: Tile) -> Result<()> {

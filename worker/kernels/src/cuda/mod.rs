@@ -17,6 +17,7 @@
 //! | `step` | a step's description on the device |
 //! | `content` | what buffers hold: values, or the promise of a norm or a gated activation |
 //! | `scratch` | memory between the kernels of one operation |
+//! | `reserve` | how much of it steps need, set aside before they come |
 //! | `shared` | device and queue, which everything shares |
 //! | `backend` | `Cuda`, which implements the traits with these |
 //! | `linear`, `attention`, `calibrate` | its larger operations |
@@ -80,6 +81,8 @@ mod parallel;
 mod plan;
 #[cfg(feature = "cuda")]
 mod profile;
+#[cfg(feature = "cuda")]
+mod reserve;
 #[cfg(feature = "cuda")]
 mod scratch;
 #[cfg(feature = "cuda")]

@@ -33,10 +33,10 @@ use super::{
     operand::Placed,
     shared::Shared,
 };
-use crate::{HostWeight, KernelError, PackedWeight, Result, WeightSpec};
+use crate::{HostWeight, KernelError, PackedWeight, Presence, Result, WeightSpec};
 
 /// Addresses reserved at once, unless a weight needs more: many weights of a layer, few reservations.
-const SEGMENT: usize = 16 << 30;
+pub(super) const SEGMENT: usize = 16 << 30;
 
 /// Where weights live on the device.
 #[derive(Debug)]
@@ -65,8 +65,8 @@ struct SegmentState {
 
 #[derive(Debug)]
 struct Leaving {
-    /// Behind the last work that may use it.
-    event: Event,
+    /// Behind the last work that may use it; none when there was none.
+    event: Option<Event>,
     segment: Arc<Segment>,
     bytes: Range<usize>,
 }
@@ -150,7 +150,9 @@ impl WeightSpace {
     pub(super) fn settle(&self) -> Result<()> {
         let mut leaving = lock(&self.leaving);
         while let Some(first) = leaving.front() {
-            if !first.event.is_done()? {
+            if let Some(event) = &first.event
+                && !event.is_done()?
+            {
                 break;
             }
             let Some(first) = leaving.pop_front() else { break };
@@ -163,7 +165,9 @@ impl WeightSpace {
     fn settle_one(&self) -> Result<bool> {
         let mut leaving = lock(&self.leaving);
         let Some(first) = leaving.front() else { return Ok(false) };
-        first.event.wait()?;
+        if let Some(event) = &first.event {
+            event.wait()?;
+        }
         let Some(first) = leaving.pop_front() else { return Ok(false) };
         first.segment.give(&first.bytes)?;
         Ok(true)
@@ -175,10 +179,12 @@ impl WeightSpace {
         Ok(())
     }
 
-    /// Marks a range as leaving once the work up to now is done, that of a step that is being followed included.
+    /// Marks a range as leaving once the work up to now is done, that of a step that is being followed included. Between steps
+    /// there is none: then it leaves at once, and a copy that comes next finds its memory.
     fn leave(&self, segment: &Arc<Segment>, bytes: Range<usize>) -> Result<()> {
         self.shared.flush()?;
-        let event = Event::record(&self.shared.gpu.compute)?;
+        let compute = &self.shared.gpu.compute;
+        let event = if compute.is_idle()? { None } else { Some(Event::record(compute)?) };
         lock(&self.leaving).push_back(Leaving { event, segment: segment.clone(), bytes });
         Ok(())
     }
@@ -256,6 +262,19 @@ impl CudaWeight {
     /// True while it has memory on the device.
     pub fn is_resident(&self) -> bool {
         !matches!(*lock(&self.state), State::Absent)
+    }
+
+    /// Where its bytes are; does not wait for a copy.
+    pub(super) fn presence(&self) -> Result<Presence> {
+        let state = lock(&self.state);
+        Ok(match &*state {
+            State::Absent => Presence::Absent,
+            State::Resident => Presence::Here,
+            State::Coming(event) => {
+                self.space.shared.gpu.context.bind()?;
+                if event.is_done()? { Presence::Here } else { Presence::Coming }
+            }
+        })
     }
 
     /// Starts the copy to the device if the budget has room for it now; else nothing happens, and the first use copies.

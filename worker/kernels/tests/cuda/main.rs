@@ -16,6 +16,7 @@ mod memory;
 mod model;
 mod parallel;
 mod plan;
+mod reserve;
 mod rotary;
 mod sample;
 mod sim;

@@ -88,12 +88,6 @@ fn beside_the_program() -> Option<PathBuf> {
     folder.is_dir().then_some(folder)
 }
 
-/// What of a device's budget an engine may fill with weights, cache and buffers. The rest is cuBLASLt's workspace, the scratch of
-/// long steps, and what is lost where memory comes in pieces of 2 MiB.
-fn for_the_engine(budget: u64) -> u64 {
-    (budget - budget / 16).saturating_sub(64 << 20)
-}
-
 impl<B: Opened> Devices for Gpus<B> {
     type Device = B;
 
@@ -101,14 +95,14 @@ impl<B: Opened> Devices for Gpus<B> {
         Ok(B::open(&self.options)?)
     }
 
-    /// What each device keeps to (the budget that was given, else most of what was free when it was opened), without what it
-    /// needs for itself.
+    /// What each device keeps to: the budget that was given, else most of what was free when it was opened. The engine's plan
+    /// takes off what the device needs for itself.
     fn budget(&self, gpu: &B) -> anyhow::Result<u64> {
-        Ok(for_the_engine(gpu.budget() as u64))
+        Ok(gpu.budget() as u64)
     }
 
     fn own_memory(&self, gpu: &B) -> Option<u64> {
-        Some(for_the_engine(gpu.budget() as u64))
+        Some(gpu.budget() as u64)
     }
 
     /// Four-bit codes are unpacked to BF16 (W4A16): a GPU has no use for integer products of groups.

@@ -45,6 +45,16 @@ impl Stream {
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.raw) })
     }
 
+    /// True when all work of the stream is done; does not wait.
+    pub(in crate::cuda) fn is_idle(&self) -> Result<bool> {
+        self.context.bind()?;
+        // SAFETY: the stream lives.
+        match unsafe { sys::cuStreamQuery(self.raw) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => check("cuStreamQuery", code).map(|()| true),
+        }
+    }
+
     /// Work submitted from now on waits for the event.
     pub(in crate::cuda) fn wait(&self, event: &Event) -> Result<()> {
         // SAFETY: both live.

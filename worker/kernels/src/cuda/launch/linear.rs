@@ -100,7 +100,7 @@ impl Output {
 /// Outputs of a block of the kernels for few rows; weights are padded to it.
 pub(in crate::cuda) const STRIP: usize = 32;
 /// Outputs of a block of the group-wise kernels for more rows.
-const WIDE_STRIP: usize = 128;
+pub(in crate::cuda) const WIDE_STRIP: usize = 128;
 
 /// The rows of a tile: which kernel of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

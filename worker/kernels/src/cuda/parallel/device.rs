@@ -9,8 +9,9 @@ use super::{
     values::{ParallelBuffer, ParallelKv, ParallelWeight, Parts},
 };
 use crate::{
-    BlockMove, Device, HostTensor, KernelError, KvLayout, KvScales, PackedWeight, Result, Split, WeightSpec,
-    cuda::{CudaKv, layout},
+    BlockMove, Device, HostTensor, KernelError, KvLayout, KvScales, PackedWeight, Presence, Result, Split, WeightSpec,
+    Workload,
+    cuda::{CudaKv, backend::HOST_BANDWIDTH, layout},
 };
 
 impl Parallel {
@@ -93,6 +94,31 @@ impl Device for Parallel {
         let share = Share::new(spec, split, self.count())?;
         let sizes = (0..self.count()).map(|device| layout::gpu_len(&share.spec(spec, device)));
         sizes.collect::<Result<Vec<_>>>().map(|sizes| sizes.into_iter().max().unwrap_or(0))
+    }
+
+    fn kv_block_bytes(&self, layout: &KvLayout) -> usize {
+        let divided = layout.kv_heads.is_multiple_of(self.count());
+        let kv_heads = if divided { layout.kv_heads / self.count() } else { layout.kv_heads };
+        KvLayout { kv_heads, ..*layout }.block_bytes()
+    }
+
+    fn host_bandwidth(&self) -> Option<f64> {
+        // Each has a link of its own, and its part comes over it.
+        Some(HOST_BANDWIDTH)
+    }
+
+    fn reserve(&self, workload: &Workload) -> Result<usize> {
+        // What all rows are multiplied with is smaller on each; a bound need not be close.
+        let workload = workload.clone();
+        let bytes = self.ask(move |rank| rank.cuda.reserve(&workload))?;
+        Ok(bytes.into_iter().max().unwrap_or(0))
+    }
+
+    fn presence(&self, weight: &ParallelWeight) -> Presence {
+        let parts = weight.parts.clone();
+        let all = self.ask(move |rank| parts.with(rank.index, |weight| Ok(rank.cuda.presence(weight))));
+        // What cannot be told is told by the next step.
+        all.ok().and_then(|all| all.into_iter().min()).unwrap_or(Presence::Absent)
     }
 
     fn prefetch(&self, weight: &ParallelWeight) {
