@@ -178,10 +178,10 @@ mod tests {
     #[test]
     fn a_ring_sends_all_but_its_own_part() {
         let ceilings = ceilings();
-        let tenths_of_microseconds = |cost: Cost| (cost.seconds * 1e7).round() as u64;
-        assert_eq!(tenths_of_microseconds(ceilings.all_reduce(1e6, 1)), 0);
-        assert_eq!(tenths_of_microseconds(ceilings.all_reduce(1e6, 2)), 200);
-        assert_eq!(tenths_of_microseconds(ceilings.all_reduce(1e6, 4)), 250);
-        assert_eq!(tenths_of_microseconds(ceilings.host_copy(1e6)), 1020);
+        let nanoseconds = |cost: Cost| (cost.seconds * 1e9).round() as u64;
+        assert_eq!(nanoseconds(ceilings.all_reduce(1e6, 1)), 0);
+        assert_eq!(nanoseconds(ceilings.all_reduce(1e6, 2)), 20_000);
+        assert_eq!(nanoseconds(ceilings.all_reduce(1e6, 4)), 25_000);
+        assert_eq!(nanoseconds(ceilings.host_copy(1e6)), 102_000);
     }
 }
