@@ -15,6 +15,7 @@ mod places;
 
 use std::{
     ffi::{CStr, CString, c_void},
+    fs,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     ptr::NonNull,
@@ -194,6 +195,27 @@ fn search<T>(
 
 /// Opens a library by its path, or by its name alone. It is never closed: threads of its own may run.
 fn open(path: &Path) -> std::result::Result<NonNull<c_void>, String> {
+    for part in parts(path) {
+        // One that does not load may be of another version than the library that asks for it.
+        let _ = open_file(&part);
+    }
+    open_file(path)
+}
+
+/// What NVRTC loads by itself when it first compiles, by name alone: the loader finds it only if it is loaded already, since
+/// a wheel's library does not say that its parts lie beside it.
+fn parts(path: &Path) -> Vec<PathBuf> {
+    let named =
+        |file: &Path, start: &str| file.file_name().is_some_and(|name| name.as_bytes().starts_with(start.as_bytes()));
+    let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && named(path, "libnvrtc.so"))
+    else {
+        return Vec::new();
+    };
+    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    files.filter(|file| named(file, "libnvrtc-builtins.so")).collect()
+}
+
+fn open_file(path: &Path) -> std::result::Result<NonNull<c_void>, String> {
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| "a path with a zero byte".to_owned())?;
     // SAFETY: a string that ends; what the library does when it is loaded is its own.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
