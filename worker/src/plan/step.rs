@@ -215,6 +215,9 @@ pub fn step_plan(batch: usize, first: usize, rows: usize, vocab: usize) -> StepP
     }
 }
 
+/// Makes a weight of a name, a kind and sides, and a division.
+type MakeWeight<'a, W> = dyn FnMut(&'static str, &WeightSpec, Split) -> anyhow::Result<W> + 'a;
+
 /// A profile's weights on a device, made one by one from their names and shapes; norm gains are one.
 ///
 /// # Errors
@@ -223,7 +226,7 @@ pub fn profile_weights<D: modelprofile_kernels::Device>(
     device: &D,
     config: &ModelConfig,
     format: WeightFormat,
-    weight: &mut dyn FnMut(&'static str, &WeightSpec, Split) -> anyhow::Result<D::Weight>,
+    weight: &mut MakeWeight<'_, D::Weight>,
 ) -> anyhow::Result<ProfileWeights<D>> {
     let shapes = Shapes::new(config, format);
     let vector = |width: usize| device.upload(&HostTensor { rows: 1, width, data: vec![1.0; width] });
