@@ -35,7 +35,7 @@ const DEEP: Sizes = Sizes { hidden: 2048, intermediate: 2048, layers: 1, ..TINY 
 
 #[rstest]
 #[case(WeightKind::Bf16, TINY, 70, false)]
-#[case(WeightKind::Int8Outliers { columns: 20 }, TINY, 70, false)]
+#[case(WeightKind::Int8Outliers { columns: 13 }, TINY, 70, false)]
 #[case(WeightKind::Fp8Block, TINY, 40, false)]
 #[case(WeightKind::Int4 { group: 64 }, TINY, 256, false)]
 #[case(WeightKind::Int4 { group: 128 }, DEEP, 3, false)]
