@@ -7,7 +7,6 @@ use super::{
     backend::{fits, number},
     content::CudaBuffer,
     device::peers_of,
-    driver::Event,
     graph::{Command, Queue},
     kernels::Side,
     launch::rows::Vocabulary,
@@ -78,7 +77,7 @@ impl Cuda {
 
     /// True when the device takes no work any more: its context is lost.
     pub(super) fn is_lost(&self) -> bool {
-        Event::record(&self.shared.gpu.compute).and_then(|event| event.is_done()).is_err()
+        self.shared.gpu.compute.is_lost()
     }
 
     /// Waits for all work and forgets recorded steps.

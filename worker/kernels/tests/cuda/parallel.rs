@@ -436,7 +436,7 @@ fn one_gpu_that_leaves_a_recorded_step_takes_the_others_along() {
     sim.calm();
     assert_eq!(run.device.replays(), before);
     assert!(begun.elapsed() < NO_HANG, "{:?}", begun.elapsed());
-    assert_eq!(run.steps(&steps), expected, "and all record and replay again");
+    assert_eq!(run.steps(&steps), expected, "and all replay again");
     assert!(run.device.replays()[0] > before[0]);
 }
 

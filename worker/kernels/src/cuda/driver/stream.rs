@@ -55,6 +55,14 @@ impl Stream {
         }
     }
 
+    /// True when the context takes no work any more. Does not wait.
+    pub(in crate::cuda) fn is_lost(&self) -> bool {
+        let bound = self.context.bind();
+        // SAFETY: the stream lives.
+        let code = unsafe { sys::cuStreamQuery(self.raw) };
+        bound.is_err() || !matches!(code, sys::CUresult::CUDA_SUCCESS | sys::CUresult::CUDA_ERROR_NOT_READY)
+    }
+
     /// Work submitted from now on waits for the event.
     pub(in crate::cuda) fn wait(&self, event: &Event) -> Result<()> {
         // SAFETY: both live.
