@@ -41,8 +41,8 @@ fn two() -> EngineConfig {
 }
 
 /// A greedy text, with how far ahead of the next each token was.
-fn text(engine: &EngineHandle, prompt: Vec<u32>, tokens: usize) -> Vec<(u32, f32)> {
-    let request = GenerateRequest { logprobs: Some(2), ..support::greedy(&prompt, tokens) };
+fn text(engine: &EngineHandle, prompt: &[u32], tokens: usize) -> Vec<(u32, f32)> {
+    let request = GenerateRequest { logprobs: Some(2), ..support::greedy(prompt, tokens) };
     let mut stream = engine.submit(request).unwrap();
     let mut text = Vec::new();
     loop {
@@ -74,7 +74,7 @@ fn texts_are_the_cpus_but_for_near_ties(#[case] format: WeightFormat, #[case] kv
     let mut equal = 0;
     for index in 0..4 {
         let prompt = prompt(7 + 13 * index as usize, index);
-        let [found, expected] = [&found, &expected].map(|engine| text(engine, prompt.clone(), 20));
+        let [found, expected] = [&found, &expected].map(|engine| text(engine, &prompt, 20));
         match found.iter().zip(&expected).position(|(a, b)| a.0 != b.0) {
             None => equal += 1,
             Some(at) => assert!(expected[at].1 < NEAR_TIE, "text {index}, token {at}: {:?}", expected[at]),
