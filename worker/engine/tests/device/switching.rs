@@ -155,10 +155,10 @@ fn a_mixed_step_counts_as_the_less_precise_profiles_and_a_switch_back_waits_for_
     for reply in [there, joined, joined_too] {
         assert_eq!(reply.blocking_recv().unwrap().outcome, SwitchEnd::Completed);
     }
-    // Two requests for the same profile are one.
-    for reply in [replaced, back] {
+    // The latest request wins: one that has not begun is replaced by one for the profile that is coming.
+    for (reply, outcome) in [(replaced, SwitchEnd::Replaced), (back, SwitchEnd::Completed)] {
         let result = reply.blocking_recv().unwrap();
-        assert_eq!((result.outcome, &*result.from, &*result.to), (SwitchEnd::Completed, "density", "quality"));
+        assert_eq!((result.outcome, &*result.from, &*result.to), (outcome, "density", "quality"));
     }
     let runs = text(&mut stream);
     let names: Vec<&str> = runs.iter().map(|(name, _)| name.as_str()).collect();
