@@ -198,6 +198,8 @@ impl<B: Backend> Core<B> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failure is the test's result")]
+
     use proptest::prelude::*;
 
     use super::*;
@@ -209,13 +211,16 @@ mod tests {
         new: Vec<isize>,
         /// Time until a part has come; none while it is absent.
         coming: Vec<Option<isize>>,
+        /// Parts in the order in which their copies began.
+        order: Vec<usize>,
         released: Vec<bool>,
     }
 
     impl Device {
         fn pass(&mut self, mut time: isize) {
             // One link: copies come one after the other.
-            for left in self.coming.iter_mut().flatten() {
+            for part in &self.order {
+                let left = self.coming[*part].as_mut().unwrap();
                 let now = (*left).min(time);
                 *left -= now;
                 time -= now;
@@ -236,6 +241,7 @@ mod tests {
             if self.coming[part].is_none() && self.new[part] <= self.free {
                 self.free -= self.new[part];
                 self.coming[part] = Some(self.new[part]);
+                self.order.push(part);
             }
         }
 
@@ -273,7 +279,8 @@ mod tests {
 
     fn device(free: isize, old: &[isize], new: &[isize]) -> Device {
         let parts = old.len();
-        Device { free, old: old.into(), new: new.into(), coming: vec![None; parts], released: vec![false; parts] }
+        let (coming, released) = (vec![None; parts], vec![false; parts]);
+        Device { free, old: old.into(), new: new.into(), coming, order: Vec::new(), released }
     }
 
     #[test]
