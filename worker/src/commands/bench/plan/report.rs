@@ -74,8 +74,8 @@ fn table(text: &mut String, step: &Step) -> fmt::Result {
     let of = if step.tokens == step.rows * step.batch { "this step" } else { "all chunks" };
     writeln!(
         text,
-        "  modelled: {:.3} ms a step, {:.0} tokens/s by {of}, without the host's work between steps; the simulator's step, with an \n  \
-         overhead fitted at full batches: {:.3} ms",
+        "  modelled: {:.3} ms a step, {:.0} tokens/s by {of}, without the host's work between steps;\n  \
+         the simulator's step, with an overhead fitted at full batches: {:.3} ms",
         seconds * 1e3,
         step.tokens_per_second(),
         step.simulated_seconds * 1e3,
