@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use modelprofile_api::{Manifest, Strategy, unsupported};
+use modelprofile_api::{Manifest, ModelProfileSpec, Strategy, unsupported};
 
 use super::{ADMIN, CACHE, CONFIG, HTTP, KEYS, Launch, Probes, Refused, Subject, VOLUMES, args, checkpoint};
+
+/// What tells a worker where to compute.
+const DEVICE: &str = "MODELPROFILE_DEVICE";
 
 /// Name of the file that says which profile a pod starts in. A pod of a set that serves one profile has a file of its own: the
 /// file for all changes with the decision, and a pod of the old set that starts again in the middle of a Surge would follow it.
@@ -57,7 +60,7 @@ fn launch(subject: &Subject<'_>) -> Launch {
 /// see those of its node all the same, and must leave them alone.
 fn environment(subject: &Subject<'_>) -> BTreeMap<&'static str, String> {
     let device = if subject.spec().placement.accelerator_resource.is_some() { "cuda" } else { "cpu" };
-    let mut variables: BTreeMap<_, _> = [("MODELPROFILE_DEVICE", device.to_owned())].into();
+    let mut variables: BTreeMap<_, _> = [(DEVICE, device.to_owned())].into();
     if subject.profile().tensor_parallel > 1 {
         // What keeps accelerators from each other is said by NCCL alone, and only if it is asked.
         variables.insert("NCCL_DEBUG", "WARN".to_owned());
@@ -66,13 +69,23 @@ fn environment(subject: &Subject<'_>) -> BTreeMap<&'static str, String> {
 }
 
 /// How a pod without an accelerator prepares what this project's worker serves. What is measured there is to count where the
-/// pods have accelerators, which multiply weights in groups with BF16 activations.
+/// pods compute on accelerators, which multiply weights in groups with BF16 activations.
 pub(crate) fn preparing(manifest: &Manifest) -> Vec<String> {
     let mut arguments = args(["--device", "cpu"]);
-    if manifest.spec.placement.accelerator_resource.is_some() {
+    if is_accelerated(&manifest.spec) {
         arguments.extend(args(["--activations", "bf16"]));
     }
     arguments
+}
+
+/// Whether the pods compute on accelerators: those that have some do, unless the manifest itself names the CPU.
+fn is_accelerated(spec: &ModelProfileSpec) -> bool {
+    let own = &spec.engine.args;
+    let apart = || own.windows(2).find(|pair| pair[0] == "--device").map(|pair| pair[1].as_str());
+    let argument = own.iter().find_map(|argument| argument.strip_prefix("--device=")).or_else(apart);
+    let variable = || spec.engine.env.iter().find(|variable| variable.name == DEVICE);
+    let named = argument.or_else(|| variable().and_then(|variable| variable.value.as_deref()));
+    spec.placement.accelerator_resource.is_some() && named != Some("cpu")
 }
 
 /// Where the worker finds and keeps models.

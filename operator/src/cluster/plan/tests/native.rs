@@ -353,6 +353,16 @@ fn a_worker_computes_on_the_accelerators_that_its_pod_has_and_on_no_others() {
     let own = "placement: {acceleratorResource: nvidia.com/gpu}
 engine: {env: [{name: MODELPROFILE_DEVICE, value: auto}]}";
     assert_eq!(device(own), ["auto"], "the manifest's comes before the operator's");
+
+    let prepares = |sections: &str| super::super::engine::preparing(valid(sections).manifest()).join(" ");
+    let accelerated = "--device cpu --activations bf16";
+    assert_eq!(prepares(""), "--device cpu");
+    assert_eq!(prepares("placement: {acceleratorResource: nvidia.com/gpu}"), accelerated);
+    assert_eq!(prepares(own), accelerated);
+    for cpu in ["args: [--device, cpu]", "args: [--device=cpu]", "env: [{name: MODELPROFILE_DEVICE, value: cpu}]"] {
+        let own = format!("placement: {{acceleratorResource: nvidia.com/gpu}}\nengine: {{{cpu}}}");
+        assert_eq!(prepares(&own), "--device cpu", "{cpu}");
+    }
 }
 
 #[test]
