@@ -87,6 +87,7 @@ impl Scenario {
         let file = variant_of(manifest, folder, Mode::Pinned(&quality), budget_mib)?;
         let capacity = runner.capacity(&file, &source.probes(&shape)).await?;
         println!("{quality} serves {capacity:.2} requests/s; the burst brings {:.2}", OVERLOAD * capacity);
+        let shape = shape.at_rate(OVERLOAD * capacity);
         let trace::Peak { trace, burst_end } = source.peak(&shape, OVERLOAD * capacity, QUIET * capacity);
         let (trace, clipped) = trace.clip(context);
         println!(

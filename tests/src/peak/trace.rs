@@ -15,8 +15,22 @@ pub struct Shape {
     pub lead: f64,
     /// Requests of the burst; how long it takes depends on their rate.
     pub requests: usize,
+    /// Seconds of the replay that they may take: where the rate is too low for that, there are fewer.
+    pub longest: f64,
     /// Quiet after it, in seconds of the replay.
     pub tail: f64,
+}
+
+/// Fewest requests of a burst, however slow the machine: with fewer, few would wait.
+const FEWEST: usize = 12;
+
+impl Shape {
+    /// The same with the requests of the burst that come in its time at a rate.
+    pub fn at_rate(self, burst_rate: f64) -> Self {
+        // A rate that fits more than all requests gives all.
+        let in_time = (self.longest * burst_rate) as usize;
+        Self { requests: self.requests.min(in_time.max(FEWEST)), ..self }
+    }
 }
 
 /// The requests of a peak.
@@ -112,7 +126,16 @@ impl Source {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape { lead: 100.0, requests: 400, tail: 200.0 };
+    const SHAPE: Shape = Shape { lead: 100.0, requests: 400, longest: f64::INFINITY, tail: 200.0 };
+
+    #[test]
+    fn a_slow_machine_gets_fewer_requests_but_some() {
+        let shape = Shape { longest: 90.0, ..SHAPE };
+        assert_eq!(shape.at_rate(10.0), shape);
+        assert_eq!(shape.at_rate(0.5), Shape { requests: 45, ..shape });
+        assert_eq!(shape.at_rate(0.01).requests, FEWEST);
+        assert_eq!(SHAPE.at_rate(0.01), SHAPE);
+    }
 
     #[test]
     fn a_peak_is_quiet_busy_and_quiet_at_the_rates_asked_for() {

@@ -14,8 +14,8 @@ use modelprofile_kernels::{
 
 fn main() {
     let filter = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
-    let options = CpuOptions { threads: 1, isa: None, grouped_activations: GroupedActivations::Int8 };
-    let mut cpu = Cpu::new(options).unwrap();
+    let cpu = |grouped_activations| Cpu::new(CpuOptions { threads: 1, isa: None, grouped_activations }).unwrap();
+    let (mut halves, mut cpu) = (cpu(GroupedActivations::Bf16), cpu(GroupedActivations::Int8));
     println!("{:<44} {:>8}", format!("{:?}, one thread", cpu.isa()), "GOP/s");
     for (name, kind) in [
         ("bf16", WeightKind::Bf16),
@@ -23,7 +23,10 @@ fn main() {
         ("int8", WeightKind::Int8),
         ("int4-g32", WeightKind::Int4 { group: 32 }),
         ("int8-g32", WeightKind::Int8Group { group: 32 }),
+        ("int4-g32-bf16", WeightKind::Int4 { group: 32 }),
+        ("int8-g32-bf16", WeightKind::Int8Group { group: 32 }),
     ] {
+        let cpu = if name.ends_with("-bf16") { &mut halves } else { &mut cpu };
         for (n, k) in [(3072, 576), (576, 1536)] {
             let values: Vec<f32> = (0..n * k).map(|i| (i * 7919 % 2003) as f32 / 1000.0 - 1.0).collect();
             let weight = pack(&rtn::quantize(kind, rtn::Grid::Minimum, n, k, &values).unwrap()).unwrap();

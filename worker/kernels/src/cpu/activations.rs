@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! words:  [row tile][K step][8 rows]          one step is 4 bytes of a row: 4 INT8 codes or 2 BF16 values
+//! floats: [row][K]                            the BF16 values as FP32, instead of words, where AVX2 computes
 //! groups: [row tile][group][2][8 rows]        FP32: the scale, and the sum of the group's dequantized activations
 //! ```
 //!
-//! Rows are interleaved by eight so that a kernel walks all rows of a tile with one pointer: the operands of its dot
-//! products lie side by side, in the order of use.
+//! Words of rows are interleaved by eight so that a kernel walks all rows of a tile with one pointer: the operands of its
+//! dot products lie side by side, in the order of use. AVX2 has no product of BF16: there a value would be widened again for
+//! each panel, so it is once here.
 
 use half::bf16;
 
@@ -47,7 +49,11 @@ impl Code {
 
     /// Values of one word.
     fn per_word(self) -> usize {
-        if matches!(self, Self::ByteOfRow | Self::ByteOfGroup) { 4 } else { 2 }
+        if self.is_byte() { 4 } else { 2 }
+    }
+
+    fn is_byte(self) -> bool {
+        matches!(self, Self::ByteOfRow | Self::ByteOfGroup)
     }
 }
 
@@ -59,6 +65,7 @@ pub struct Activations {
     /// Groups per row; 0 without groups.
     pub(super) group_count: usize,
     pub(super) words: Vec<u32>,
+    pub(super) floats: Vec<f32>,
     /// One scale per row; 1 where there is none.
     pub(super) scales: Vec<f32>,
     pub(super) groups: Vec<f32>,
@@ -72,10 +79,11 @@ const ROUND: f32 = 12_582_912.0;
 const BLOCK: usize = 32;
 
 impl Activations {
-    /// Makes room for `rows` rows and returns what fills it. `input_scale` is the scale of all rows, measured beforehand;
-    /// without it each row (or group) gets its own.
+    /// Makes room for `rows` rows and returns what fills it, for the kernels of `isa`. `input_scale` is the scale of all
+    /// rows, measured beforehand; without it each row (or group) gets its own.
     pub(super) fn writer<'a>(
         &'a mut self,
+        isa: Isa,
         x: &'a [f32],
         rows: usize,
         k: usize,
@@ -88,8 +96,10 @@ impl Activations {
         let tiles = rows.div_ceil(TILE);
         self.steps = layout.k / code.per_word();
         self.group_count = if layout.group == 0 { 0 } else { k / layout.group };
+        let floats = isa == Isa::Avx2 && !code.is_byte();
         // Lanes beyond the last row keep what they had: no kernel stores their products.
-        self.words.resize(tiles * self.steps * TILE, 0);
+        self.words.resize(if floats { 0 } else { tiles * self.steps * TILE }, 0);
+        self.floats.resize(if floats { tiles * TILE * layout.k } else { 0 }, 0.0);
         self.scales.resize(tiles * TILE, 1.0);
         self.groups.resize(tiles * self.group_count * 2 * TILE, 0.0);
         Writer {
@@ -98,10 +108,13 @@ impl Activations {
             k,
             group: if layout.group == 0 { k } else { layout.group },
             code,
+            isa,
+            floats,
             input_scale,
             steps: self.steps,
             group_count: self.group_count,
             words: self.words.as_mut_ptr(),
+            values: self.floats.as_mut_ptr(),
             scales: self.scales.as_mut_ptr(),
             groups: self.groups.as_mut_ptr(),
             life: std::marker::PhantomData,
@@ -128,10 +141,13 @@ pub(super) struct Writer<'a> {
     k: usize,
     group: usize,
     code: Code,
+    isa: Isa,
+    floats: bool,
     input_scale: Option<f32>,
     steps: usize,
     group_count: usize,
     words: *mut u32,
+    values: *mut f32,
     scales: *mut f32,
     groups: *mut f32,
     life: std::marker::PhantomData<&'a mut Activations>,
@@ -145,6 +161,8 @@ unsafe impl Sync for Writer<'_> {}
 /// The parts of one tile.
 struct Tile<'a> {
     words: &'a mut [u32],
+    /// Row after row.
+    floats: &'a mut [f32],
     scales: &'a mut [f32],
     groups: &'a mut [f32],
 }
@@ -164,17 +182,19 @@ impl Writer<'_> {
     /// Quantizes the rows of one tile.
     ///
     /// # Safety
-    /// `index` is below [`Self::tiles`], no other thread fills it meanwhile, and `isa` is available.
-    pub(super) unsafe fn tile(&self, isa: Isa, index: usize) {
+    /// `index` is below [`Self::tiles`], no other thread fills it meanwhile, and the writer's instruction set is available.
+    pub(super) unsafe fn tile(&self, index: usize) {
         let (words, groups) = (self.steps * TILE, self.group_count * 2 * TILE);
+        let (words, floats) = if self.floats { (0, words * self.code.per_word()) } else { (words, 0) };
         // SAFETY: the buffers hold all tiles, which do not overlap; the caller's promise.
         unsafe {
             let mut tile = Tile {
                 words: std::slice::from_raw_parts_mut(self.words.add(index * words), words),
+                floats: std::slice::from_raw_parts_mut(self.values.add(index * floats), floats),
                 scales: std::slice::from_raw_parts_mut(self.scales.add(index * TILE), TILE),
                 groups: std::slice::from_raw_parts_mut(self.groups.add(index * groups), groups),
             };
-            fill(isa, self, index, &mut tile);
+            fill(self.isa, self, index, &mut tile);
         }
     }
 
@@ -197,8 +217,13 @@ impl Writer<'_> {
                     Code::HalfOfE4m3Group => scale = (absmax(x) / e4m3::MAX).max(SMALLEST_SCALE),
                     _ => {}
                 }
-                let first = group * self.group / self.code.per_word();
-                let sum = self.codes(x, 1.0 / scale, &mut tile.words[first * TILE..], lane);
+                let first = group * self.group;
+                let sum = if self.floats {
+                    let row = lane * self.steps * self.code.per_word();
+                    self.floats(x, 1.0 / scale, &mut tile.floats[row + first..])
+                } else {
+                    self.codes(x, 1.0 / scale, &mut tile.words[first / self.code.per_word() * TILE..], lane)
+                };
                 if grouped {
                     let at = group * 2 * TILE + lane;
                     tile.groups[at] = scale;
@@ -254,26 +279,58 @@ impl Writer<'_> {
                 sum as f32
             }
             Code::Half | Code::HalfOfGroup | Code::HalfOfE4m3 | Code::HalfOfE4m3Group => {
-                let mut codes = [0u16; BLOCK];
-                let narrow = matches!(self.code, Code::HalfOfE4m3 | Code::HalfOfE4m3Group);
-                for (code, v) in codes.iter_mut().zip(x) {
-                    *code = if narrow {
-                        // E4M3 has fewer bits than BF16: the decoded value is exact.
-                        (e4m3_round(v * inverse).to_bits() >> 16) as u16
-                    } else {
-                        to_bf16(*v)
-                    };
-                }
+                let codes = self.halves(x, inverse);
                 for (out, pair) in out.chunks_exact_mut(TILE).zip(codes.as_chunks::<2>().0) {
                     out[lane] = u32::from(pair[0]) | u32::from(pair[1]) << 16;
                 }
-                if self.code == Code::HalfOfGroup {
-                    codes.iter().map(|code| bf16::from_bits(*code).to_f32()).sum()
-                } else {
-                    0.0
-                }
+                self.sum(&codes)
             }
         }
+    }
+
+    /// Writes consecutive values as FP32; returns the sum of a group's.
+    #[inline(always)]
+    fn floats(&self, x: &[f32], inverse: f32, out: &mut [f32]) -> f32 {
+        let mut sum = 0.0;
+        let (blocks, rest) = x.as_chunks::<BLOCK>();
+        let (whole, last) = out.split_at_mut(blocks.len() * BLOCK);
+        let mut write = |x: &[f32; BLOCK], out: &mut [f32]| {
+            let codes = self.halves(x, inverse);
+            for (out, code) in out.iter_mut().zip(&codes) {
+                *out = f32::from_bits(u32::from(*code) << 16);
+            }
+            sum += self.sum(&codes);
+        };
+        for (x, out) in blocks.iter().zip(whole.as_chunks_mut::<BLOCK>().0) {
+            write(x, out);
+        }
+        if !rest.is_empty() {
+            // Only a whole row can have a rest: K is padded with zeros to 8.
+            let mut values = [0.0f32; BLOCK];
+            values[..rest.len()].copy_from_slice(rest);
+            write(&values, &mut last[..rest.len().next_multiple_of(8)]);
+        }
+        sum
+    }
+
+    /// BF16 values: the rounded ones, or those of E4M3, which has fewer bits.
+    #[inline(always)]
+    fn halves(&self, x: &[f32; BLOCK], inverse: f32) -> [u16; BLOCK] {
+        let mut codes = [0u16; BLOCK];
+        let narrow = matches!(self.code, Code::HalfOfE4m3 | Code::HalfOfE4m3Group);
+        for (code, v) in codes.iter_mut().zip(x) {
+            *code = if narrow { (e4m3_round(v * inverse).to_bits() >> 16) as u16 } else { to_bf16(*v) };
+        }
+        codes
+    }
+
+    /// The sum of BF16 values, where groups need one.
+    #[inline(always)]
+    fn sum(&self, codes: &[u16; BLOCK]) -> f32 {
+        if self.code != Code::HalfOfGroup {
+            return 0.0;
+        }
+        codes.iter().map(|code| bf16::from_bits(*code).to_f32()).sum()
     }
 }
 
@@ -329,14 +386,23 @@ mod tests {
         }
     }
 
+    /// A value of BF16 activations.
+    fn half(x: &Activations, row: usize, at: usize) -> f32 {
+        if x.words.is_empty() {
+            x.floats[row * x.steps * 2 + at]
+        } else {
+            bf16::from_bits((x.word(row, at / 2) >> (16 * (at % 2))) as u16).to_f32()
+        }
+    }
+
     fn quantized(isa: Isa, kind: WeightKind, grouped: GroupedActivations, x: &[f32], rows: usize) -> Activations {
         let k = x.len() / rows;
         let layout = PanelLayout::new(&WeightSpec { kind, n: 16, k });
         let mut activations = Activations::default();
-        let writer = activations.writer(x, rows, k, &layout, kind, grouped, None);
+        let writer = activations.writer(isa, x, rows, k, &layout, kind, grouped, None);
         for tile in 0..writer.tiles() {
             // SAFETY: one thread, tiles in range, the instruction set is one of the available.
-            unsafe { writer.tile(isa, tile) };
+            unsafe { writer.tile(tile) };
         }
         activations
     }
@@ -362,8 +428,7 @@ mod tests {
                         assert_eq!(f32::from(bytes.word(row, at / 4).to_le_bytes()[at % 4] as i8), code);
                         let row_code = (v * (1.0 / (top / 127.0))).round_ties_even() + 128.0;
                         assert_eq!(f32::from(wide.word(row, at / 4).to_le_bytes()[at % 4]), row_code);
-                        let half = (halves.word(row, at / 2) >> (16 * (at % 2))) as u16;
-                        assert_eq!(bf16::from_bits(half), bf16::from_f32(*v));
+                        assert_eq!(half(&halves, row, at), bf16::from_f32(*v).to_f32());
                     }
                     assert_eq!(bytes.group(row, group), (scale, scale * sum), "{isa:?}");
                 }
@@ -378,8 +443,7 @@ mod tests {
             assert!((0..zeros.steps).all(|step| zeros.word(0, step) == 0x8080_8080), "{isa:?}");
             let values: Vec<f32> = (1..=13).map(|i| i as f32).collect();
             let halves = quantized(isa, WeightKind::Bf16, GroupedActivations::Int8, &values, 1);
-            let found: Vec<f32> =
-                (0..16).map(|i| bf16::from_bits((halves.word(0, i / 2) >> (16 * (i % 2))) as u16).to_f32()).collect();
+            let found: Vec<f32> = (0..16).map(|i| half(&halves, 0, i)).collect();
             assert_eq!(found[..13], values[..], "{isa:?}");
             assert_eq!(found[13..], [0.0; 3], "{isa:?}");
         }

@@ -87,11 +87,11 @@ impl Cpu {
         let isa = self.isa;
         let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
         let (kind, scale) = (w.spec.kind, w.input_scale()?);
-        let writer = self.activations.writer(&x[..rows * k], rows, k, &layout, kind, self.grouped, scale);
+        let writer = self.activations.writer(isa, &x[..rows * k], rows, k, &layout, kind, self.grouped, scale);
         pool.for_chunks(writer.tiles(), 1, |_, range| {
             for tile in range {
                 // SAFETY: tiles are claimed once; the instruction set is the machine's.
-                unsafe { writer.tile(isa, tile) };
+                unsafe { writer.tile(tile) };
             }
         });
         let output = Output { base: out.data.as_mut_ptr(), stride: n, bias: bias.map(|b| &b.data[..]), add };

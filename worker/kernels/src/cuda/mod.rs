@@ -74,6 +74,7 @@ mod linear;
 mod memory;
 #[cfg(feature = "cuda")]
 mod nccl;
+#[cfg(feature = "cuda")]
 mod operand;
 #[cfg(feature = "cuda")]
 mod parallel;

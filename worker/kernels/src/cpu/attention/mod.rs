@@ -4,11 +4,14 @@
 //! | module | what it does |
 //! |---|---|
 //! | `portable` | FP32 arithmetic, any head size and cache format |
+//! | `avx2` | FP32 multiply-adds, any cache format |
 //! | `avx512` | BF16 products for the formats that BF16 holds exactly |
 //!
 //! Each query row walks its blocks in order with its own running maximum and sum, so that a row does not depend on its
 //! neighbours, on the chunking of the prompt, nor on which physical blocks hold the tokens.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
@@ -22,6 +25,8 @@ use crate::{AttentionShape, BLOCK_TOKENS, SequenceSpan};
 #[derive(Default)]
 pub struct Scratch {
     portable: portable::Scratch,
+    #[cfg(target_arch = "x86_64")]
+    avx2: avx2::Scratch,
     #[cfg(target_arch = "x86_64")]
     avx512: avx512::Scratch,
 }
@@ -130,6 +135,12 @@ pub unsafe fn attend(
     if isa == Isa::Avx512 && avx512::can(&task) {
         // SAFETY: the caller's promises.
         unsafe { avx512::attend(&task, &mut scratch.avx512) };
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if isa != Isa::Scalar && avx2::can(&task) {
+        // SAFETY: the caller's promises; machines with AVX-512 have AVX2.
+        unsafe { avx2::attend(&task, &mut scratch.avx2) };
         return;
     }
     // SAFETY: the caller's promises.
