@@ -26,6 +26,7 @@ const FEWEST: usize = 12;
 
 impl Shape {
     /// The same with the requests of the burst that come in its time at a rate.
+    #[must_use]
     pub fn at_rate(self, burst_rate: f64) -> Self {
         // A rate that fits more than all requests gives all.
         let in_time = (self.longest * burst_rate) as usize;

@@ -47,8 +47,11 @@ impl Codes for Bf16 {
         // SAFETY: the caller's promise: 64 bytes of a step.
         let halves = unsafe { load(codes.add(first * 64 + quarter / 2 * 32)) };
         let zero = _mm256_setzero_si256();
-        let wide =
-            if quarter % 2 == 0 { _mm256_unpacklo_epi16(zero, halves) } else { _mm256_unpackhi_epi16(zero, halves) };
+        let wide = if quarter.is_multiple_of(2) {
+            _mm256_unpacklo_epi16(zero, halves)
+        } else {
+            _mm256_unpackhi_epi16(zero, halves)
+        };
         _mm256_castsi256_ps(wide)
     }
 }
