@@ -143,18 +143,46 @@ unsafe fn store<K: Kernel, const R: usize>(product: Product<'_>, row: usize, ind
     unsafe {
         let panel = product.panel(index);
         let sums = K::tile::<R>(Operands { x, row, panel, codes, layout });
-        for (r, sums) in sums.iter().enumerate() {
-            let mut values = [0.0f32; PANEL];
-            for (half, sums) in sums.iter().enumerate() {
-                let scales = _mm256_loadu_ps(panel.add(layout.rows + half * 32).cast());
-                // Kinds without a scale per row of activations have 1 there.
-                let scales = _mm256_mul_ps(scales, _mm256_set1_ps(x.scales[row + r]));
-                _mm256_storeu_ps(values.as_mut_ptr().add(half * 8), _mm256_mul_ps(*sums, scales));
-            }
-            out.store(row + r, index, w.spec.n, &values);
+        let scales = [0, 1].map(|half| _mm256_loadu_ps(panel.add(layout.rows + half * 32).cast()));
+        for (r, sums) in sums.into_iter().enumerate() {
+            // Kinds without a scale per row of activations have 1 there.
+            let row_scale = _mm256_set1_ps(x.scales[row + r]);
+            let values = [0, 1].map(|half| _mm256_mul_ps(sums[half], _mm256_mul_ps(scales[half], row_scale)));
+            put(out, row + r, index, w.spec.n, values);
         }
     }
     R
+}
+
+/// Stores the outputs of a panel in a row.
+///
+/// # Safety
+/// As [`Output::store`].
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn put(out: Output<'_>, row: usize, panel: usize, n: usize, values: Pair) {
+    // SAFETY: the caller's promise; a panel that ends before `n` has all its columns in the matrix and in the bias.
+    unsafe {
+        if (panel + 1) * PANEL > n {
+            let mut lanes = [0.0f32; PANEL];
+            for (half, values) in values.into_iter().enumerate() {
+                _mm256_storeu_ps(lanes.as_mut_ptr().add(half * 8), values);
+            }
+            out.store(row, panel, n, &lanes);
+            return;
+        }
+        for (half, mut values) in values.into_iter().enumerate() {
+            let column = panel * PANEL + half * 8;
+            let place = out.base.add(row * out.stride + column);
+            if let Some(bias) = out.bias {
+                values = _mm256_add_ps(values, _mm256_loadu_ps(bias[column..][..8].as_ptr()));
+            }
+            if out.add {
+                values = _mm256_add_ps(_mm256_loadu_ps(place), values);
+            }
+            _mm256_storeu_ps(place, values);
+        }
+    }
 }
 
 /// # Safety
