@@ -1,10 +1,10 @@
 //! FP32 multiply-adds for BF16 and FP8, and for integer codes with BF16 activations.
 //!
-//! Codes are widened to *pair registers*: each holds two inputs (a step) of four outputs, side by side, and meets the same two
-//! values of a row in all its lanes. So an output has two sums, of the even and of the odd inputs, each in ascending order: a
-//! row keeps four chains of multiply-adds in flight, and two rows are enough to hide their latency. BF16 is widened at
-//! once, by its place in the lane. FP8 takes longer, so that for many rows it is rewritten as BF16, which holds it exactly, once
-//! for a panel; the sums stay the same.
+//! Codes are widened to *pair registers*: each holds two inputs (a step) of four outputs, side by side, and meets the same
+//! two values of a row in all its lanes. So an output has two sums, of the even and of the odd inputs, each in ascending
+//! order: a row keeps four chains of multiply-adds in flight, and two rows are enough to hide their latency. BF16 is
+//! widened at once, by its place in the lane. FP8 takes longer, so that for many rows it is rewritten as BF16, which holds
+//! it exactly, once for a panel; the sums stay the same.
 
 use std::{arch::x86_64::*, cell::RefCell, marker::PhantomData, ops::Range};
 
@@ -14,8 +14,9 @@ use crate::{
     pack::{PANEL, PanelLayout},
 };
 
-/// Rows from which writing and reading a panel as BF16 pays (measured: at 8 rows FP8 gains a tenth, at 16 a third).
-const DECODE_ROWS: usize = 8;
+/// Rows from which writing a panel as BF16 and reading that pays (Zen 3, `make bench-kernels`: nothing at 4 rows, two
+/// fifths at 8, three fifths at 16).
+const DECODE_ROWS: usize = 5;
 
 thread_local! {
     /// A panel as BF16.
