@@ -21,6 +21,9 @@ demo: tools model ## Serve a real model and change its precision under load
 	cargo build --workspace --bins
 	"$$(. tests/scripts/lib.sh; binaries)/demo" $(PEAK)
 
+# What the tests start is built as the tests are: without them, the crates below would have fewer features, and all of it would
+# be compiled once more.
+test: export BINARIES := --bins --tests
 .PHONY: test
 test: tools fmt-check clippy doc test-rust test-cuda test-openai test-interchange test-charts test-cluster-harness test-cluster test-demo ## Run everything the project tests
 	$(call step,all tests passed)
@@ -96,7 +99,7 @@ test-interchange: model
 .PHONY: test-demo
 test-demo: model
 	$(call step,switching under load)
-	cargo build --workspace --bins
+	cargo build --workspace $(or $(BINARIES),--bins)
 	@# Exit code 2: nothing failed but a gap was too long, or what was to be a peak was none, which can be the machine's, where
 	@# a neighbour takes a core. Then a second run must be clean.
 	demo() { "$$(. tests/scripts/lib.sh; binaries)/demo" $(PEAK); }; demo || { [ $$? = 2 ] && demo; }

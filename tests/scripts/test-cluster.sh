@@ -9,7 +9,7 @@ need_cargo
 need_python
 
 tests/scripts/model.sh
-cargo build --workspace --bins
+cargo build --workspace ${BINARIES:---bins}
 mode="$(cluster_mode)"
 only=()
 [ "$mode" = node ] || only=(--control-plane)

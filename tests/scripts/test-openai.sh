@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 need_cargo
 tests/scripts/model.sh
 python="$(venv openai tests/python/requirements.txt)"
-cargo build --quiet --workspace --bins
+cargo build --quiet --workspace ${BINARIES:---bins}
 
 run="$(mktemp -d)"
 worker=
