@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Checks and measures a GPU, in under eight minutes: the kernels' and the backend's own tests on the hardware, then bandwidth,
-# every kernel beside its roofline, decode and prefill throughput, switch times, torch and vLLM where they are installed.
+# Checks and measures a GPU, in eight minutes at most, which its own limits see to: the kernels' and the backend's own tests on
+# the hardware, then bandwidth, every kernel beside its roofline, decode and prefill throughput, switch times, torch and vLLM
+# where they are installed.
 #
 #   gpu-check.sh --prepare     here, without a GPU: builds all that is needed into .gpu-check/ (under 64 MB), to be carried along
 #   gpu-check.sh               there: uses .gpu-check/ when it is there, else builds; results go to $OUT (default gpu-check-results/)

@@ -7,6 +7,8 @@ mod evaluate;
 mod export;
 mod follow;
 mod inspect;
+#[cfg(feature = "cuda")]
+mod kernels;
 mod listen;
 mod measure;
 mod model;
@@ -52,6 +54,9 @@ enum Command {
     Export(export::Export),
     /// Score a text: perplexity of each format and its divergence from BF16.
     Evaluate(evaluate::Evaluate),
+    /// Compile the GPU's kernels into a folder that is installed with the worker. Needs NVRTC, and no GPU.
+    #[cfg(feature = "cuda")]
+    Kernels(kernels::Kernels),
 }
 
 impl Cli {
@@ -68,6 +73,8 @@ impl Cli {
             Command::Bench(command) => command.run(),
             Command::Evaluate(command) => command.run(),
             Command::Export(command) => command.run(),
+            #[cfg(feature = "cuda")]
+            Command::Kernels(command) => command.run(),
         }
     }
 }

@@ -192,6 +192,44 @@ fn two_gpus_share_a_model_and_say_what_one_says() {
 }
 
 #[test]
+fn kernels_that_were_compiled_beforehand_are_used_and_others_are_not_needed() {
+    let setup = Setup::new();
+    let out = setup.path("shipped");
+    let ship = || {
+        // That of the emulated device.
+        let mut command = setup.command(&["kernels", "--capability", "9.0", "--out"]);
+        let output = command.arg(&out).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        fs::read_dir(&out)
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().modified().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let written = ship();
+    assert!(written.len() > 10, "{written:?}");
+    // What is there is not compiled again.
+    assert_eq!(ship(), written);
+
+    // A cache of its own: nothing was compiled into it.
+    let cache = setup.path("other-cache");
+    let mut command = tiny::worker(&cache);
+    command.env_remove("MODELPROFILE_DEVICE").env("RUST_LOG", "info").env("MODELPROFILE_KERNELS", &out).args([
+        "quantize",
+        "--device",
+        "cuda:0",
+        "--format",
+        "FP8:static",
+        "--calibration-tokens",
+        "512",
+    ]);
+    setup.log(&mut command);
+    assert!(!cache.join("kernels").exists());
+
+    let error = tiny::fail(setup.command(&["kernels", "--capability", "sm_90", "--out", "unused"]));
+    assert!(error.contains("sm_90 is not a compute capability"), "{error}");
+}
+
+#[test]
 fn a_calibrated_quantization_runs_on_the_gpu() {
     let setup = Setup::new();
     let mut command =
