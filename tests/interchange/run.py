@@ -48,7 +48,7 @@ CALIBRATED = [
     ("INT4:g64:integer:awq", ["compressed-tensors", "autoawq", "gptq"]),
 ]
 SCORED = ["FP8", "INT8", "INT4:g64:integer"]
-LAYERS, WINDOW, WINDOWS = 2, 256, 2
+LAYERS, WINDOW, WINDOWS = 2, 256, 6
 
 
 class Worker:
@@ -144,9 +144,10 @@ def compare_scores(worker, model, folder):
         own_perplexity, own_divergence = ours[name]
         report = {"model": name, "perplexity": [round(own_perplexity, 3), round(perplexity, 3)],
                   "divergence": [round(own_divergence, 6), round(divergence, 6)]}
-        # One computes in FP32, the other in BF16 and in INT8 products, with roundings of activations in other places: up to
-        # 1 % was seen. A wrong scale or order of rows gives a multiple.
-        if not abs(own_perplexity / perplexity - 1) <= 0.02 or not abs(own_divergence - divergence) <= 0.1 * divergence + 2e-3:
+        # One computes in FP32, the other in BF16 and in INT8 products, with roundings of activations in other places. Of two
+        # models that are each 0.025 away from a third, a token's logarithms differ by at most some sqrt(4 x 0.025) = 0.3, which
+        # is a percent over these thousand tokens: three of them are allowed. A wrong scale or order of rows gives a multiple.
+        if not abs(own_perplexity / perplexity - 1) <= 0.03 or not abs(own_divergence - divergence) <= 0.1 * divergence + 2e-3:
             sys.exit(f"error: transformers scores what we wrote differently (ours, theirs): {json.dumps(report)}")
         yield report
 
