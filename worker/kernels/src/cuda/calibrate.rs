@@ -2,11 +2,11 @@
 
 use super::{
     Cuda,
-    backend::fits,
     content::CudaBuffer,
     graph::Command,
     kernels::{Launch, Ptr, Rows, Side},
     launch::calibrate::{self as launch, Rounding},
+    operations::{fits, read, write},
     scratch::Slot,
 };
 use crate::{Calibrate, Device, GroupRounding, HostTensor, KernelError, Result};
@@ -24,9 +24,9 @@ impl Calibrate for Cuda {
         fits("the Gram matrix", gram, k, k)?;
         let side = Side::new("the calibration rows", k)?;
         let Some(rows) = Rows::new(rows)? else { return Ok(()) };
-        self.read(x)?;
-        self.read(gram)?;
-        self.write(gram)?;
+        read(self, x)?;
+        read(self, gram)?;
+        write(self, gram)?;
         self.run(launch::gram(rows, x.at(), side, gram.at()))
     }
 
@@ -36,9 +36,9 @@ impl Calibrate for Cuda {
         fits("the maxima", out, 1, k)?;
         let side = Side::new("the calibration rows", k)?;
         let Some(rows) = Rows::new(rows)? else { return Ok(()) };
-        self.read(x)?;
-        self.read(out)?;
-        self.write(out)?;
+        read(self, x)?;
+        read(self, out)?;
+        write(self, out)?;
         self.run(launch::column_absmax(rows, x.at(), side, out.at()))
     }
 
@@ -54,7 +54,7 @@ impl Calibrate for Cuda {
         fits("the changes", changes, rows, k)?;
         if let Some(scales) = rounding.scales {
             fits("the scales", scales, 1, k)?;
-            self.read(scales)?;
+            read(self, scales)?;
         }
         let &GroupRounding { bits, group, grid, scales, cut } = rounding;
         // The kernel's groups are whole float4 of a lane each.
@@ -64,8 +64,8 @@ impl Calibrate for Cuda {
         }
         let side = Side::new("the weights", k)?;
         let Some(rows) = Rows::new(rows)? else { return Ok(()) };
-        self.read(weights)?;
-        self.write(changes)?;
+        read(self, weights)?;
+        write(self, changes)?;
         let scales = scales.map_or(Ptr::NULL, CudaBuffer::at);
         let rounding = Rounding { bits: u32::from(bits), group: group as u32, grid, scales, cut };
         self.run(launch::rounding_changes(rows, weights.at(), side, &rounding, changes.at()))
@@ -84,8 +84,8 @@ impl Calibrate for Cuda {
         let side = Side::new("the changes", k)?;
         out.clear();
         let Some(count) = Rows::new(rows)? else { return Ok(()) };
-        self.read(delta)?;
-        self.read(gram)?;
+        read(self, delta)?;
+        read(self, gram)?;
         let partials = Ptr::new(self.scratch(Slot::Forms, launch::tiles(side) * rows * size_of::<f64>())?);
         let forms = self.buffer(1, rows)?;
         self.run(launch::quadratic_partials(count, delta.at(), gram.at(), side, partials))?;

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::{
     Cuda,
-    backend::{fits, number},
     content::CudaBuffer,
     device::peers_of,
     graph::{Command, Queue},
     kernels::Side,
     launch::rows::Vocabulary,
     memory::Physical,
+    operations::{self, fits, number, read, write},
     parallel::Member,
     step::CudaStep,
     weights::CudaWeight,
@@ -44,8 +44,8 @@ impl Cuda {
         if count == 0 {
             return Ok(());
         }
-        self.read(buffer)?;
-        self.write(buffer)?;
+        read(self, buffer)?;
+        write(self, buffer)?;
         self.submit(Command::AllReduce { at: buffer.at().address(), count })
     }
 
@@ -59,7 +59,7 @@ impl Cuda {
         out: &mut CudaBuffer,
     ) -> Result<()> {
         let vocabulary = Vocabulary { tokens: number(table.spec().n), first: number(first), missing: 0.0 };
-        self.embed_from(step, table, vocabulary, number(all), out)
+        operations::embed(self, step, table, (vocabulary, number(all)), out)
     }
 
     /// A weight from its rows.

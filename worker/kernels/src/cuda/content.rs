@@ -46,12 +46,15 @@ impl CudaBuffer {
 /// What a promise keeps alive: memory, or what stands for it in a plan.
 pub(super) type Kept = Arc<dyn std::fmt::Debug + Send + Sync>;
 
-/// A buffer, as promises see it.
+/// A buffer, as operations and promises see it.
 pub(super) trait Held {
     /// Which it is.
     fn id(&self) -> u64;
     /// Where its values are.
     fn at(&self) -> Ptr<f32>;
+    /// Its sides.
+    fn rows(&self) -> usize;
+    fn width(&self) -> usize;
     /// What lives as long as it does.
     fn kept(&self) -> Kept;
 }
@@ -63,6 +66,14 @@ impl Held for CudaBuffer {
 
     fn at(&self) -> Ptr<f32> {
         Self::at(self)
+    }
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn width(&self) -> usize {
+        self.width
     }
 
     fn kept(&self) -> Kept {

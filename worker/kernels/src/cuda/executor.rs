@@ -1,21 +1,39 @@
-//! What operations of several kernels are written against: a device, or a plan of what it would be given.
+//! What operations are written against: a device, or a plan of what it would be given.
 //!
 //! ```text
-//! products, attention -> Executor -> Cuda: queue and stream
-//!                                \-> Planner: a list of kernels with their bytes and operations
+//! operations, products, attention -> Executor -> Cuda: queue and stream
+//!                                            \-> Planner: a list of kernels with their bytes and operations
 //! ```
 //!
 //! So the plan launches what the device launches, by the same code and the same constants.
 
-use super::{Cuda, cublaslt::Shape, driver::Address, graph::Command, linear::UNPACK_ROWS, scratch::Slot};
-use crate::Result;
+use super::{
+    content::Held, cublaslt::Shape, driver::Address, graph::Command, launch::Pool, operand::Placed, present::Present,
+    scratch::Slot,
+};
+use crate::{KvLayout, Result};
 
 /// Takes commands, in order.
 pub(super) trait Executor {
+    /// An FP32 matrix.
+    type Buffer: Held;
+    /// A linear weight.
+    type Weight: Located;
+    /// The paged pool.
+    type Kv: Paged;
+
     /// Adds a command.
     fn submit(&self, command: Command) -> Result<()>;
     /// Memory between the kernels of one operation: at least so many bytes, at the same place as before if they fit there.
     fn scratch(&self, slot: Slot, bytes: usize) -> Result<Address>;
+    /// Does something with the present step, which is locked meanwhile.
+    fn present<T>(&self, work: impl FnOnce(&mut Present) -> T) -> T;
+    /// Whether the present step is under way: behind its end, rows that pad it are the caller's again.
+    fn is_in_step(&self) -> bool;
+    /// Has what is submitted from now on find a weight's bytes in their place.
+    fn make_ready(&self, weight: &Self::Weight) -> Result<()>;
+    /// Puts memory below the first blocks of a pool.
+    fn back(&self, kv: &mut Self::Kv, blocks: usize) -> Result<()>;
     /// Whether cuBLASLt is there and has an algorithm for a product.
     fn takes(&self, shape: Shape) -> Result<bool>;
     /// Streaming multiprocessors.
@@ -26,31 +44,20 @@ pub(super) trait Executor {
     fn unpack_rows(&self) -> usize;
 }
 
-impl Executor for Cuda {
-    fn submit(&self, command: Command) -> Result<()> {
-        Self::submit(self, command)
-    }
+/// A weight, as operations see it.
+pub(super) trait Located {
+    /// Where it is while it is ready.
+    fn placed(&self) -> Placed;
+}
 
-    fn scratch(&self, slot: Slot, bytes: usize) -> Result<Address> {
-        Self::scratch(self, slot, bytes)
-    }
-
-    fn takes(&self, shape: Shape) -> Result<bool> {
-        self.shared.queue(|queue| match &queue.machine.lt {
-            Some(lt) => lt.takes(shape),
-            None => Ok(false),
-        })
-    }
-
-    fn processors(&self) -> usize {
-        self.shared.gpu.info.processors as usize
-    }
-
-    fn deterministic(&self) -> bool {
-        self.options.deterministic
-    }
-
-    fn unpack_rows(&self) -> usize {
-        UNPACK_ROWS
-    }
+/// A pool, as operations see it.
+pub(super) trait Paged {
+    /// What a block holds.
+    fn layout(&self) -> &KvLayout;
+    /// Usable blocks.
+    fn blocks(&self) -> usize;
+    /// Whether the first `blocks` blocks have memory.
+    fn is_backed(&self, blocks: usize) -> bool;
+    /// One layer of it.
+    fn pool(&self, layer: usize) -> Pool;
 }

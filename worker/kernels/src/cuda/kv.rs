@@ -20,11 +20,12 @@ use std::sync::Arc;
 
 use super::{
     driver::Address,
+    executor::Paged,
     launch::Pool,
     memory::{Arena, Block, Physical, Region},
     shared::Shared,
 };
-use crate::{AttentionShape, BLOCK_TOKENS, BlockMove, KernelError, KvLayout, KvScales, Result};
+use crate::{BLOCK_TOKENS, BlockMove, KernelError, KvLayout, KvScales, Result};
 
 /// A pool of KV blocks on the device.
 #[derive(Debug)]
@@ -82,11 +83,6 @@ impl CudaKv {
         self.region.mapped_bytes()
     }
 
-    /// One layer of it, as launches take it.
-    pub(super) fn pool(&self, layer: usize) -> Pool {
-        Pool { base: self.base(), layout: self.layout, layer, scales: self.scales_of(layer) }
-    }
-
     pub(super) fn base(&self) -> Address {
         self.region.base()
     }
@@ -103,20 +99,6 @@ impl CudaKv {
         &self.scales
     }
 
-    /// Holds attention's shape against what the pool stores.
-    pub(super) fn check(&self, shape: &AttentionShape, layer: usize) -> Result<()> {
-        let KvLayout { layers, kv_heads, head_dim, .. } = self.layout;
-        let sound = shape.kv_heads == kv_heads
-            && shape.head_dim == head_dim
-            && kv_heads > 0
-            && shape.heads.is_multiple_of(kv_heads)
-            && layer < layers;
-        if sound {
-            return Ok(());
-        }
-        Err(KernelError::Shape(format!("{shape:?} in layer {layer} is not of {:?}", self.layout)))
-    }
-
     /// Puts memory below the first `blocks` blocks.
     pub(super) fn back(&mut self, blocks: usize) -> Result<()> {
         let chunks = self.region.chunks_of(0..blocks * self.layout.block_bytes()).end;
@@ -125,11 +107,6 @@ impl CudaKv {
             self.mapped = chunks;
         }
         Ok(())
-    }
-
-    /// True when the first `blocks` blocks have memory.
-    pub(super) fn is_backed(&self, blocks: usize) -> bool {
-        self.region.chunks_of(0..blocks * self.layout.block_bytes()).end <= self.mapped
     }
 
     /// Changes the number of usable blocks. No work that uses blocks above it may be unfinished.
@@ -169,6 +146,24 @@ impl CudaKv {
             numbers.extend([*from, *to]);
         }
         Ok(numbers)
+    }
+}
+
+impl Paged for CudaKv {
+    fn layout(&self) -> &KvLayout {
+        &self.layout
+    }
+
+    fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    fn is_backed(&self, blocks: usize) -> bool {
+        self.region.chunks_of(0..blocks * self.layout.block_bytes()).end <= self.mapped
+    }
+
+    fn pool(&self, layer: usize) -> Pool {
+        Pool { base: self.base(), layout: self.layout, layer, scales: self.scales_of(layer) }
     }
 }
 

@@ -14,23 +14,26 @@
 //! | `weights` | weights on the host and, while used, on the device |
 //! | `cublaslt` | products of cuBLASLt |
 //! | `graph` | the queue of work; recorded decode steps |
-//! | `step` | a step's description on the device |
+//! | `step`, `staging` | a step's description on the device; the way there |
 //! | `content` | what buffers hold: values, or the promise of a norm or a gated activation |
 //! | `scratch` | memory between the kernels of one operation |
 //! | `reserve` | how much of it steps need, set aside before they come |
 //! | `shared` | device and queue, which everything shares |
-//! | `backend` | `Cuda`, which implements the traits with these |
-//! | `linear`, `attention`, `calibrate` | its larger operations |
+//! | `open` | `Cuda`: an opened GPU with its memory and queue |
+//! | `storage`, `backend` | the traits, implemented for it |
+//! | `operations`, `linear`, `attention` | the operations of a step: what is checked, and what launched |
+//! | `executor` | what those are written against: `Cuda`, or a plan |
+//! | `present` | the present step, as they see it |
+//! | `calibrate` | statistics of calibration |
 //! | `parallel` | `Parallel`: several of them that compute one model together |
 //! | `collective`, `nccl` | what a `Cuda` does for that; sums over devices |
 //! | `work` | the bytes and operations of a launch |
-//! | `executor` | what the larger operations are written against: `Cuda`, or a plan |
 //! | `plan` | `Planner`: the kernels of a step, without a device |
 //! | `profile` | how long each kernel of a step takes on the device |
 //!
 //! ```text
-//! Backend operation -> Command (a launch by value) -> Queue -> stream, or a recorded graph
-//!                                                \-> Planner: a list
+//! Backend -> operations -> Command (a launch by value) -> Queue -> stream, or a recorded graph
+//!                                                     \-> Planner: a list
 //! ```
 //!
 //! # Threads
@@ -75,11 +78,17 @@ mod memory;
 #[cfg(feature = "cuda")]
 mod nccl;
 #[cfg(feature = "cuda")]
+mod open;
+#[cfg(feature = "cuda")]
 mod operand;
+#[cfg(feature = "cuda")]
+mod operations;
 #[cfg(feature = "cuda")]
 mod parallel;
 #[cfg(feature = "cuda")]
 mod plan;
+#[cfg(feature = "cuda")]
+mod present;
 #[cfg(feature = "cuda")]
 mod profile;
 #[cfg(feature = "cuda")]
@@ -89,7 +98,11 @@ mod scratch;
 #[cfg(feature = "cuda")]
 mod shared;
 #[cfg(feature = "cuda")]
+mod staging;
+#[cfg(feature = "cuda")]
 mod step;
+#[cfg(feature = "cuda")]
+mod storage;
 #[cfg(feature = "cuda")]
 mod weights;
 #[cfg(feature = "cuda")]
@@ -97,7 +110,6 @@ mod work;
 
 #[cfg(feature = "cuda")]
 pub use self::{
-    backend::Cuda,
     compile::{Images, Origin, Unit, nvrtc_options},
     content::CudaBuffer,
     device::{CudaOptions, DeviceInfo, available, usable},
@@ -105,6 +117,7 @@ pub use self::{
     kv::CudaKv,
     libraries::look_first_in,
     memory::Physical,
+    open::Cuda,
     parallel::{Parallel, ParallelBuffer, ParallelKv, ParallelStep, ParallelWeight},
     plan::{PlanBuffer, PlanKv, PlanOptions, PlanStep, PlanWeight, Planned, Planner, What},
     profile::{Bandwidth, Profiled},

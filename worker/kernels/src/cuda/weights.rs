@@ -24,10 +24,7 @@ use std::{
 
 use super::{
     driver::{Address, Event, Pinned},
-    launch::{
-        linear::Weight,
-        rows::{Columns, Table},
-    },
+    executor::Located,
     layout::{self, GpuLayout},
     memory::{ALIGNMENT, Physical, Region, lock},
     operand::Placed,
@@ -229,25 +226,16 @@ impl Segment {
     }
 }
 
+impl Located for CudaWeight {
+    fn placed(&self) -> Placed {
+        Placed { layout: self.layout, input_scale: self.input_scale, at: self.address() }
+    }
+}
+
 impl CudaWeight {
     /// Kind and shape.
     pub fn spec(&self) -> WeightSpec {
         self.layout.spec
-    }
-
-    /// Where its parts are, in the form that launches take them.
-    pub(super) fn placed(&self) -> Placed {
-        Placed { layout: self.layout, input_scale: self.input_scale, at: self.address() }
-    }
-
-    /// As [`Placed::table`].
-    pub(super) fn table(&self) -> Result<Table> {
-        self.placed().table()
-    }
-
-    /// As [`Placed::outliers`].
-    pub(super) fn outliers(&self) -> Option<(Columns, Weight, usize)> {
-        self.placed().outliers()
     }
 
     /// Its first address: fixed.
@@ -291,7 +279,7 @@ impl CudaWeight {
     }
 
     /// Makes the work submitted to the compute stream from now on see the weight; copies it if it is not there.
-    pub(super) fn make_ready(&self) -> Result<Address> {
+    pub(super) fn make_ready(&self) -> Result<()> {
         let mut state = lock(&self.state);
         if matches!(*state, State::Absent) {
             self.space.settle()?;
@@ -313,7 +301,7 @@ impl CudaWeight {
                 *state = State::Resident;
             }
         }
-        Ok(self.address())
+        Ok(())
     }
 
     fn start(&self, state: &mut State) -> Result<()> {

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     BlockMove, Device, HostTensor, KernelError, KvLayout, KvScales, PackedWeight, Presence, Result, Split, WeightSpec,
     Workload,
-    cuda::{CudaKv, backend::HOST_BANDWIDTH, layout},
+    cuda::{CudaKv, layout, storage::HOST_BANDWIDTH},
 };
 
 impl Parallel {
