@@ -21,9 +21,6 @@ def headers_of():
         for source in (file for file in files if file.endswith(".cu")):
             headers = [file for file in files if file.endswith(".cuh") and (KERNELS / file).exists()]
             found[source] = headers if source not in found else found[source]
-    # The sampler's unit is the tests' own as long as the table has none.
-    for source in sorted(KERNELS.glob("*.cu")):
-        found.setdefault(source.name, ["prim.cuh", "sample.cuh"])
     return found
 
 

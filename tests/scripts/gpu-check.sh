@@ -97,8 +97,7 @@ else
   export LD_LIBRARY_PATH="$folders${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
   if ! compgen -G "${folders//:/\/libnvrtc.so.1* }/libnvrtc.so.1*" >/dev/null; then
     say "NVRTC is not here: kernels come compiled, and the tests that compile are left out"
-    # The sampler's kernels are in no unit of the backend, so they do not come compiled.
-    filter=(--skip compile:: --skip sample::)
+    filter=(--skip compile::)
   fi
 fi
 

@@ -50,7 +50,7 @@ pub struct Measured {
     pub batch: usize,
     pub context: usize,
     pub tokens: usize,
-    /// By the host's clock, logits on the host.
+    /// By the host's clock, tokens on the host.
     pub seconds: f64,
     pub modelled: f64,
 }

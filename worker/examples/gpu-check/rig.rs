@@ -2,7 +2,7 @@
 
 use modelprofile_engine::{
     ModelConfig, WeightFormat,
-    model::{Model, ProfileWeights},
+    model::{Forget, Model, ProfileWeights},
 };
 use modelprofile_kernels::{
     BLOCK_TOKENS, Device, KernelError, KvFormat, KvScales, StepPlan,
@@ -48,9 +48,9 @@ impl Rig {
         })
     }
 
-    /// One step, logits on the host.
+    /// One step, its tokens drawn.
     pub fn step(&mut self, weights: &ProfileWeights<Cuda>, plan: &StepPlan) -> anyhow::Result<()> {
-        self.model.step(&mut self.gpu, weights, &[], &mut self.kv, plan, &mut |_, _| Ok(()))?;
+        self.model.step(&mut self.gpu, weights, &[], &mut self.kv, plan, &mut Forget)?;
         Ok(())
     }
 
@@ -61,7 +61,7 @@ impl Rig {
         weights: &ProfileWeights<Cuda>,
         plan: &StepPlan,
     ) -> anyhow::Result<()> {
-        self.model.step(&mut self.gpu, weights, &[leaving], &mut self.kv, plan, &mut |_, _| Ok(()))?;
+        self.model.step(&mut self.gpu, weights, &[leaving], &mut self.kv, plan, &mut Forget)?;
         Ok(())
     }
 
@@ -74,7 +74,7 @@ impl Rig {
     ) -> anyhow::Result<Vec<Profiled>> {
         let Self { gpu, model, kv, .. } = self;
         let profiled = gpu.profile(repeats, |gpu| {
-            let done = model.step(gpu, weights, &[], kv, plan, &mut |_, _| Ok(()));
+            let done = model.step(gpu, weights, &[], kv, plan, &mut Forget);
             done.map_err(|error| KernelError::Device(error.to_string()))
         })?;
         Ok(profiled)

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::{BlockMove, GroupedActivations, KvLayout, KvScales, PackedWeight, Result, StepPlan, WeightSpec};
+use crate::{BlockMove, Draw, GroupedActivations, KvLayout, KvScales, PackedWeight, Result, StepPlan, WeightSpec};
 
 /// A row-major FP32 matrix on the host.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -244,8 +244,28 @@ pub trait Backend: Device {
         range: Range<usize>,
         out: &mut Self::Buffer,
     ) -> Result<()>;
+    /// Draws tokens where the logits are: of the rows of `logits`, `[rows, vocab]`, from `first` on, one for each of `draws`, in
+    /// their order. An entry is `None` where a logit is NaN, or none can be drawn since all are negative infinity.
+    ///
+    /// `Ok(None)`: not here. Nothing was changed, and the caller downloads the rows and draws itself. A device says so of a buffer
+    /// as it is (its width, how it is divided over several devices), and says the same of it every time; the default is the
+    /// device without any means to draw, whose logits are in the host's memory anyway.
+    ///
+    /// Otherwise the rows drawn from hold anything afterwards, and the other rows what they held. It waits for what was drawn,
+    /// and so ends the part of a step that may be recorded, as [`Device::download`] does.
+    ///
+    /// The same logits and [`Draw`] give the same token every time. Devices may differ where rounding decides: for a share of
+    /// probability (`top_p`, `random`) that falls within 1e-7 of a boundary.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`](crate::KernelError::Shape) for rows that the buffer does not have; what failed in the computation up
+    /// to now, as with [`Device::download`].
+    fn sample(&mut self, logits: &mut Self::Buffer, first: usize, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>> {
+        let _ = (logits, first, draws);
+        Ok(None)
+    }
     /// Ends a step: all of it has been handed to the device, and what failed in that and was not told by an operation is told
-    /// here. What fails within the computation is told by the next [`Device::download`].
+    /// here. What fails within the computation is told by the next [`Device::download`] or [`Self::sample`].
     ///
     /// A step of which something failed need not be ended.
     fn end(&mut self, step: Self::Step) -> Result<()>;

@@ -21,6 +21,7 @@ pub mod calibrate;
 pub mod cpu;
 pub mod cuda;
 pub mod dense;
+pub mod draw;
 mod error;
 pub mod format;
 pub mod host;
@@ -34,6 +35,7 @@ pub mod weight;
 
 pub use backend::{AttentionShape, Backend, Device, HostTensor, Presence, Rotary, Split, Store, Workload};
 pub use calibrate::{Calibrate, GroupRounding};
+pub use draw::Draw;
 pub use error::{KernelError, Result};
 pub use host::HostWeight;
 pub use kv::{BLOCK_TOKENS, BlockMove, KvFormat, KvLayout, KvScales};

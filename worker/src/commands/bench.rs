@@ -11,7 +11,7 @@ use modelprofile_engine::{
     ModelConfig, WeightFormat,
     artifact::Store,
     checkpoint::Checkpoint,
-    model::{Model, ProfileWeights},
+    model::{Forget, Model, ProfileWeights},
 };
 use modelprofile_kernels::{BLOCK_TOKENS, Backend, Device, KvFormat, KvScales, SequenceSpan, StepPlan};
 
@@ -74,7 +74,8 @@ impl<B: Backend> Rig<B> {
         Ok(Self { device, model, kv, vocab: config.vocab })
     }
 
-    /// Computes `rows` tokens at `position` for each of `batch` sequences, logits of the last row of each.
+    /// Computes `rows` tokens at `position` for each of `batch` sequences, and what follows the last row of each: drawn where the
+    /// device draws, else its logits on the host.
     fn step(
         &mut self,
         weights: &ProfileWeights<B>,
@@ -96,7 +97,7 @@ impl<B: Backend> Rig<B> {
                 .collect(),
             logit_rows: (0..batch).map(|s| s * rows + rows - 1).collect(),
         };
-        self.model.step(&mut self.device, weights, &[], &mut self.kv, &plan, &mut |_, _| Ok(()))?;
+        self.model.step(&mut self.device, weights, &[], &mut self.kv, &plan, &mut Forget)?;
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 use modelprofile_api as api;
 use modelprofile_engine::{
     ModelConfig, WeightFormat,
-    model::{Model, ProfileWeights, weights::LayerWeights},
+    model::{Forget, Model, ProfileWeights, weights::LayerWeights},
 };
 use modelprofile_kernels::{
     BLOCK_TOKENS, Device as _, HostTensor, KvFormat, KvScales, SequenceSpan, Split, StepPlan, WeightKind, WeightSpec,
@@ -188,7 +188,7 @@ impl Device {
         let mut model = Model::new(&planner, &self.config, (batch * rows).max(LEAST_ROWS))?;
         let plan = step_plan(batch, first, rows, 1);
         planner.take();
-        model.step(&mut planner, &weights, &[], &mut kv, &plan, &mut |_, _| Ok(()))?;
+        model.step(&mut planner, &weights, &[], &mut kv, &plan, &mut Forget)?;
         Ok(planner.take())
     }
 
@@ -197,8 +197,8 @@ impl Device {
     }
 }
 
-/// A step of `batch` sequences with `rows` rows each behind `first` tokens; each sequence has blocks of its own, and the logits
-/// of its last row are wanted. Tokens are spread over the vocabulary.
+/// A step of `batch` sequences with `rows` rows each behind `first` tokens; each sequence has blocks of its own, and what
+/// follows its last row is wanted. Tokens are spread over the vocabulary.
 pub fn step_plan(batch: usize, first: usize, rows: usize, vocab: usize) -> StepPlan {
     let blocks = (first + rows).div_ceil(BLOCK_TOKENS);
     StepPlan {

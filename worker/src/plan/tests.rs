@@ -158,7 +158,8 @@ fn kernels_have_the_bound_that_their_work_says() {
     let few = device(&hardware, &config, INT4, 1).decode(1, 1000).unwrap();
     assert_eq!(bound(&few, "gate and up", "linear_int4_m8"), Bound::Memory);
     assert_eq!(bound(&few, "gate and up", "norm_quantize_bf16"), Bound::Launch);
-    assert_eq!(bound(&few, "to the host", "copy_to_host"), Bound::Host);
+    assert_eq!(bound(&few, "sampling", "sample_tokens"), Bound::Launch);
+    assert_eq!(bound(&few, "sampling", "copy_to_host"), Bound::Host);
     let many = device(&hardware, &config, WeightFormat::Fp8, 1).prefill(2048, 2048).unwrap();
     assert_eq!(bound(&many, "down", "cublaslt_fp8_scaled"), Bound::TensorCores);
     assert_eq!(bound(&many, "attention", "attention_prefill"), Bound::TensorCores);
@@ -166,6 +167,7 @@ fn kernels_have_the_bound_that_their_work_says() {
     assert_eq!(bound(&unpacked, "down", "unpack_bf16_int4"), Bound::Memory);
     let two = device(&hardware, &config, WeightFormat::Fp8, 2).decode(4, 100).unwrap();
     assert_eq!(bound(&two, "down", "all_reduce"), Bound::Link);
+    assert_eq!(bound(&two, "to the host", "copy_to_host"), Bound::Host);
     let reduces = two.entries.iter().filter(|entry| entry.planned.name == "all_reduce");
     assert_eq!(reduces.map(|entry| entry.count).sum::<usize>(), 2 * config.layers + 1);
 }

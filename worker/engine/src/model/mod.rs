@@ -4,8 +4,10 @@
 //! |---|---|
 //! | [`weights`] | one profile's weights on a device |
 //! | [`rope`] | rotary frequencies with long-context scaling |
+//! | [`readout`] | what becomes of a step's logits |
 //! | this one | the forward pass of a step |
 
+pub mod readout;
 pub mod rope;
 pub mod weights;
 
@@ -13,6 +15,7 @@ use std::ops::Range;
 
 use modelprofile_kernels::{AttentionShape, Backend, HostTensor, Rotary, StepPlan, Store as Output, Workload};
 
+pub use readout::{Forget, Readout};
 pub use weights::{ProfileWeights, StepWeights};
 
 use crate::{ModelConfig, Result};
@@ -70,7 +73,7 @@ impl<B: Backend> Model<B> {
 
     /// Bytes of the buffers of a model with steps of `max_rows` rows.
     pub fn workspace_bytes(config: &ModelConfig, max_rows: usize) -> u64 {
-        // The logits exist twice: on the device, and on the host for the sampler.
+        // The logits exist twice: on the device, and on the host where it reads them.
         Self::buffer_bytes(config, max_rows) + 4 * (LOGIT_ROWS.min(max_rows) * config.vocab) as u64
     }
 
@@ -109,8 +112,7 @@ impl<B: Backend> Model<B> {
         self.max_rows
     }
 
-    /// Computes a step: every row's K and V go into the cache, and `logits` is called for consecutive ranges of
-    /// `plan.logit_rows` with their logits `[rows, vocab]`.
+    /// Computes a step: every row's K and V go into the cache, and `logits` gets consecutive ranges of `plan.logit_rows`.
     ///
     /// `leaving` are the weights of other profiles, whose memory is given back layer by layer, as the layers of
     /// `weights` are first used: a swap never holds two profiles in memory.
@@ -121,7 +123,7 @@ impl<B: Backend> Model<B> {
         leaving: &[&ProfileWeights<B>],
         kv: &mut B::Kv,
         plan: &StepPlan,
-        logits: &mut dyn FnMut(Range<usize>, &mut HostTensor) -> Result<()>,
+        logits: &mut dyn Readout,
     ) -> Result<()> {
         self.step_observed(backend, &weights.into(), leaving, kv, plan, logits, &mut |_, _, _| Ok(()))
     }
@@ -140,7 +142,7 @@ impl<B: Backend> Model<B> {
         leaving: &[&ProfileWeights<B>],
         kv: &mut B::Kv,
         plan: &StepPlan,
-        logits: &mut dyn FnMut(Range<usize>, &mut HostTensor) -> Result<()>,
+        logits: &mut dyn Readout,
         rotated: &mut dyn FnMut(usize, &B, &B::Buffer) -> Result<()>,
     ) -> Result<()> {
         let rows = plan.rows();
@@ -179,10 +181,22 @@ impl<B: Backend> Model<B> {
             backend.gather_logit_rows(&step, &self.residual, range.clone(), &mut self.selected)?;
             backend.rms_norm(rows, &self.selected, weights.final_norm, epsilon, &mut self.normed)?;
             backend.linear(rows, &self.normed, weights.output, None, Output::Overwrite, &mut self.logits)?;
-            backend.download(&self.logits, rows, &mut self.host)?;
-            logits(range, &mut self.host)?;
+            self.read_out(backend, range, logits)?;
         }
         Ok(backend.end(step)?)
+    }
+
+    /// Has tokens drawn where the logits are, and copies the logits of the other rows.
+    fn read_out(&mut self, backend: &mut B, range: Range<usize>, readout: &mut dyn Readout) -> Result<()> {
+        let draws = readout.draws(range.clone());
+        let copied = range.len() - draws.len().min(range.len());
+        let drawn = if draws.is_empty() { None } else { backend.sample(&mut self.logits, copied, &draws)? };
+        let copied = if drawn.is_some() { copied } else { range.len() };
+        if copied > 0 {
+            backend.download(&self.logits, copied, &mut self.host)?;
+            readout.logits(range.start..range.start + copied, &mut self.host)?;
+        }
+        drawn.map_or(Ok(()), |tokens| readout.tokens(range.start + copied..range.end, &tokens))
     }
 }
 

@@ -2,9 +2,13 @@
 //!
 //! The random number of the n-th generated token depends on the seed and on n alone: not on the batch, not on a
 //! preemption.
+//!
+//! A device that draws itself ([`Backend::sample`](modelprofile_kernels::Backend::sample)) is told how by
+//! [`Sampler::draw`]; the definition is the one here.
 
 use std::{cmp::Ordering, collections::HashMap};
 
+use modelprofile_kernels::Draw;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -51,9 +55,6 @@ impl SamplingParams {
     }
 }
 
-/// Temperatures below this are greedy: they leave one token anyway, and their inverse would leave FP32's range.
-const GREEDY_BELOW: f32 = 1e-5;
-
 /// Chooses the tokens of one request.
 #[derive(Debug)]
 pub struct Sampler {
@@ -68,13 +69,18 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler for a request; `entropy` seeds it when the request names none.
     pub fn new(params: &SamplingParams, prompt: &[u32], entropy: u64) -> Self {
+        let mut params = params.clone();
+        // One bias a token, so that their order says nothing.
+        params.logit_bias.sort_by_key(|(token, _)| *token);
+        params.logit_bias.dedup_by(|(token, more), (kept, bias)| {
+            let same = token == kept;
+            *bias += if same { *more } else { 0.0 };
+            same
+        });
         // Only penalties look at what was seen.
-        let penalized = params.repetition_penalty.to_bits() != 1.0f32.to_bits()
-            || params.presence_penalty != 0.0
-            || params.frequency_penalty != 0.0;
-        let seen = if penalized { prompt.iter().map(|t| (*t, 0)).collect() } else { HashMap::new() };
+        let seen = if is_penalized(&params) { prompt.iter().map(|t| (*t, 0)).collect() } else { HashMap::new() };
         let seed = params.seed.unwrap_or(entropy);
-        Self { params: params.clone(), seed, generated: 0, seen, candidates: Vec::new() }
+        Self { params, seed, generated: 0, seen, candidates: Vec::new() }
     }
 
     /// Chooses a token and remembers it. The logits are changed.
@@ -83,10 +89,43 @@ impl Sampler {
     /// [`SampleError::NotANumber`].
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, SampleError> {
         self.adjust(logits);
-        let token = if self.params.temperature < GREEDY_BELOW { argmax(logits)? } else { self.draw(logits)? };
+        let greedy = self.params.temperature < Draw::GREEDY_BELOW;
+        let token = if greedy { argmax(logits)? } else { self.choose(logits)? };
+        self.remember(token);
+        Ok(token)
+    }
+
+    /// How the present token is drawn, for a device that does it. What it drew goes to [`Self::take`].
+    pub fn draw(&self) -> Draw {
+        let params = &self.params;
+        let seen = if is_penalized(params) { self.seen.iter().map(|(t, n)| (*t, *n)).collect() } else { Vec::new() };
+        Draw {
+            random: self.random(),
+            temperature: params.temperature,
+            top_k: params.top_k,
+            top_p: params.top_p,
+            min_p: params.min_p,
+            repetition: params.repetition_penalty,
+            presence: params.presence_penalty,
+            frequency: params.frequency_penalty,
+            bias: params.logit_bias.clone(),
+            seen,
+        }
+    }
+
+    /// Remembers the token that a device drew as [`Self::draw`] says.
+    ///
+    /// # Errors
+    /// [`SampleError::NotANumber`] where it found none.
+    pub fn take(&mut self, token: Option<u32>) -> Result<u32, SampleError> {
+        let token = token.ok_or(SampleError::NotANumber)?;
+        self.remember(token);
+        Ok(token)
+    }
+
+    fn remember(&mut self, token: u32) {
         self.generated += 1;
         *self.seen.entry(token).or_insert(0) += 1;
-        Ok(token)
     }
 
     fn adjust(&self, logits: &mut [f32]) {
@@ -95,10 +134,10 @@ impl Sampler {
                 *logit += bias;
             }
         }
-        let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.params;
-        if repetition_penalty.to_bits() == 1.0f32.to_bits() && presence_penalty == 0.0 && frequency_penalty == 0.0 {
+        if !is_penalized(&self.params) {
             return;
         }
+        let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.params;
         for (token, count) in &self.seen {
             let Some(logit) = logits.get_mut(*token as usize) else { continue };
             *logit = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
@@ -108,7 +147,7 @@ impl Sampler {
         }
     }
 
-    fn draw(&mut self, logits: &[f32]) -> Result<u32, SampleError> {
+    fn choose(&mut self, logits: &[f32]) -> Result<u32, SampleError> {
         let best = logits[argmax(logits)? as usize];
         let inverse = 1.0 / self.params.temperature;
         let random = self.random();
@@ -155,6 +194,13 @@ impl Sampler {
         rng.set_stream(self.generated);
         (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
+}
+
+/// Whether penalties move any logit.
+fn is_penalized(params: &SamplingParams) -> bool {
+    params.repetition_penalty.to_bits() != 1.0f32.to_bits()
+        || params.presence_penalty != 0.0
+        || params.frequency_penalty != 0.0
 }
 
 /// Keeps the most likely candidates whose probabilities reach the share `p` of all. Looks at the top 256, then at four times
@@ -312,6 +358,24 @@ mod tests {
         let mut logits = [4.0, -4.0, 1.0, 0.0];
         sampler.sample(&mut logits).unwrap();
         assert_eq!(logits, [2.0, -8.0, 1.0, 10.0 / 2.0 - 0.75]);
+    }
+
+    #[test]
+    fn a_draw_says_what_the_sampler_would_do_next() {
+        let plain = Sampler::new(&params(), &[4], 0).draw();
+        assert_eq!((plain.temperature, plain.bias, plain.seen), (1.0, vec![], vec![]), "what was seen is no matter");
+        let logit_bias = vec![(3, 1.0), (2, 5.0), (3, 0.5)];
+        let params = SamplingParams { frequency_penalty: 0.25, top_k: 9, logit_bias, ..params() };
+        let mut sampler = Sampler::new(&params, &[4], 0);
+        let first = sampler.draw();
+        assert_eq!((first.frequency, first.top_k), (0.25, 9));
+        assert_eq!((&first.bias, &first.seen), (&vec![(2, 5.0), (3, 1.5)], &vec![(4, 0)]));
+        assert_eq!(first, sampler.draw(), "nothing is chosen by it");
+        assert_eq!(sampler.take(None), Err(SampleError::NotANumber));
+        assert_eq!(sampler.take(Some(4)), Ok(4));
+        let second = sampler.draw();
+        assert_eq!(second.seen, [(4, 1)]);
+        assert_ne!(second.random, first.random);
     }
 
     #[test]

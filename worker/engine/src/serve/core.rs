@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    ops::Range,
     sync::{
         Arc, PoisonError,
         atomic::Ordering,
@@ -11,23 +10,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use modelprofile_kernels::{Backend, HostTensor};
+use modelprofile_kernels::Backend;
 use rand::Rng;
-use tokio::sync::{mpsc as events, oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     MemorySnapshot, Observation, Observer, ProfileSnapshot, Snapshot, SwitchResult,
+    active::Active,
     handle::{Command, Shared, Submission},
     layers::Moving,
     memory::MemoryPlan,
     pace::Pace,
     switch::PendingSwitch,
+    tokens::{Sampled, Tokens},
 };
 use crate::{
-    FinishReason, Result, TokenEvent, TokenLogprob,
+    FinishReason, TokenEvent,
     artifact::Artifact,
     model::{Model, ProfileWeights, StepWeights},
-    sample::{self, Sampler},
     sched::{ScheduledStep, Scheduler},
 };
 
@@ -44,30 +44,6 @@ pub(super) struct Rung<B: Backend> {
     pub(super) artifact: Artifact,
     /// It is no part of the ladder any more, and goes once another one computes.
     pub(super) leaves: bool,
-}
-
-/// A request that the scheduler knows.
-struct Active {
-    sampler: Sampler,
-    events: events::Sender<TokenEvent>,
-    submitted: Instant,
-    last_token: Option<Instant>,
-    scheduled: bool,
-    prompt_tokens: usize,
-    generated: usize,
-    cached_tokens: usize,
-    max_tokens: usize,
-    stop_tokens: Vec<u32>,
-    ignore_eos: bool,
-    logprobs: Option<usize>,
-    prompt_logprobs: Option<PromptScores>,
-}
-
-/// Log-probabilities of a prompt while its chunks are computed.
-struct PromptScores {
-    tokens: Vec<u32>,
-    top: usize,
-    scores: Vec<Option<TokenLogprob>>,
 }
 
 /// All state of the engine thread.
@@ -106,12 +82,6 @@ pub(super) struct State {
     generated_tokens: u64,
     preemptions: u64,
     drained: Vec<oneshot::Sender<()>>,
-}
-
-/// What one row of logits became.
-enum Sampled {
-    Token { id: u64, token: u32, logprob: Option<TokenLogprob> },
-    Failed { id: u64, error: String },
 }
 
 impl<B: Backend> Core<B> {
@@ -165,42 +135,19 @@ impl<B: Backend> Core<B> {
     }
 
     fn admit(&mut self, submission: Submission) {
-        let Submission { request, events, submitted } = submission;
         let id = self.state.next_id;
         self.state.next_id += 1;
-        let prompt_tokens = request.prompt.len();
-        let prompt_logprobs = request.prompt_logprobs.map(|top| PromptScores {
-            tokens: request.prompt.clone(),
-            top,
-            scores: vec![None; prompt_tokens],
-        });
-        let sampler = Sampler::new(&request.sampling, &request.prompt, self.entropy.next_u64());
-        let added = self.scheduler.add(id, request.prompt, request.max_tokens, prompt_logprobs.is_some());
+        let request = &submission.request;
+        let scored = request.prompt_logprobs.is_some();
+        let added = self.scheduler.add(id, request.prompt.clone(), request.max_tokens, scored);
         if let Err(error) = added {
             self.shared.queued.fetch_sub(1, Ordering::AcqRel);
             let finished =
                 TokenEvent::Finished { reason: FinishReason::Error, cached_tokens: 0, error: Some(error.to_string()) };
-            let _ = events.try_send(finished);
+            let _ = submission.events.try_send(finished);
             return;
         }
-        self.state.requests.insert(
-            id,
-            Active {
-                sampler,
-                events,
-                submitted,
-                last_token: None,
-                scheduled: false,
-                prompt_tokens,
-                generated: 0,
-                cached_tokens: 0,
-                max_tokens: request.max_tokens,
-                stop_tokens: request.stop_tokens,
-                ignore_eos: request.ignore_eos,
-                logprobs: request.logprobs,
-                prompt_logprobs,
-            },
-        );
+        self.state.requests.insert(id, Active::new(submission, self.entropy.next_u64()));
     }
 
     fn drop_cancelled(&mut self) {
@@ -271,20 +218,8 @@ impl<B: Backend> Core<B> {
             }
             return;
         }
-        let plan = scheduled.plan();
-        let mut sampled = Vec::new();
-        let requests = &mut self.state.requests;
-        let mut take = |range: Range<usize>, logits: &mut HostTensor| -> Result<()> {
-            for (row, logits) in plan.logit_rows[range].iter().zip(logits.data.chunks_exact_mut(logits.width)) {
-                let Some((id, position, samples)) = scheduled.row(*row) else { continue };
-                let Some(request) = requests.get_mut(&id) else { continue };
-                request.score_prompt(position, logits);
-                if samples {
-                    sampled.push(request.sample(id, logits));
-                }
-            }
-            Ok(())
-        };
+        let mut plan = scheduled.plan();
+        let mut chosen = Tokens::new(&scheduled, &mut self.state.requests, &mut plan);
         let leaving = std::mem::take(&mut self.leaving);
         let weights = match &self.moving {
             Some(moving) => moving.weights(&self.rungs),
@@ -300,7 +235,8 @@ impl<B: Backend> Core<B> {
             Ok(())
         };
         let (backend, kv) = (&mut self.backend, &mut self.kv);
-        let computed = self.model.step_observed(backend, &weights, &leaving, kv, &plan, &mut take, &mut layer);
+        let computed = self.model.step_observed(backend, &weights, &leaving, kv, &plan, &mut chosen, &mut layer);
+        let sampled = chosen.into_sampled();
         heartbeat.beat();
         if let Err(error) = computed {
             tracing::error!(%error, "a step failed; its requests are ended");
@@ -437,34 +373,5 @@ impl<B: Backend> Core<B> {
             draining: self.shared.draining.load(Ordering::Acquire),
         };
         *self.shared.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
-    }
-}
-
-impl Active {
-    fn sample(&mut self, id: u64, logits: &mut [f32]) -> Sampled {
-        let raw = self.logprobs.map(|top| (top, logits.to_vec()));
-        match self.sampler.sample(logits) {
-            Ok(token) => {
-                let logprob = raw.map(|(top, raw)| sample::logprobs(&raw, token, top));
-                Sampled::Token { id, token, logprob }
-            }
-            Err(error) => Sampled::Failed { id, error: error.to_string() },
-        }
-    }
-
-    /// The logits at `position` score the prompt's next token.
-    fn score_prompt(&mut self, position: usize, logits: &[f32]) {
-        if let Some(prompt) = &mut self.prompt_logprobs
-            && let Some(next) = prompt.tokens.get(position + 1)
-        {
-            prompt.scores[position + 1] = Some(sample::logprobs(logits, *next, prompt.top));
-        }
-    }
-
-    /// Once, before the first token.
-    fn send_prompt_scores(&mut self) {
-        if let Some(prompt) = self.prompt_logprobs.take() {
-            let _ = self.events.try_send(TokenEvent::Prompt(prompt.scores));
-        }
     }
 }

@@ -6,6 +6,8 @@
 //! | [`start`] | artifacts -> weights -> KV pool -> engine thread |
 //! | `handle` | the [`EngineHandle`] that the HTTP layer holds |
 //! | `core` | the loop: take commands, schedule, compute, sample, deliver |
+//! | `active` | a request that the scheduler knows |
+//! | `tokens` | which logits the host reads, and which tokens are drawn on the device |
 //! | `switch` | the in-place switch between two steps |
 //! | `layers` | the same layer by layer, on a device with a memory of its own |
 //! | `ladder` | another ladder between two steps |
@@ -13,6 +15,7 @@
 //! | `heartbeat` | the sign of life of the engine thread |
 //! | [`memory`] | the budget: blocks of each profile |
 
+mod active;
 mod core;
 mod handle;
 mod heartbeat;
@@ -22,6 +25,7 @@ pub mod memory;
 mod pace;
 mod start;
 mod switch;
+mod tokens;
 
 use std::{sync::Arc, time::Instant};
 

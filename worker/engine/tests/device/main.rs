@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `agreement` | logits of every format and architecture against the CPU |
 //! | `serving` | texts, the prefix cache, cancellation, the ladder, failures |
+//! | `sampling` | tokens drawn on the device |
 //! | `switching` | the switch layer by layer under load, and the budget meanwhile |
 //! | `methods` | artifacts that the device calibrated |
 //! | `real` | SmolLM2 |
@@ -14,6 +15,7 @@ mod agreement;
 mod device;
 mod methods;
 mod real;
+mod sampling;
 mod serving;
 #[path = "../../../kernels/tests/cuda/sim.rs"]
 #[allow(

@@ -121,6 +121,11 @@ impl std::ops::Deref for Tiny {
 
 /// A checkpoint of a shape: always the same.
 pub(crate) fn checkpoint(shape: Shape) -> Tiny {
+    changed(shape, &|_, _| {})
+}
+
+/// A checkpoint of a shape with values that were changed, by the tensors' names.
+pub(crate) fn changed(shape: Shape, change: &dyn Fn(&str, &mut [f32])) -> Tiny {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("config.json"), shape.config().to_string()).unwrap();
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shape
@@ -128,8 +133,9 @@ pub(crate) fn checkpoint(shape: Shape) -> Tiny {
         .into_iter()
         .enumerate()
         .map(|(seed, (name, shape))| {
-            let bytes =
-                values(&name, &shape, seed as u32).into_iter().flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect();
+            let mut values = values(&name, &shape, seed as u32);
+            change(&name, &mut values);
+            let bytes = values.into_iter().flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect();
             (name, shape, bytes)
         })
         .collect();

@@ -1,6 +1,6 @@
 //! Every architecture on tiny random checkpoints, against FP32 logits of transformers (tests/golden/make_tiny.py).
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, ops::Range, path::PathBuf};
 
 use modelprofile_engine::{
     ModelConfig, RopeScaling, WeightFormat, ZeroPoint,
@@ -9,7 +9,9 @@ use modelprofile_engine::{
     evaluate::Evaluator,
     model::{Model, ProfileWeights},
 };
-use modelprofile_kernels::{BLOCK_TOKENS, Device, KvFormat, KvLayout, KvScales, SequenceSpan, StepPlan, cpu::Cpu};
+use modelprofile_kernels::{
+    BLOCK_TOKENS, Device, HostTensor, KvFormat, KvLayout, KvScales, SequenceSpan, StepPlan, cpu::Cpu,
+};
 use rstest::rstest;
 use serde::Deserialize;
 
@@ -120,7 +122,7 @@ fn in_chunks(checkpoint: &Checkpoint, prompt: &[u32], chunk: usize) -> Vec<f32> 
             logit_rows: (0..tokens.len()).collect(),
         };
         model
-            .step(&mut cpu, &weights, &[], &mut kv, &plan, &mut |_, host| {
+            .step(&mut cpu, &weights, &[], &mut kv, &plan, &mut |_: Range<usize>, host: &mut HostTensor| {
                 all.extend_from_slice(&host.data);
                 Ok(())
             })

@@ -41,6 +41,10 @@ void cudasim_reset_peak(int device) {
         return 0;
     });
 }
+uint64_t cudasim_bytes_to_host() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return copied_to_host();
+}
 void cudasim_set_memory(int device, uint64_t bytes) {
     on_device<int>(device, 0, [bytes](Device& d) {
         d.memory = bytes;

@@ -13,6 +13,8 @@ CUDASIM_CONTROL uint64_t cudasim_physical_bytes(int device);
 CUDASIM_CONTROL uint64_t cudasim_physical_peak(int device);
 CUDASIM_CONTROL void cudasim_reset_peak(int device);
 CUDASIM_CONTROL void cudasim_set_memory(int device, uint64_t bytes);
+// Bytes that copies brought to the host so far, from all devices.
+CUDASIM_CONTROL uint64_t cudasim_bytes_to_host();
 
 // ---- how fibers and streams run ----
 // order: 0 fifo, 1 lifo, 2 random, 3 priority.

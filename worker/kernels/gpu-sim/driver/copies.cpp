@@ -15,10 +15,15 @@ static int host_to_device(Address dst, const void* src, size_t bytes) {
     emu::race::written((void*)dst, bytes);
     return SUCCESS;
 }
+// Copies run with the lock held.
+static uint64_t bytes_to_host = 0;
+uint64_t copied_to_host() { return bytes_to_host; }
+
 static int device_to_host(void* dst, Address src, size_t bytes) {
     if (!device_memory(src, bytes)) {
         return ILLEGAL_ADDRESS;
     }
+    bytes_to_host += bytes;
     memcpy(dst, (void*)src, bytes);
     return SUCCESS;
 }

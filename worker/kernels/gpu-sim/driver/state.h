@@ -96,6 +96,8 @@ double now_milliseconds();
 
 // Whether [p, p + bytes) is memory that the device may use now.
 bool device_memory(Address p, size_t bytes);
+// Bytes that copies brought to the host so far; with the lock held.
+uint64_t copied_to_host();
 bool allocated_memory(Address p, size_t bytes);
 bool mapped_memory(Address p, size_t bytes);
 bool page_locked(const void* p, size_t bytes);

@@ -6,6 +6,7 @@ use super::{
     Cuda,
     content::CudaBuffer,
     cublaslt::Shape,
+    draw,
     driver::Address,
     executor::Executor,
     graph::Command,
@@ -19,7 +20,7 @@ use super::{
     step::{CudaStep, Numbers},
     weights::CudaWeight,
 };
-use crate::{AttentionShape, Backend, Result, Rotary, StepPlan, Store};
+use crate::{AttentionShape, Backend, Draw, Result, Rotary, StepPlan, Store};
 
 impl Executor for Cuda {
     type Buffer = CudaBuffer;
@@ -32,6 +33,10 @@ impl Executor for Cuda {
 
     fn scratch(&self, slot: Slot, bytes: usize) -> Result<Address> {
         Self::scratch(self, slot, bytes)
+    }
+
+    fn send(&self, slot: Slot, bytes: &[u8]) -> Result<Address> {
+        Self::send(self, slot, bytes)
     }
 
     fn present<T>(&self, work: impl FnOnce(&mut Present) -> T) -> T {
@@ -75,13 +80,12 @@ impl Backend for Cuda {
 
     fn begin(&mut self, plan: &StepPlan) -> Result<CudaStep> {
         let numbers = Numbers::new(plan, self.options.graphs)?;
-        let place = self.scratch_block(Slot::Step, numbers.bytes().len())?;
-        self.copy_in(numbers.bytes(), &place)?;
+        let place = self.send(Slot::Step, numbers.bytes())?;
         if let Some(bucket) = numbers.shape.bucket {
             self.shared.queue(|queue| queue.expect(bucket))?;
         }
         let generation = self.present(|present| present.begin(&numbers));
-        Ok(CudaStep::new(&numbers, Ptr::new(place.address()), generation))
+        Ok(CudaStep::new(&numbers, Ptr::new(place), generation))
     }
 
     fn embed(&mut self, step: &CudaStep, table: &CudaWeight, out: &mut CudaBuffer) -> Result<()> {
@@ -148,6 +152,13 @@ impl Backend for Cuda {
         out: &mut CudaBuffer,
     ) -> Result<()> {
         operations::gather(self, step, x, range, out)
+    }
+
+    fn sample(&mut self, logits: &mut CudaBuffer, first: usize, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>> {
+        let Some(tokens) = draw::tokens(self, logits, first, draws)? else { return Ok(None) };
+        let mut host = vec![0u32; draws.len()];
+        self.copy_out(tokens.address(), bytemuck::cast_slice_mut(&mut host))?;
+        Ok(Some(draw::found(host)))
     }
 
     fn end(&mut self, step: CudaStep) -> Result<()> {

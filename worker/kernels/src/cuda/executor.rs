@@ -26,6 +26,8 @@ pub(super) trait Executor {
     fn submit(&self, command: Command) -> Result<()>;
     /// Memory between the kernels of one operation: at least so many bytes, at the same place as before if they fit there.
     fn scratch(&self, slot: Slot, bytes: usize) -> Result<Address>;
+    /// Copies host bytes into such memory, behind all work up to now: what is recorded of a step ends here.
+    fn send(&self, slot: Slot, bytes: &[u8]) -> Result<Address>;
     /// Does something with the present step, which is locked meanwhile.
     fn present<T>(&self, work: impl FnOnce(&mut Present) -> T) -> T;
     /// Whether the present step is under way: behind its end, rows that pad it are the caller's again.

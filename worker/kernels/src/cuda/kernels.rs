@@ -319,6 +319,10 @@ kernels! {
         PrefillE5m2256 "attention_prefill_e5m2_256" 128 prefill_shared(256, 1),
         Reduce256 "attention_reduce" 128 0,
     }
+    sample = ["prim.cuh", "sample.cuh", "penalize.cu", "sample.cu"] {
+        Penalize "penalize" 256 0,
+        SampleTokens "sample_tokens" 1024 0,
+    }
     calibrate = ["prim.cuh", "rows.cuh", "tiles.cuh", "gram.cu", "rounding.cu", "quadratic.cu"] {
         Gram "gram" 256 0,
         ColumnAbsmax "column_absmax" 256 0,

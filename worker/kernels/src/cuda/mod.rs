@@ -24,6 +24,7 @@
 //! | `operations`, `linear`, `attention` | the operations of a step: what is checked, and what launched |
 //! | `executor` | what those are written against: `Cuda`, or a plan |
 //! | `present` | the present step, as they see it |
+//! | `draw` | tokens drawn from logits |
 //! | `calibrate` | statistics of calibration |
 //! | `parallel` | `Parallel`: several of them that compute one model together |
 //! | `collective`, `nccl` | what a `Cuda` does for that; sums over devices |
@@ -57,6 +58,8 @@ mod content;
 mod cublaslt;
 #[cfg(feature = "cuda")]
 mod device;
+#[cfg(feature = "cuda")]
+mod draw;
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "cuda")]

@@ -64,7 +64,7 @@ impl Cuda {
         let physical = Physical::new(&gpu.context, budget)?;
         let arena = Arena::new(&physical, budget)?;
         let kernels = Kernels::new(&gpu.context, Images::of(&options), gpu.info.capability, driver_version()?);
-        for unit in [UnitName::rows, UnitName::rotary, UnitName::linear] {
+        for unit in [UnitName::rows, UnitName::rotary, UnitName::linear, UnitName::sample] {
             kernels.need(unit)?;
         }
         let mut notes = Vec::new();
@@ -138,8 +138,14 @@ impl Cuda {
         Ok(self.scratch_block(slot, bytes)?.address())
     }
 
-    /// The block that it is.
-    pub(super) fn scratch_block(&self, slot: Slot, bytes: usize) -> Result<Arc<Block>> {
+    /// Host bytes in scratch, behind all work up to now.
+    pub(super) fn send(&self, slot: Slot, bytes: &[u8]) -> Result<Address> {
+        let place = self.scratch_block(slot, bytes.len())?;
+        self.copy_in(bytes, &place)?;
+        Ok(place.address())
+    }
+
+    fn scratch_block(&self, slot: Slot, bytes: usize) -> Result<Arc<Block>> {
         {
             let mut state = lock(&self.state);
             if let Some(block) = state.scratch.get(slot, bytes) {
@@ -171,6 +177,18 @@ impl Cuda {
     pub(super) fn copy_in(&self, bytes: &[u8], to: &Block) -> Result<()> {
         self.shared.flush()?;
         lock(&self.state).staging.upload(&self.shared.gpu.compute, bytes, to.address())
+    }
+
+    /// Copies a range to the host, behind all work up to now, and waits for it; the range is the caller's.
+    pub(super) fn copy_out(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
+        self.shared.flush()?;
+        let stream = &self.shared.gpu.compute;
+        if bytes.is_empty() {
+            return stream.synchronize();
+        }
+        // SAFETY: the slice outlives the copy, which is waited for below whatever it says; the caller has the range.
+        let copied = unsafe { stream.download(bytes.as_mut_ptr(), from, bytes.len()) };
+        copied.and(stream.synchronize())
     }
 
     /// Notes what failed, where nobody waits for it.

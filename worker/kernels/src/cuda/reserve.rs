@@ -1,10 +1,10 @@
 //! How much scratch steps need at most, set aside before they come: a step that had to find memory while weights and cache fill
 //! the budget would fail, and scratch that grows leaves holes behind.
 //!
-//! The bounds follow `linear`, `attention` and `step` operation by operation; a test holds them against what steps take.
+//! The bounds follow `linear`, `attention`, `draw` and `step` operation by operation; a test holds them against what steps take.
 
 use super::{
-    Cuda, attention, graph,
+    Cuda, attention, draw, graph,
     launch::attention::Parts,
     layout::ROW_PIECE,
     linear,
@@ -34,7 +34,7 @@ impl Cuda {
     }
 
     /// Bytes of each piece of scratch.
-    fn needs(&self, workload: &Workload) -> Result<[(Slot, usize); 11]> {
+    fn needs(&self, workload: &Workload) -> Result<[(Slot, usize); 14]> {
         let attention = &workload.attention;
         let padded = |count: usize| graph::bucket(count).unwrap_or(count).max(count);
         let (rows, logit_rows) = (padded(workload.rows), padded(workload.logit_rows).min(padded(workload.rows)));
@@ -57,6 +57,7 @@ impl Cuda {
         let blocks = workload.tokens.div_ceil(BLOCK_TOKENS);
         let step = (4 * rows + 4 * sequences + sequences * blocks) * size_of::<u32>();
         let moves = 2 * workload.blocks * size_of::<u32>();
+        let [draws, lists, tokens] = draw::scratch_bytes(logit_rows, workload.output.0);
         Ok([
             (Slot::Codes, codes),
             (Slot::Scales, scales),
@@ -69,6 +70,9 @@ impl Cuda {
             (Slot::States, states * word),
             (Slot::Step, step),
             (Slot::Moves, moves),
+            (Slot::Draws, draws),
+            (Slot::Lists, lists),
+            (Slot::Tokens, tokens),
         ])
     }
 

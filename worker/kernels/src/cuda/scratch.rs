@@ -30,6 +30,12 @@ pub(super) enum Slot {
     Moves,
     /// The step's numbers.
     Step,
+    /// The parameters of draws.
+    Draws,
+    /// Their lists of tokens.
+    Lists,
+    /// The tokens drawn.
+    Tokens,
     /// Parts of quadratic forms, and the forms.
     Forms,
 }

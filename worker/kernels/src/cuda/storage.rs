@@ -55,19 +55,11 @@ impl Device for Cuda {
     fn download(&self, buffer: &CudaBuffer, rows: usize, host: &mut HostTensor) -> Result<()> {
         fits("the buffer", buffer, rows, buffer.width)?;
         read(self, buffer)?;
-        self.shared.flush()?;
         host.rows = rows;
         host.width = buffer.width;
         host.data.clear();
         host.data.resize(rows * buffer.width, 0.0);
-        if host.data.is_empty() {
-            return self.shared.gpu.compute.synchronize();
-        }
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut host.data);
-        let stream = &self.shared.gpu.compute;
-        // SAFETY: the slice outlives the copy, which is waited for below whatever it says; the buffer has these rows.
-        let copied = unsafe { stream.download(bytes.as_mut_ptr(), buffer.at().address(), bytes.len()) };
-        copied.and(stream.synchronize())
+        self.copy_out(buffer.at().address(), bytemuck::cast_slice_mut(&mut host.data))
     }
 
     fn weight(&self, packed: &PackedWeight, _split: Split) -> Result<CudaWeight> {
@@ -131,10 +123,9 @@ impl Device for Cuda {
         let Some(count) = Rows::new(moves.len())? else { return Ok(()) };
         let top = moves.iter().fold(0, |top, m| top.max(m.from.max(m.to) as usize + 1));
         self.with_room(|| kv.back(top))?;
-        let list = self.scratch_block(Slot::Moves, numbers.len() * size_of::<u32>())?;
-        self.copy_in(bytemuck::cast_slice(&numbers), &list)?;
+        let list = self.send(Slot::Moves, bytemuck::cast_slice(&numbers))?;
         let (pool, bytes) = (Ptr::new(kv.base()), kv.layout.block_bytes());
-        let launch = rows::move_blocks(pool, bytes, Ptr::new(list.address()), count.get() as u32);
+        let launch = rows::move_blocks(pool, bytes, Ptr::new(list), count.get() as u32);
         self.submit(Command::Launch(launch))
     }
 }

@@ -9,6 +9,7 @@ mod attention;
 mod backend;
 mod calibrate;
 mod compile;
+mod draws;
 mod elementwise;
 mod layout;
 mod linear;

@@ -2,8 +2,8 @@
 //! same order.
 
 use modelprofile_kernels::{
-    Backend, KvFormat, StepPlan, WeightKind,
-    cuda::{Cuda, CudaOptions, PlanOptions, Planner, What},
+    Backend, Device, Draw, KvFormat, StepPlan, WeightKind,
+    cuda::{Cuda, CudaOptions, PlanOptions, Planner, What, Work},
 };
 use rstest::rstest;
 
@@ -37,6 +37,12 @@ fn run<B: Backend>(
     move |device| model.step(device, weights, None, plan).map(|_| ())
 }
 
+/// What was planned for the stream, but for copies.
+fn launches(planner: &Planner) -> Vec<(&'static str, [u32; 3], Work)> {
+    let planned = planner.take().into_iter().filter(|entry| entry.what != What::HostCopy);
+    planned.map(|entry| (entry.name, entry.grid, entry.work)).collect()
+}
+
 fn compare(sizes: Sizes, kind: WeightKind, ends: WeightKind, format: KvFormat, options: CudaOptions) {
     let _alone = alone();
     let mut gpu = Cuda::new(options.clone()).unwrap();
@@ -52,15 +58,23 @@ fn compare(sizes: Sizes, kind: WeightKind, ends: WeightKind, format: KvFormat, o
         let given = gpu.trace(run(&mut on_gpu, &real, step)).unwrap();
         planner.take();
         run(&mut on_paper, &planned, step)(&mut planner).unwrap();
-        let listed: Vec<_> = planner
-            .take()
-            .into_iter()
-            .filter(|entry| entry.what != What::HostCopy)
-            .map(|entry| (entry.name, entry.grid, entry.work))
-            .collect();
+        let listed = launches(&planner);
         assert!(given.len() > 10);
         assert_eq!(listed, given, "{kind:?} {format:?}, step {index}");
     }
+    let plain = Draw::default();
+    let draws = [
+        Draw { temperature: 0.0, ..plain.clone() },
+        Draw { bias: vec![(1, 2.0)], seen: vec![(3, 1), (4, 0)], frequency: 0.5, ..plain.clone() },
+        plain,
+    ];
+    let mut there = gpu.buffer(4, sizes.vocab).unwrap();
+    let given = gpu.trace(|gpu| gpu.sample(&mut there, 1, &draws).map(|_| ())).unwrap();
+    let mut here = planner.buffer(4, sizes.vocab).unwrap();
+    assert!(planner.sample(&mut here, 1, &draws).unwrap().is_some());
+    let names: Vec<_> = given.iter().map(|entry| entry.0).collect();
+    assert_eq!(names, ["penalize", "sample_tokens"]);
+    assert_eq!(launches(&planner), given);
 }
 
 #[rstest]

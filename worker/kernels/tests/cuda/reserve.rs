@@ -1,6 +1,6 @@
 //! Scratch that is set aside before steps come: what they take at most, and nothing more is asked for afterwards.
 
-use modelprofile_kernels::{AttentionShape, Device, KvFormat, Presence, WeightKind, Workload};
+use modelprofile_kernels::{AttentionShape, Backend, Device, Draw, KvFormat, Presence, WeightKind, Workload};
 use rstest::rstest;
 
 use crate::{
@@ -57,6 +57,7 @@ fn steps_take_what_was_set_aside_and_no_more(
     let mut model = Model::new(&gpu, sizes, KvFormat::Bf16, 100, rows);
     weights.each(|weight| gpu.prefetch(weight));
     weights.each(|weight| assert_ne!(gpu.presence(weight), Presence::Absent));
+    let mut logits = gpu.buffer(rows, sizes.vocab).unwrap();
     let full = gpu.memory().used();
     // A prompt, then as many sequences as there are rows, then the prompt again beside a decode.
     let decodes: Vec<_> = (0..rows).map(|i| (17, 1, vec![i as u32 % 50, 50 + i as u32 % 50])).collect();
@@ -65,6 +66,10 @@ fn steps_take_what_was_set_aside_and_no_more(
         model.step(&mut gpu, &weights, None, &plan(&spans, sizes.vocab)).unwrap();
         assert_eq!(gpu.memory().used(), full, "{kind:?}: a step took more");
     }
+    // The longest lists that are on the device at once.
+    let seen = vec![(0, 1); (1 << 16) / rows];
+    gpu.sample(&mut logits, 0, &vec![Draw { presence: 1.0, seen, ..Draw::default() }; rows]).unwrap();
+    assert_eq!(gpu.memory().used(), full, "{kind:?}: drawing took more");
     weights.each(|weight| assert_eq!(gpu.presence(weight), Presence::Here));
     weights.each(|weight| gpu.release(weight));
     weights.each(|weight| assert_eq!(gpu.presence(weight), Presence::Absent));

@@ -1,26 +1,17 @@
-//! From logits to tokens, against the sampler's definition in FP64.
+//! From logits to tokens, against the sampler's definition in FP64. The backend's operation is in `draws`.
 
 use bytemuck::Zeroable;
 use half::bf16;
-use modelprofile_kernels::cuda::Unit;
+use modelprofile_kernels::Draw;
 
 use crate::device::{Gpu, Shape, noise};
 
-const SAMPLE: Unit = Unit {
-    name: "sample",
-    files: &[
-        include_str!("../../src/cuda/kernels/prim.cuh"),
-        include_str!("../../src/cuda/kernels/sample.cuh"),
-        include_str!("../../src/cuda/kernels/penalize.cu"),
-        include_str!("../../src/cuda/kernels/sample.cu"),
-    ],
-};
 const NO_TOKEN: u32 = u32::MAX;
 
 /// The parameters of a row, as sample.cuh declares them.
 #[derive(Clone, Copy, Debug, Zeroable)]
 #[repr(C)]
-struct SampleRow {
+pub struct SampleRow {
     random: f64,
     temperature: f32,
     top_p: f32,
@@ -42,6 +33,12 @@ const _: () = assert!(size_of::<SampleRow>() == 56);
 unsafe impl cudarc::driver::DeviceRepr for SampleRow {}
 
 impl SampleRow {
+    /// Without bias and penalties.
+    pub fn of(draw: &Draw) -> Self {
+        let &Draw { random, temperature, top_k, top_p, min_p, .. } = draw;
+        Self { temperature, top_k, top_p, min_p, ..Self::plain(random) }
+    }
+
     /// Plain draws.
     fn plain(random: f64) -> Self {
         Self { random, temperature: 1.0, top_p: 1.0, repetition: 1.0, ..Self::zeroed() }
@@ -58,7 +55,7 @@ fn exp(x: f32) -> f32 {
 }
 
 /// The sampler's definition: sort everything, cut, add up.
-fn reference(logits: &[f32], how: &SampleRow) -> u32 {
+pub fn reference(logits: &[f32], how: &SampleRow) -> u32 {
     if logits.iter().any(|l| l.is_nan()) {
         return NO_TOKEN;
     }
@@ -110,12 +107,12 @@ fn sampled(gpu: &Gpu, logits: &[Vec<f32>], rows: &[SampleRow]) -> Vec<u32> {
 }
 
 /// Logits of a spread that a model's have.
-fn logits(vocab: usize, seed: u32) -> Vec<f32> {
+pub fn logits(vocab: usize, seed: u32) -> Vec<f32> {
     noise(vocab, seed).iter().map(|v| 12.0 * v * v * v - 2.0).collect()
 }
 
 /// The same as a BF16 product gives them: with many equals.
-fn coarse(vocab: usize, seed: u32) -> Vec<f32> {
+pub fn coarse(vocab: usize, seed: u32) -> Vec<f32> {
     logits(vocab, seed).iter().map(|v| bf16::from_f32(*v).to_f32()).collect()
 }
 
@@ -132,7 +129,7 @@ const VOCABULARIES: [usize; 5] = [1, 6, 1000, 4099, 9216];
 
 #[test]
 fn greedy_takes_the_lowest_of_equal_tokens() {
-    let gpu = Gpu::with(&[SAMPLE]);
+    let gpu = Gpu::new(&["sample"]);
     let greedy = SampleRow { temperature: 0.0, ..SampleRow::plain(0.5) };
     for vocab in VOCABULARIES {
         let mut rows = vec![logits(vocab, 1), coarse(vocab, 2), vec![f32::NEG_INFINITY; vocab], vec![-0.0; vocab]];
@@ -146,7 +143,7 @@ fn greedy_takes_the_lowest_of_equal_tokens() {
 
 #[test]
 fn draws_are_those_of_the_definition() {
-    let gpu = Gpu::with(&[SAMPLE]);
+    let gpu = Gpu::new(&["sample"]);
     for vocab in VOCABULARIES {
         for random in [0.0, 0.3, 0.999_999, 1.0 - f64::EPSILON / 2.0] {
             let plain = SampleRow::plain(random);
@@ -165,7 +162,7 @@ fn draws_are_those_of_the_definition() {
 
 #[test]
 fn truncations_keep_exactly_their_candidates() {
-    let gpu = Gpu::with(&[SAMPLE]);
+    let gpu = Gpu::new(&["sample"]);
     for vocab in VOCABULARIES {
         for (index, random) in [0.0, 0.61, 0.999_999].into_iter().enumerate() {
             let plain = SampleRow::plain(random);
@@ -192,7 +189,7 @@ fn truncations_keep_exactly_their_candidates() {
 /// Of equally likely candidates the lower tokens are kept: by count, by share, and by both.
 #[test]
 fn equals_are_cut_by_token() {
-    let gpu = Gpu::with(&[SAMPLE]);
+    let gpu = Gpu::new(&["sample"]);
     for vocab in [1000, 4099] {
         // Two likely tokens at the end, a thousand equals, some unlikely ones in front.
         let mut row = vec![1.0f32; vocab];
@@ -217,7 +214,7 @@ fn equals_are_cut_by_token() {
 
 #[test]
 fn nan_and_nothing_to_draw_are_told() {
-    let gpu = Gpu::with(&[SAMPLE]);
+    let gpu = Gpu::new(&["sample"]);
     for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 5, 0.9)] {
         let how = SampleRow { temperature, top_p, top_k, ..SampleRow::plain(0.5) };
         for place in [0, 1023, 1500, 1999] {
@@ -234,7 +231,7 @@ fn nan_and_nothing_to_draw_are_told() {
 
 #[test]
 fn draws_follow_the_softmax() {
-    let gpu = Gpu::with(&[SAMPLE]);
+    let gpu = Gpu::new(&["sample"]);
     let row = vec![2.0f32, 1.0, 0.0, -1.0];
     let draws = 400;
     let rows: Vec<SampleRow> = (0..draws).map(|i| SampleRow::plain((f64::from(i) + 0.5) / f64::from(draws))).collect();
@@ -249,7 +246,7 @@ fn draws_follow_the_softmax() {
 
 #[test]
 fn penalties_and_bias_move_logits_as_defined() {
-    let gpu = Gpu::with(&[SAMPLE]);
+    let gpu = Gpu::new(&["sample"]);
     let (vocab, stride) = (1003usize, 1004usize);
     let rows = [
         SampleRow { bias_count: 2, ..SampleRow::plain(0.0) },

@@ -72,6 +72,15 @@ impl Sim {
         }
     }
 
+    /// Bytes that copies brought to the host so far.
+    pub fn bytes_to_host(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe {
+            let bytes: extern "C" fn() -> u64 = std::mem::transmute(self.symbol(c"cudasim_bytes_to_host"));
+            bytes()
+        }
+    }
+
     /// Calls of a driver function so far.
     pub fn calls(&self, function: &str) -> u64 {
         let name = CString::new(function).unwrap();

@@ -19,7 +19,8 @@
 // would be a launch; 64 KiB of loads in flight per block cover L2's latency. A batch fills as many multiprocessors as it
 // has rows.
 //
-// The row is changed: sample_tokens leaves probabilities' bits in it where it draws. Log-probabilities are read before.
+// The row is changed: sample_tokens leaves probabilities' bits in it where it draws. A row whose logits the host reads is not
+// given to it.
 
 constexpr u32 SAMPLE_THREADS = 1024;
 constexpr u32 SAMPLE_WARPS = SAMPLE_THREADS / 32;

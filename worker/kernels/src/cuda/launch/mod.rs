@@ -7,6 +7,7 @@
 //! | [`rotary`] | rotation and the store into the cache |
 //! | [`attention`] | paged attention |
 //! | [`linear`] | products |
+//! | [`sample`] | tokens of logits |
 //! | [`calibrate`] | statistics of calibration |
 
 pub(super) mod attention;
@@ -14,6 +15,7 @@ pub(super) mod calibrate;
 pub(super) mod linear;
 pub(super) mod rotary;
 pub(super) mod rows;
+pub(super) mod sample;
 
 use super::driver::Address;
 use crate::KvLayout;

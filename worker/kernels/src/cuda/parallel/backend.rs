@@ -9,7 +9,7 @@ use super::{
     values::{ParallelBuffer, ParallelKv, ParallelStep, ParallelWeight, Parts},
 };
 use crate::{
-    AttentionShape, Backend, KernelError, Result, Rotary, StepPlan, Store,
+    AttentionShape, Backend, Draw, KernelError, Result, Rotary, StepPlan, Store,
     cuda::{CudaBuffer, graph},
 };
 
@@ -314,6 +314,29 @@ impl Backend for Parallel {
             let (step, x, mut out) = (rank.step()?, x.get(rank)?, out.get(rank)?);
             rank.cuda.gather_logit_rows(&step, &x, range.clone(), &mut out)
         })
+    }
+
+    fn sample(
+        &mut self,
+        logits: &mut ParallelBuffer,
+        first: usize,
+        draws: &[Draw],
+    ) -> Result<Option<Vec<Option<u32>>>> {
+        logits.check("the logits", first + draws.len(), logits.width)?;
+        if logits.division.is_some() {
+            return Ok(None);
+        }
+        // Its values are about to be others.
+        logits.divide(&self.ranks, None);
+        let (parts, draws) = (logits.parts.clone(), Arc::<[Draw]>::from(draws));
+        let mut all = self.ask(move |rank| {
+            let mut logits = parts.get(rank)?;
+            // All wait, so that one which is lost is noticed while the others wait for it.
+            let own = if rank.index == 0 { &draws[..] } else { &[] };
+            let done = rank.cuda.sample(&mut logits, first, own);
+            rank.tell().and(done)
+        })?;
+        Ok(all.swap_remove(0))
     }
 
     fn end(&mut self, step: ParallelStep) -> Result<()> {

@@ -20,8 +20,9 @@
 //! sum over the GPUs, in place, makes the same residual everywhere: two a layer.
 //!
 //! Embedding and output are divided by the vocabulary. A GPU looks up the tokens that it has, and a third sum makes the residual
-//! whole; logits are put together on the host, which reads them anyway. A whole table on each GPU would save that sum, of a
-//! few microseconds a step, and cost `vocab x hidden` values more on each: 0.5 to 1 GB of a model of 8B, which are the KV cache's.
+//! whole; logits are put together on the host, and tokens drawn there, since no GPU has a row of them whole (of an output layer
+//! that each has whole the first GPU draws). A whole table on each GPU would save that sum, of a few microseconds a step, and the
+//! host's part, and cost `vocab x hidden` values more on each: 0.5 to 1 GB of a model of 8B, which are the KV cache's.
 //!
 //! # How results differ from one GPU's
 //! Sums are made in another order. Beyond it, where activations are rounded to INT8 or FP8 with one scale per token, a GPU's scale

@@ -4,9 +4,10 @@ use std::{ops::Range, sync::Arc};
 
 use super::{PlanBuffer, PlanKv, PlanStep, PlanWeight, Planner, What, values::address};
 use crate::{
-    AttentionShape, Backend, BlockMove, Device, HostTensor, KernelError, KvLayout, KvScales, PackedWeight, Result,
-    Rotary, Split, StepPlan, Store, WeightSpec,
+    AttentionShape, Backend, BlockMove, Device, Draw, HostTensor, KernelError, KvLayout, KvScales, PackedWeight,
+    Result, Rotary, Split, StepPlan, Store, WeightSpec,
     cuda::{
+        draw,
         executor::Executor,
         graph::Command,
         kernels::Ptr,
@@ -17,6 +18,7 @@ use crate::{
         layout,
         memory::lock,
         operations::{self, number},
+        scratch::Slot,
         step::{CudaStep, Numbers},
         work::{Work, floats},
     },
@@ -90,11 +92,11 @@ impl Backend for Planner {
     fn begin(&mut self, plan: &StepPlan) -> Result<PlanStep> {
         let numbers = Numbers::new(plan, self.options.graphs)?;
         self.begin_part("the step's numbers");
-        self.plan(What::HostCopy, "copy_to_device", [0; 3], Work::bytes(0, numbers.bytes().len()));
+        let place = self.send(Slot::Step, numbers.bytes())?;
         let mut state = lock(&self.state);
         state.in_step = true;
         let generation = state.present.begin(&numbers);
-        Ok(PlanStep(CudaStep::new(&numbers, Ptr::new(address(1 << 17)), generation)))
+        Ok(PlanStep(CudaStep::new(&numbers, Ptr::new(place), generation)))
     }
 
     fn end(&mut self, _step: PlanStep) -> Result<()> {
@@ -168,6 +170,20 @@ impl Backend for Planner {
     fn gated_silu(&mut self, rows: usize, x: &PlanBuffer, out: &mut PlanBuffer) -> Result<()> {
         self.begin_part("activation");
         operations::gated_silu(self, rows, x, out)
+    }
+
+    fn sample(&mut self, logits: &mut PlanBuffer, first: usize, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>> {
+        // Each of several devices has a part of the vocabulary.
+        if self.options.devices > 1 {
+            return Ok(None);
+        }
+        self.begin_part("sampling");
+        if draw::tokens(self, logits, first, draws)?.is_none() {
+            return Ok(None);
+        }
+        self.plan(What::HostCopy, "copy_to_host", [0; 3], Work::bytes(draws.len() * size_of::<u32>(), 0));
+        lock(&self.state).in_step = false;
+        Ok(Some(vec![Some(0); draws.len()]))
     }
 
     fn gather_logit_rows(

@@ -184,6 +184,13 @@ impl Executor for Planner {
         Ok(address(1 << 16) + ((slot as Address) << 32))
     }
 
+    fn send(&self, slot: Slot, bytes: &[u8]) -> Result<Address> {
+        self.plan(What::HostCopy, "copy_to_device", [0; 3], Work::bytes(0, bytes.len()));
+        // As on a device, what is recorded of a step is over.
+        lock(&self.state).in_step = false;
+        self.scratch(slot, bytes.len())
+    }
+
     fn present<T>(&self, work: impl FnOnce(&mut Present) -> T) -> T {
         work(&mut lock(&self.state).present)
     }
