@@ -15,8 +15,9 @@ pub struct Shape {
     pub lead: f64,
     /// Requests of the burst; how long it takes depends on their rate.
     pub requests: usize,
-    /// Seconds of the replay that they may take: where the rate is too low for that, there are fewer.
-    pub longest: f64,
+    /// Seconds of the replay that they should take at most: where the rate is too low for that there are fewer, but not fewer
+    /// than twelve. Without it, all.
+    pub longest: Option<f64>,
     /// Quiet after it, in seconds of the replay.
     pub tail: f64,
 }
@@ -28,8 +29,7 @@ impl Shape {
     /// The same with the requests of the burst that come in its time at a rate.
     #[must_use]
     pub fn at_rate(self, burst_rate: f64) -> Self {
-        // A rate that fits more than all requests gives all.
-        let in_time = (self.longest * burst_rate) as usize;
+        let in_time = self.longest.map_or(usize::MAX, |seconds| (seconds * burst_rate) as usize);
         Self { requests: self.requests.min(in_time.max(FEWEST)), ..self }
     }
 }
@@ -127,14 +127,15 @@ impl Source {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape { lead: 100.0, requests: 400, longest: f64::INFINITY, tail: 200.0 };
+    const SHAPE: Shape = Shape { lead: 100.0, requests: 400, longest: None, tail: 200.0 };
 
     #[test]
     fn a_slow_machine_gets_fewer_requests_but_some() {
-        let shape = Shape { longest: 90.0, ..SHAPE };
+        let shape = Shape { longest: Some(90.0), ..SHAPE };
         assert_eq!(shape.at_rate(10.0), shape);
         assert_eq!(shape.at_rate(0.5), Shape { requests: 45, ..shape });
         assert_eq!(shape.at_rate(0.01).requests, FEWEST);
+        assert_eq!(Shape { requests: 5, ..shape }.at_rate(0.01).requests, 5);
         assert_eq!(SHAPE.at_rate(0.01), SHAPE);
     }
 

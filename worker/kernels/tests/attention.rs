@@ -155,6 +155,9 @@ fn shapes() -> Vec<AttentionShape> {
         shape(5, 1, 80, Some(21)),
         shape(8, 2, 16, Some(64)),
         shape(2, 1, 20, None),
+        // One and three registers of AVX2 beside whole spans of four; groups that fill no three lines.
+        shape(6, 2, 40, None),
+        shape(4, 1, 24, Some(21)),
     ]
 }
 

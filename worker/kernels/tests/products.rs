@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the test's result")]
 
 use modelprofile_kernels::{
-    Backend, Device, GroupedActivations, HostTensor, PackedWeight, Store, WeightKind,
+    Backend, Device, GroupedActivations, HostTensor, HostWeight, PackedWeight, Store, WeightKind,
     cpu::{Cpu, CpuOptions, Isa},
+    format::e4m3,
     pack, rtn,
 };
 use proptest::prelude::*;
@@ -126,14 +127,18 @@ fn shapes_that_fill_no_panel_and_no_step_are_exact_too() {
         ] {
             for (n, k) in [(1, 1), (5, 3), (33, 13), (17, 25), (16, 31), (3, 33), (40, 60), (7, 63)] {
                 let (packed, values) = weight(kind, n, k);
-                // A single one picks a column of the weight, without any rounding of the activation.
-                for at in 0..k {
-                    let mut x = vec![0.0; k];
-                    x[at] = 1.0;
-                    let found = product(&mut cpu, &packed, &x, 1);
-                    for column in 0..n {
-                        let expected = values[column * k + at];
-                        assert!((found[column] - expected).abs() <= expected.abs() * 1e-6, "{isa:?} {kind:?} {n}x{k}");
+                // A single one picks a column of the weight, without any rounding of the activation; alone, and in enough rows
+                // that kernels for many are used.
+                for (at, rows) in (0..k).flat_map(|at| [(at, 1), (at, 6)]) {
+                    let mut x = vec![0.0; rows * k];
+                    x.iter_mut().skip(at).step_by(k).for_each(|x| *x = 1.0);
+                    let found = product(&mut cpu, &packed, &x, rows);
+                    for (i, found) in found.iter().enumerate() {
+                        let expected = values[i % n * k + at];
+                        assert!(
+                            (found - expected).abs() <= expected.abs() * 1e-6,
+                            "{isa:?} {kind:?} {n}x{k}, {rows} rows"
+                        );
                     }
                 }
             }
@@ -163,20 +168,55 @@ proptest! {
 }
 
 #[test]
-fn adding_and_bias_do_what_they_say() {
+fn every_e4m3_code_is_multiplied_as_its_value() {
+    const CODES: usize = 256;
+    let code = |row: usize, at: usize| {
+        let code = ((at + row * 37) % CODES) as u8;
+        // Not the two of NaN.
+        if code & 0x7f == 0x7f { 0 } else { code }
+    };
+    let n = 17;
+    let codes = (0..n * CODES).map(|i| code(i / CODES, i % CODES)).collect();
+    let weight = HostWeight::Fp8 { n, k: CODES, codes, scales: vec![1.0; n] };
+    let packed = pack(&weight).unwrap();
     for isa in Isa::available() {
         let mut cpu = cpu(isa, GroupedActivations::Int8);
-        let (packed, _) = weight(WeightKind::Bf16, 20, 32);
+        for (at, rows) in (0..CODES).flat_map(|at| [(at, 1), (at, 6)]) {
+            // The largest E4M3 value is its own code, its scale one.
+            let mut x = vec![0.0; rows * CODES];
+            x.iter_mut().skip(at).step_by(CODES).for_each(|x| *x = e4m3::MAX);
+            for (i, found) in product(&mut cpu, &packed, &x, rows).iter().enumerate() {
+                let expected = e4m3::MAX * e4m3::decode(code(i % n, at));
+                assert!(
+                    (found - expected).abs() <= expected.abs() * 1e-6,
+                    "{isa:?} {at} {rows}: {found}, not {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn adding_and_bias_do_what_they_say() {
+    let cases = [Store::Overwrite, Store::Add].map(|store| [(store, false), (store, true)]);
+    // Whole panels, and one that is not.
+    for (isa, n) in Isa::available().into_iter().flat_map(|isa| [(isa, 20), (isa, 32)]) {
+        let mut cpu = cpu(isa, GroupedActivations::Int8);
+        let (packed, _) = weight(WeightKind::Bf16, n, 32);
         let x = noise(3 * 32, 1);
         let plain = product(&mut cpu, &packed, &x, 3);
         let x = cpu.upload(&HostTensor { rows: 3, width: 32, data: x }).unwrap();
-        let bias = cpu.upload(&HostTensor { rows: 1, width: 20, data: (0..20).map(|i| i as f32).collect() }).unwrap();
-        let mut out = cpu.upload(&HostTensor { rows: 3, width: 20, data: vec![100.0; 60] }).unwrap();
-        cpu.linear(3, &x, &packed, Some(&bias), Store::Add, &mut out).unwrap();
-        let mut host = HostTensor::default();
-        cpu.download(&out, 3, &mut host).unwrap();
-        for (i, (found, plain)) in host.data.iter().zip(&plain).enumerate() {
-            assert!((found - (plain + (i % 20) as f32 + 100.0)).abs() < 1e-4, "{isa:?}");
+        let bias = cpu.upload(&HostTensor { rows: 1, width: n, data: (0..n).map(|i| i as f32).collect() }).unwrap();
+        for (store, biased) in cases.into_iter().flatten() {
+            let mut out = cpu.upload(&HostTensor { rows: 3, width: n, data: vec![100.0; 3 * n] }).unwrap();
+            cpu.linear(3, &x, &packed, biased.then_some(&bias), store, &mut out).unwrap();
+            let mut host = HostTensor::default();
+            cpu.download(&out, 3, &mut host).unwrap();
+            for (i, (found, plain)) in host.data.iter().zip(&plain).enumerate() {
+                let bias = if biased { (i % n) as f32 } else { 0.0 };
+                let before = if store == Store::Add { 100.0 } else { 0.0 };
+                assert!((found - (plain + bias + before)).abs() < 1e-4, "{isa:?} {n} {store:?} {biased}");
+            }
         }
     }
 }

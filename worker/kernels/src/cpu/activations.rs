@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! words:  [row tile][K step][8 rows]          one step is 4 bytes of a row: 4 INT8 codes or 2 BF16 values
-//! floats: [row][K]                            the BF16 values as FP32, instead of words, where AVX2 computes
+//! floats: [row][K padded to 8]                the BF16 values as FP32, instead of words, where AVX2 computes
 //! groups: [row tile][group][2][8 rows]        FP32: the scale, and the sum of the group's dequantized activations
 //! ```
 //!
@@ -60,7 +60,7 @@ impl Code {
 /// Quantized rows; buffers are reused from call to call.
 #[derive(Debug, Default)]
 pub struct Activations {
-    /// Words per row: K padded to 8 values.
+    /// Words per row, or pairs of floats: K padded to 8 values.
     pub(super) steps: usize,
     /// Groups per row; 0 without groups.
     pub(super) group_count: usize,
@@ -396,14 +396,21 @@ mod tests {
     }
 
     fn quantized(isa: Isa, kind: WeightKind, grouped: GroupedActivations, x: &[f32], rows: usize) -> Activations {
-        let k = x.len() / rows;
-        let layout = PanelLayout::new(&WeightSpec { kind, n: 16, k });
         let mut activations = Activations::default();
-        let writer = activations.writer(isa, x, rows, k, &layout, kind, grouped, None);
-        for tile in 0..writer.tiles() {
-            // SAFETY: one thread, tiles in range, the instruction set is one of the available.
-            unsafe { writer.tile(tile) };
-        }
+        let mut write = |kind, grouped, x: &[f32]| {
+            let k = x.len() / rows;
+            let layout = PanelLayout::new(&WeightSpec { kind, n: 16, k });
+            let writer = activations.writer(isa, x, rows, k, &layout, kind, grouped, None);
+            for tile in 0..writer.tiles() {
+                // SAFETY: one thread, tiles in range, the instruction set is one of the available.
+                unsafe { writer.tile(tile) };
+            }
+        };
+        // What was there before, of other kinds and longer rows, leaves nothing behind.
+        let before = vec![f32::NAN; x.len() + rows * 40];
+        write(WeightKind::Int8, GroupedActivations::Int8, &before);
+        write(WeightKind::Bf16, GroupedActivations::Int8, &before);
+        write(kind, grouped, x);
         activations
     }
 

@@ -7,7 +7,7 @@ pub enum Isa {
     Scalar,
     /// AVX2, FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, VL, VBMI, VNNI and BF16.
+    /// AVX-512 F, DQ, BW, VL, VBMI, VNNI and BF16, and all of AVX2's.
     Avx512,
 }
 
@@ -20,7 +20,10 @@ impl Isa {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
                 all.push(Self::Avx2);
             }
-            if is_x86_feature_detected!("avx512f")
+            // What AVX2's kernels use is used beside it.
+            if all.contains(&Self::Avx2)
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vbmi")

@@ -1,8 +1,9 @@
 //! Products of quantized activations with packed weights: the choice of kernel, and the plain reference of every kind,
 //! which also serves machines without AVX2.
 //!
-//! Every kernel computes an output element with one accumulator per group (or one in all) over K in ascending order.
-//! So an element does not depend on how rows and panels are tiled: a decode step gives bit for bit what a prefill gives.
+//! Every kernel computes an output element with the same accumulators per group (or in all), each over its part of K in
+//! ascending order, and adds them in the same order. So an element does not depend on how rows and panels are tiled: a
+//! decode step gives bit for bit what a prefill gives.
 
 use std::ops::Range;
 
@@ -56,7 +57,7 @@ impl Output<'_> {
 ///
 /// # Safety
 /// `out` must hold `rows` rows of `w.spec.n` columns, and no other thread may use the columns of these panels meanwhile.
-/// `isa` must be one of [`Isa::available`].
+/// `isa` must be one of [`Isa::available`], and `x` hold the rows as they were written for it, this weight and `grouped`.
 pub unsafe fn linear_panels(
     isa: Isa,
     x: &Activations,

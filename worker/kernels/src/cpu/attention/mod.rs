@@ -4,7 +4,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | `portable` | FP32 arithmetic, any head size and cache format |
-//! | `avx2` | FP32 multiply-adds, any cache format |
+//! | `avx2` | FP32 multiply-adds, any cache format, heads of whole registers; with AVX-512, what is not for that |
 //! | `avx512` | BF16 products for the formats that BF16 holds exactly |
 //!
 //! Each query row walks its blocks in order with its own running maximum and sum, so that a row does not depend on its
@@ -139,7 +139,7 @@ pub unsafe fn attend(
     }
     #[cfg(target_arch = "x86_64")]
     if isa != Isa::Scalar && avx2::can(&task) {
-        // SAFETY: the caller's promises; machines with AVX-512 have AVX2.
+        // SAFETY: the caller's promises; AVX-512 is available only where AVX2, FMA and F16C are.
         unsafe { avx2::attend(&task, &mut scratch.avx2) };
         return;
     }

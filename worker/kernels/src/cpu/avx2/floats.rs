@@ -33,7 +33,7 @@ pub(super) trait Codes {
     /// unpacking within lanes finds them.
     ///
     /// # Safety
-    /// The step is inside the codes.
+    /// The step is inside the codes, `first` and `at` are as above, and the machine has AVX2.
     unsafe fn pairs(codes: *const u8, first: usize, at: usize, quarter: usize) -> __m256;
 }
 
@@ -57,7 +57,7 @@ impl Codes for Bf16 {
     }
 }
 
-/// E4M3 values.
+/// E4M3 values. NaN codes would come out as 480: they are refused where a checkpoint is read.
 pub(super) struct E4m3;
 impl Codes for E4m3 {
     const STEPS: usize = 2;
@@ -196,7 +196,9 @@ unsafe fn products<C: Codes, const R: usize>(t: Operands<'_>, steps: Range<usize
             for at in 0..C::STEPS {
                 let mut values = [_mm256_setzero_ps(); R];
                 for (r, value) in values.iter_mut().enumerate() {
-                    *value = _mm256_castpd_ps(_mm256_broadcast_sd(&*x.add(r * width + at * 2).cast()));
+                    // Two neighbours, for all lanes.
+                    let pair = x.add(r * width + at * 2).cast::<f64>().read_unaligned();
+                    *value = _mm256_castpd_ps(_mm256_set1_pd(pair));
                 }
                 for quarter in 0..4 {
                     let w = C::pairs(t.codes, first, at, quarter);

@@ -1,4 +1,5 @@
-//! Products with AVX2 and FMA: byte products (vpmaddubsw) for integer codes, FP32 multiply-adds for BF16 and FP8.
+//! Products with AVX2 and FMA: byte products (vpmaddubsw) for integers, FP32 multiply-adds for BF16 and FP8, and for integers
+//! with BF16 activations.
 //!
 //! A tile is `R` rows x one panel of 16 outputs.
 
@@ -71,11 +72,14 @@ pub(super) unsafe fn panels(
 ) {
     assert!(w.bytes.len() >= panels.end * layout.bytes, "the panels are inside the weight");
     let half = grouped == GroupedActivations::Bf16;
-    let tiles = rows.div_ceil(TILE) * x.steps * TILE;
-    assert!(
-        x.scales.len() >= rows && (x.words.len() >= tiles || x.floats.len() >= 2 * tiles),
-        "the rows were quantized"
-    );
+    let as_bytes = match w.spec.kind {
+        WeightKind::Int8 | WeightKind::Int8Outliers { .. } => true,
+        WeightKind::Int4 { .. } | WeightKind::Int8Group { .. } => !half,
+        WeightKind::Bf16 | WeightKind::Fp8 | WeightKind::Fp8Static | WeightKind::Fp8Block => false,
+    };
+    let (steps, inputs) = if as_bytes { (x.words.len(), 4) } else { (x.floats.len() / 2, 2) };
+    let written = x.scales.len() >= rows && steps >= rows.div_ceil(TILE) * x.steps * TILE;
+    assert!(written && x.steps * inputs == layout.k, "the rows were quantized for this weight");
     let product = Product { x, rows, w, layout, out };
     // SAFETY: checked above; the caller's promises.
     unsafe {
