@@ -162,7 +162,8 @@ def shipped(world: World) -> str:
 
 
 def established(world: World, name: str) -> bool:
-    conditions = world.api.get("customresourcedefinitions", name).get("status", {}).get("conditions", [])
+    # Null for as long as nobody has looked at the definition.
+    conditions = world.api.get("customresourcedefinitions", name).get("status", {}).get("conditions") or []
     return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
 
 
