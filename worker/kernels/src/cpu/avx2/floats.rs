@@ -252,10 +252,10 @@ unsafe fn decode(codes: *const u8, layout: &PanelLayout, out: *mut u8) {
             for half in 0..2 {
                 // SAFETY: the caller's promise.
                 unsafe {
-                    let [a, b] = [0, 1].map(|quarter| {
-                        let pairs = E4m3::pairs(codes, first, at, half * 2 + quarter);
-                        _mm256_srli_epi32::<16>(_mm256_castps_si256(pairs))
-                    });
+                    // One after the other, not by a closure: without optimisation across crates that is a call for each.
+                    let a = _mm256_castps_si256(E4m3::pairs(codes, first, at, half * 2));
+                    let b = _mm256_castps_si256(E4m3::pairs(codes, first, at, half * 2 + 1));
+                    let (a, b) = (_mm256_srli_epi32::<16>(a), _mm256_srli_epi32::<16>(b));
                     let place = out.add((first + at) * 64 + half * 32);
                     _mm256_storeu_si256(place.cast(), _mm256_packus_epi32(a, b));
                 }
