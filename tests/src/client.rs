@@ -55,7 +55,8 @@ impl Client {
         Ok(text.with_context(|| format!("no text in {answer}"))?.trim().to_owned())
     }
 
-    /// Streams a completion of exactly `max_tokens` tokens and calls `token` for every piece of text as it arrives.
+    /// Streams a completion of exactly `max_tokens` tokens and calls `token` for every piece of text as it arrives, with the
+    /// number of tokens since the last one: more than one where a token alone gives no text.
     ///
     /// # Errors
     /// The request failed, the stream broke off or fell silent, or it carried an error.
@@ -64,7 +65,7 @@ impl Client {
         prompt: &str,
         max_tokens: u32,
         seed: u64,
-        mut token: impl FnMut(),
+        mut token: impl FnMut(u64),
     ) -> anyhow::Result<Finished> {
         let body = json!({
             "model": self.model,
@@ -74,7 +75,7 @@ impl Client {
             "temperature": 0.8,
             "seed": seed,
             "stream": true,
-            "stream_options": {"include_usage": true},
+            "stream_options": {"include_usage": true, "continuous_usage_stats": true},
         });
         let mut bytes = self.post("/v1/completions", &body).await?.bytes_stream();
         let (mut events, mut reason, mut tokens) = (Events::default(), None, None);
@@ -95,13 +96,15 @@ impl Client {
                 if let Some(error) = event.get("error") {
                     bail!("the stream carried an error: {error}");
                 }
+                let so_far = event.pointer("/usage/completion_tokens").and_then(Value::as_u64);
                 if event.pointer("/choices/0/text").and_then(Value::as_str).is_some_and(|text| !text.is_empty()) {
-                    token();
+                    let so_far = so_far.context("a piece of text came without the tokens so far")?;
+                    token(so_far.saturating_sub(tokens.unwrap_or_default()));
                 }
                 if let Some(value) = event.pointer("/choices/0/finish_reason").and_then(Value::as_str) {
                     reason = Some(value.to_owned());
                 }
-                tokens = event.pointer("/usage/completion_tokens").and_then(Value::as_u64).or(tokens);
+                tokens = so_far.or(tokens);
             }
         }
     }

@@ -30,6 +30,16 @@ pub struct Seen {
     pub failure: Option<String>,
 }
 
+impl Seen {
+    /// Notes tokens whose text came at once. A character of several tokens has no text before the last of them: the time
+    /// since the text before it is that of all of them.
+    fn came(&mut self, now: Instant, tokens: u64) {
+        let before = self.tokens.last().copied();
+        let each = before.map_or(Duration::ZERO, |before| now.duration_since(before).div_f64(tokens.max(1) as f64));
+        self.tokens.extend((0..tokens).rev().map(|later| now - each.mul_f64(later as f64)));
+    }
+}
+
 /// Running streams. Dropping the value closes their connections.
 pub struct Load {
     tasks: JoinSet<()>,
@@ -133,10 +143,10 @@ async fn keep_streaming(
         };
         let prompt = format!("Story number {slot}.{round}. Once upon a time, in a town with {} gates,", slot + 2);
         let result = client
-            .stream(&prompt, max_tokens, round * 1000 + slot as u64, || {
+            .stream(&prompt, max_tokens, round * 1000 + slot as u64, |tokens| {
                 let now = Instant::now();
-                record(&|stream| stream.tokens.push(now));
-                progress.tokens[slot].fetch_add(1, Ordering::Relaxed);
+                record(&|stream| stream.came(now, tokens));
+                progress.tokens[slot].fetch_add(tokens, Ordering::Relaxed);
                 progress.changed.notify_waiters();
             })
             .await;
@@ -180,7 +190,21 @@ mod tests {
         assert!(complete(&finished("stop", 10), 10).is_err());
     }
 
-    const TOKEN: &str = "data: {\"choices\": [{\"text\": \"a\", \"finish_reason\": null}]}\n\n";
+    #[test]
+    fn the_time_of_a_character_is_divided_among_its_tokens() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut seen = Seen::default();
+        seen.came(at(100), 2);
+        seen.came(at(150), 1);
+        seen.came(at(350), 4);
+        assert_eq!(seen.tokens, [100, 100, 150, 200, 250, 300, 350].map(at));
+    }
+
+    const FIRST: &str = "data: {\"choices\": [{\"text\": \"a\", \"finish_reason\": null}], \
+                         \"usage\": {\"completion_tokens\": 1}}\n\n";
+    const SECOND: &str = "data: {\"choices\": [{\"text\": \"a\", \"finish_reason\": null}], \
+                          \"usage\": {\"completion_tokens\": 2}}\n\n";
     const END: &str = "data: {\"choices\": [{\"text\": \"\", \"finish_reason\": \"length\"}]}\n\n\
                        data: {\"choices\": [], \"usage\": {\"completion_tokens\": 2}}\n\n";
 
@@ -220,7 +244,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_that_delivers_everything_has_not_failed() {
-        let answer = ok(&format!("{TOKEN}{TOKEN}{END}data: [DONE]\n\n"));
+        let answer = ok(&format!("{FIRST}{SECOND}{END}data: [DONE]\n\n"));
         let seen = one_stream(answer, false, Duration::from_secs(30)).await;
         assert!(!seen.is_empty());
         for stream in seen {
@@ -229,9 +253,10 @@ mod tests {
     }
 
     #[rstest::rstest]
-    #[case(ok(&format!("{TOKEN}{TOKEN}{END}")), "the stream broke off before [DONE]")]
-    #[case(ok(&format!("{TOKEN}data: [DONE]\n\n")), "without a finish_reason")]
-    #[case(ok(&format!("{TOKEN}data: {{\"error\": \"out of memory\"}}\n\n")), "carried an error")]
+    #[case(ok(&format!("{FIRST}{SECOND}{END}")), "the stream broke off before [DONE]")]
+    #[case(ok(&format!("{FIRST}data: [DONE]\n\n")), "without a finish_reason")]
+    #[case(ok(&format!("{FIRST}data: {{\"error\": \"out of memory\"}}\n\n")), "carried an error")]
+    #[case(ok("data: {\"choices\": [{\"text\": \"a\"}], \"usage\": null}\n\n"), "without the tokens so far")]
     #[case("HTTP/1.1 429 Too Many Requests\r\nContent-Length: 4\r\n\r\nbusy".to_owned(), "answered 429")]
     #[tokio::test]
     async fn a_stream_that_does_not_end_in_good_form_has_failed(#[case] answer: String, #[case] why: &str) {
@@ -242,7 +267,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_that_is_not_over_at_the_end_has_failed() {
-        let seen = one_stream(ok(&format!("{TOKEN}{TOKEN}")), true, Duration::from_millis(50)).await;
+        let seen = one_stream(ok(&format!("{FIRST}{SECOND}")), true, Duration::from_millis(50)).await;
         assert_eq!(seen[0].tokens.len(), 2);
         assert!(seen[0].failure.as_ref().unwrap().contains("did not end within"), "{seen:?}");
     }

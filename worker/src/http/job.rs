@@ -85,7 +85,7 @@ pub(super) async fn run(app: &Arc<App>, job: Job) -> Result<Response, ApiError> 
     let prompt_tokens = job.prompts.iter().map(Vec::len).sum();
     let frame = frame(app, job.style);
     if job.common.stream {
-        Ok(stream::respond(app.clone(), frame, choices, prompt_tokens, job.common.include_usage))
+        Ok(stream::respond(app.clone(), frame, choices, prompt_tokens, job.common.usage))
     } else {
         whole(app, ready, &frame, choices, prompt_tokens).await
     }

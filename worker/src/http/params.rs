@@ -92,8 +92,8 @@ pub struct Common {
     pub n: usize,
     /// Server-sent events.
     pub stream: bool,
-    /// A last event with the usage.
-    pub include_usage: bool,
+    /// Whether events tell the usage.
+    pub usage: StreamUsage,
     /// Stop strings.
     pub stops: Vec<String>,
     /// Stop tokens.
@@ -122,8 +122,8 @@ impl Common {
             return Err(ApiError::invalid("n", format!("n must be between 1 and {}, not {n}", limits.choices)));
         }
         let stream = fields.flag("stream")?.unwrap_or(false);
-        let include_usage = match fields.get("stream_options") {
-            None => false,
+        let usage = match fields.get("stream_options") {
+            None => StreamUsage::None,
             Some(_) if !stream => {
                 return Err(ApiError::invalid("stream_options", "stream_options needs stream to be true"));
             }
@@ -135,7 +135,7 @@ impl Common {
             max_tokens: fields.count("max_tokens")?,
             n,
             stream,
-            include_usage,
+            usage,
             stops: stops(fields, limits)?,
             stop_tokens: stop_tokens(fields, limits)?,
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
@@ -143,18 +143,39 @@ impl Common {
     }
 }
 
-/// `include_usage`; the other options that clients know may be there as long as they ask for nothing.
-fn stream_options(options: &Fields<'_>) -> Result<bool, ApiError> {
+/// Which events of a stream tell the usage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamUsage {
+    /// None.
+    None,
+    /// One of its own, the last (`include_usage`).
+    Last,
+    /// That and each with text: the tokens of its choice so far (`continuous_usage_stats`, as vLLM calls it).
+    Every,
+}
+
+/// `include_usage` and `continuous_usage_stats`; the other options that clients know may be there as long as they ask for
+/// nothing.
+fn stream_options(options: &Fields<'_>) -> Result<StreamUsage, ApiError> {
     for (name, value) in options.0 {
         let asks = !value.is_null() && value != &Value::Bool(false);
-        if name != "include_usage" && asks {
+        if !["include_usage", "continuous_usage_stats"].contains(&name.as_str()) && asks {
             return Err(ApiError::invalid(
                 "stream_options",
                 format!("the option {name} of stream_options is not supported: leave it out"),
             ));
         }
     }
-    Ok(options.flag("include_usage")?.unwrap_or(false))
+    let every = options.flag("continuous_usage_stats")?.unwrap_or(false);
+    Ok(match options.flag("include_usage")?.unwrap_or(false) {
+        true if every => StreamUsage::Every,
+        true => StreamUsage::Last,
+        false if every => {
+            let message = "continuous_usage_stats of stream_options needs include_usage to be true";
+            return Err(ApiError::invalid("stream_options", message));
+        }
+        false => StreamUsage::None,
+    })
 }
 
 /// Holds the sampling parameters against their ranges, and against a vocabulary of `vocab` tokens.

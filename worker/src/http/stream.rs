@@ -16,6 +16,7 @@ use super::{
     error::ApiError,
     generation::Piece,
     job::{Choice, Counts},
+    params::StreamUsage,
 };
 use crate::app::{App, ENGINE_ENDED};
 
@@ -32,7 +33,9 @@ struct BrokenOff;
 struct Sink {
     app: Arc<App>,
     frame: Frame,
-    include_usage: bool,
+    /// Tokens of the prompts.
+    prompt: usize,
+    usage: StreamUsage,
     events: mpsc::Sender<Result<Event, Infallible>>,
 }
 
@@ -42,10 +45,10 @@ pub(super) fn respond(
     frame: Frame,
     choices: Vec<Choice>,
     prompt: usize,
-    include_usage: bool,
+    usage: StreamUsage,
 ) -> Response {
     let (events, receiver) = mpsc::channel(CHUNKS);
-    let sink = Sink { app, frame, include_usage, events };
+    let sink = Sink { app, frame, prompt, usage, events };
     tokio::spawn(async move {
         let work = join_all(choices.into_iter().map(|choice| sink.choice(choice)));
         let counts = tokio::select! {
@@ -55,7 +58,7 @@ pub(super) fn respond(
         };
         // The count of a choice that broke off is not known; no usage is better than a wrong one.
         let counts: Option<Vec<Counts>> = counts.into_iter().map(Result::ok).collect();
-        if let Some(counts) = counts.filter(|_| include_usage) {
+        if let Some(counts) = counts.filter(|_| usage != StreamUsage::None) {
             let _ = sink.chunk(None, json!([]), Some(Counts::usage(prompt, counts))).await;
         }
         let _ = sink.events.send(Ok(Event::default().data("[DONE]"))).await;
@@ -74,7 +77,7 @@ impl Sink {
     async fn chunk(&self, profile: Option<Arc<str>>, choices: Value, usage: Option<Value>) -> Result<(), BrokenOff> {
         let active = || self.app.ready().map_or_else(|| "".into(), |r| r.engine.snapshot().active);
         // Where the usage was asked for, every chunk has the field.
-        let usage = usage.or_else(|| self.include_usage.then_some(Value::Null));
+        let usage = usage.or_else(|| (self.usage != StreamUsage::None).then_some(Value::Null));
         self.send(&self.frame.wrap(true, &profile.unwrap_or_else(active), choices, usage)).await
     }
 
@@ -114,7 +117,8 @@ impl Sink {
                 }
             };
             first = false;
-            self.chunk(profile, json!([delta]), None).await?;
+            let so_far = || Counts::usage(self.prompt, [choice.counts(None)]);
+            self.chunk(profile, json!([delta]), (self.usage == StreamUsage::Every).then(so_far)).await?;
         }
         Err(BrokenOff)
     }

@@ -134,6 +134,20 @@ async fn the_usage_comes_last_and_the_chunks_before_have_it_null() {
 }
 
 #[tokio::test]
+async fn a_chunk_tells_the_tokens_so_far_where_that_is_asked_for() {
+    let server = Server::start().await;
+    let end = TokenEvent::Finished { reason: FinishReason::Length, cached_tokens: 2, error: None };
+    // The two bytes of one character: the first alone gives no text.
+    server.engine.script(Script::Events(vec![token(104), token(0xc3), token(0xa9), end]));
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let body = json!({"prompt": "abc", "stream": true, "stream_options": options});
+    let chunks = parsed(server.events("/v1/completions", body).await);
+    let told: Vec<_> = chunks.iter().map(|c| (&c["choices"][0]["text"], &c["usage"]["completion_tokens"])).collect();
+    let (h, e, none) = (json!("h"), json!("\u{e9}"), json!(""));
+    assert_eq!(told, [(&h, &json!(1)), (&e, &json!(3)), (&none, &Value::Null), (&Value::Null, &json!(3))]);
+}
+
+#[tokio::test]
 async fn choices_of_one_prompt_have_seeds_of_their_own_and_their_prompt_counts_once() {
     let server = Server::start().await;
     for letter in [97, 98, 99] {

@@ -225,6 +225,8 @@ async fn a_stream_option_that_asks_for_something_is_refused_by_name() {
     let (status, answer) = server.post("/v1/completions", body(json!({"continuous_usage_stats": true}))).await;
     assert_eq!((status.as_u16(), &answer["error"]["param"]), (400, &json!("stream_options")));
     assert!(answer["error"]["message"].as_str().unwrap().contains("continuous_usage_stats"));
+    let (status, answer) = server.post("/v1/completions", body(json!({"include_obfuscation": true}))).await;
+    assert!(status == 400 && answer["error"]["message"].as_str().unwrap().contains("include_obfuscation"), "{answer}");
     let events = server.events("/v1/completions", body(json!({"include_obfuscation": false}))).await;
     assert_eq!(events.last().unwrap(), "[DONE]");
 }
