@@ -55,8 +55,8 @@ impl Client {
         Ok(text.with_context(|| format!("no text in {answer}"))?.trim().to_owned())
     }
 
-    /// Streams a completion of exactly `max_tokens` tokens and calls `token` for every piece of text as it arrives, with the
-    /// number of tokens since the last one: more than one where a token alone gives no text.
+    /// Streams a completion of exactly `max_tokens` tokens and calls `token` for every event that brings some, with their number.
+    /// A token that alone is no text (of a character that takes several) has an event as well.
     ///
     /// # Errors
     /// The request failed, the stream broke off or fell silent, or it carried an error.
@@ -97,9 +97,14 @@ impl Client {
                     bail!("the stream carried an error: {error}");
                 }
                 let so_far = event.pointer("/usage/completion_tokens").and_then(Value::as_u64);
-                if event.pointer("/choices/0/text").and_then(Value::as_str).is_some_and(|text| !text.is_empty()) {
-                    let so_far = so_far.context("a piece of text came without the tokens so far")?;
-                    token(so_far.saturating_sub(tokens.unwrap_or_default()));
+                let text = event.pointer("/choices/0/text").and_then(Value::as_str);
+                ensure!(
+                    text.is_none_or(str::is_empty) || so_far.is_some(),
+                    "a piece of text came without the tokens so far"
+                );
+                let new = so_far.unwrap_or_default().saturating_sub(tokens.unwrap_or_default());
+                if new > 0 {
+                    token(new);
                 }
                 if let Some(value) = event.pointer("/choices/0/finish_reason").and_then(Value::as_str) {
                     reason = Some(value.to_owned());

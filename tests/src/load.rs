@@ -31,8 +31,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Notes tokens whose text came at once. A character of several tokens has no text before the last of them: the time
-    /// since the text before it is that of all of them.
+    /// Notes tokens that came in one event: the time since the event before it is that of all of them.
     fn came(&mut self, now: Instant, tokens: u64) {
         let before = self.tokens.last().copied();
         let each = before.map_or(Duration::ZERO, |before| now.duration_since(before).div_f64(tokens.max(1) as f64));
@@ -191,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_a_character_is_divided_among_its_tokens() {
+    fn the_time_of_an_event_is_divided_among_its_tokens() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut seen = Seen::default();
