@@ -33,9 +33,12 @@ pub struct Seen {
 impl Seen {
     /// Notes tokens that came in one event: the time since the event before it is that of all of them.
     fn came(&mut self, now: Instant, tokens: u64) {
-        let before = self.tokens.last().copied();
-        let each = before.map_or(Duration::ZERO, |before| now.duration_since(before).div_f64(tokens.max(1) as f64));
-        self.tokens.extend((0..tokens).rev().map(|later| now - each.mul_f64(later as f64)));
+        let Some(before) = self.tokens.last().copied() else {
+            self.tokens.extend(std::iter::repeat_n(now, tokens as usize));
+            return;
+        };
+        let each = now.duration_since(before).div_f64(tokens as f64);
+        self.tokens.extend((1..tokens).map(|earlier| before + each.mul_f64(earlier as f64)).chain([now]));
     }
 }
 
