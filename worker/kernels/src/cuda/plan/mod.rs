@@ -132,7 +132,7 @@ impl Planner {
     /// A weight by its kind and shape on one device, and its name in the plan.
     ///
     /// # Errors
-    /// [`KernelError::Shape`] when the kind cannot hold the shape.
+    /// [`KernelError::Shape`](crate::KernelError::Shape) when the kind cannot hold the shape.
     pub fn planned_weight(&self, part: &'static str, spec: &WeightSpec, split: Split) -> Result<PlanWeight> {
         let layout = GpuLayout::new(spec)?;
         let input_scale = (spec.kind == crate::WeightKind::Fp8Static).then_some(1.0);

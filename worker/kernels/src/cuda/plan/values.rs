@@ -20,7 +20,7 @@ pub(super) const fn address(index: u64) -> Address {
     (index + 1) << 36
 }
 
-/// A buffer of a [`Planner`]: its sides.
+/// A buffer of a [`Planner`](super::Planner): its sides.
 #[derive(Debug)]
 pub struct PlanBuffer {
     pub(super) id: u64,
@@ -29,7 +29,7 @@ pub struct PlanBuffer {
     pub(super) width: usize,
 }
 
-/// A weight of a [`Planner`]: its layout.
+/// A weight of a [`Planner`](super::Planner): its layout.
 #[derive(Debug)]
 pub struct PlanWeight {
     pub(super) placed: Placed,
@@ -38,7 +38,7 @@ pub struct PlanWeight {
     pub(super) split: Split,
 }
 
-/// A pool of a [`Planner`]: its geometry.
+/// A pool of a [`Planner`](super::Planner): its geometry.
 #[derive(Debug)]
 pub struct PlanKv {
     pub(super) layout: KvLayout,
@@ -46,7 +46,7 @@ pub struct PlanKv {
     pub(super) max_blocks: usize,
 }
 
-/// A step of a [`Planner`].
+/// A step of a [`Planner`](super::Planner).
 #[derive(Debug)]
 pub struct PlanStep(pub(super) CudaStep);
 
