@@ -10,7 +10,6 @@ mod process;
 mod tiny;
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -190,43 +189,6 @@ fn two_gpus_share_a_model_and_say_what_one_says() {
     let mut command = setup.command(&["serve", "--port", "0", "--admin-port", "0", "--config"]);
     let error = tiny::fail(command.arg(setup.path("shared.yaml")).env("CUDASIM_DEVICES", "1"));
     assert!(error.contains("1 usable GPUs, where 2 are wanted"), "{error}");
-}
-
-#[test]
-fn kernels_that_were_compiled_beforehand_are_used_and_others_are_not_needed() {
-    let setup = Setup::new();
-    let out = setup.path("shipped");
-    let ship = || {
-        // That of the emulated device.
-        let mut command = setup.command(&["kernels", "--capability", "9.0", "--out"]);
-        // It needs none.
-        let output = command.arg(&out).env("CUDASIM_DEVICES", "0").output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let files = fs::read_dir(&out).unwrap().map(Result::unwrap);
-        files.map(|file| (file.file_name(), file.metadata().unwrap().modified().unwrap())).collect::<BTreeMap<_, _>>()
-    };
-    let written = ship();
-    assert!(written.len() > 10, "{written:?}");
-    // What is there is not compiled again.
-    assert_eq!(ship(), written);
-
-    // A cache of its own: nothing was compiled into it.
-    let cache = setup.path("other-cache");
-    let mut command = tiny::worker(&cache);
-    command.env_remove("MODELPROFILE_DEVICE").env("RUST_LOG", "info").env("MODELPROFILE_KERNELS", &out).args([
-        "quantize",
-        "--device",
-        "cuda:0",
-        "--format",
-        "FP8:static",
-        "--calibration-tokens",
-        "512",
-    ]);
-    setup.log(&mut command);
-    assert!(!cache.join("kernels").exists());
-
-    let error = tiny::fail(setup.command(&["kernels", "--capability", "sm_90", "--out", "unused"]));
-    assert!(error.contains("sm_90 is not a compute capability"), "{error}");
 }
 
 #[test]
