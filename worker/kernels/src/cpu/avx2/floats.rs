@@ -106,10 +106,6 @@ impl<const BITS: usize> Codes for Integers<BITS> {
 /// Codes with a scale per output alone.
 pub(super) struct Whole<C>(PhantomData<C>);
 impl<C: Codes> Kernel for Whole<C> {
-    fn height(_: usize, left: usize) -> usize {
-        left.min(2)
-    }
-
     #[target_feature(enable = "avx2,fma")]
     #[inline]
     unsafe fn tile<const R: usize>(t: Operands<'_>) -> [Pair; R] {
@@ -121,10 +117,6 @@ impl<C: Codes> Kernel for Whole<C> {
 /// Codes with an FP32 scale per block of inputs, and one of the activations.
 pub(super) struct Blocks<C>(PhantomData<C>);
 impl<C: Codes> Kernel for Blocks<C> {
-    fn height(_: usize, left: usize) -> usize {
-        left.min(2)
-    }
-
     #[target_feature(enable = "avx2,fma")]
     #[inline]
     unsafe fn tile<const R: usize>(t: Operands<'_>) -> [Pair; R] {
@@ -153,10 +145,6 @@ impl<C: Codes> Kernel for Blocks<C> {
 /// no faster at any number of rows.
 pub(super) struct Grouped<const BITS: usize>;
 impl<const BITS: usize> Kernel for Grouped<BITS> {
-    fn height(_: usize, left: usize) -> usize {
-        left.min(2)
-    }
-
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     unsafe fn tile<const R: usize>(t: Operands<'_>) -> [Pair; R] {
