@@ -182,7 +182,8 @@ impl<'a> Writer<'a> {
             let (packed, hub) = std::thread::scope(|scope| {
                 let packed = scope.spawn(|| PackedWriter::resume(&packed_path, journal.packed, journal.entries));
                 let hub = plan.resume(&hub_path, journal.tensors, threads);
-                let ended = |_| EngineError::io(&packed_path, std::io::Error::other("the thread that read it has panicked"));
+                let ended =
+                    |_| EngineError::io(&packed_path, std::io::Error::other("the thread that read it has panicked"));
                 Ok::<_, EngineError>((packed.join().map_err(ended)??, hub?))
             })?;
             return Ok(Self { directory, key, checkpoint, recipe, threads, packed, hub, groups: journal.groups });
@@ -285,7 +286,8 @@ impl<'a> Writer<'a> {
         });
         let (sha256, bytes, entries) = packed?;
         let [config, tensors] = store::HUB_FILES.map(str::to_owned);
-        let ended = |_| EngineError::io(self.directory.join(&tensors), std::io::Error::other("its thread has panicked"));
+        let ended =
+            |_| EngineError::io(self.directory.join(&tensors), std::io::Error::other("its thread has panicked"));
         let hub = hub.map_err(ended)??;
         let files = [(config.clone(), store::file_sha256(&self.directory.join(config))?), (tensors, hub)].into();
         let manifest = Manifest {

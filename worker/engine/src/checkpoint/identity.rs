@@ -25,7 +25,8 @@ const CHUNK: usize = 8 << 20;
 
 /// SHA-256 over the name, size and content of every file, in the order of the names.
 ///
-/// The pages are given back as they are read, and read ahead of the hash: hashing a checkpoint larger than memory leaves nothing resident.
+/// The disk reads ahead of the hash, and pages are given back behind it: hashing a checkpoint larger than memory leaves
+/// nothing resident.
 pub(super) fn revision<'a>(files: impl Iterator<Item = &'a SourceFile>) -> String {
     let mut files: Vec<&SourceFile> = files.collect();
     files.sort_by(|a, b| a.name.cmp(&b.name));

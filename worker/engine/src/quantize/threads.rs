@@ -53,8 +53,7 @@ where
         return items.try_for_each(|item| each(work(&mut scratch, item)?));
     }
     let state = State { items, taken: 0, given: 0, done: BTreeMap::new(), stopped: false };
-    let queue =
-        Queue { state: Mutex::new(state), room: Condvar::new(), ready: Condvar::new(), ahead: 2 * threads };
+    let queue = Queue { state: Mutex::new(state), room: Condvar::new(), ready: Condvar::new(), ahead: 2 * threads };
     std::thread::scope(|scope| {
         let _end = End(&queue);
         for index in 0..threads {
@@ -194,7 +193,12 @@ mod tests {
             Ok(())
         });
         assert_eq!((error.unwrap_err().to_string(), *given.lock().unwrap()), (numbered(4).to_string(), 4));
-        let error = in_order(threads, 0..50, |(): &mut (), item| Ok(item), |item| if item == 7 { Err(numbered(7)) } else { Ok(()) });
+        let error = in_order(
+            threads,
+            0..50,
+            |(): &mut (), item| Ok(item),
+            |item| if item == 7 { Err(numbered(7)) } else { Ok(()) },
+        );
         assert_eq!(error.unwrap_err().to_string(), numbered(7).to_string());
     }
 

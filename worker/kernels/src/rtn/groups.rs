@@ -120,8 +120,9 @@ pub(super) fn quantize(bits: u8, grid: Grid, n: usize, k: usize, group: usize, r
         .chunks_exact(group)
         .enumerate()
         .map(|(index, values)| {
+            let row = row_scales[index / (k / group)];
             for (normal, v) in normal.iter_mut().zip(values) {
-                *normal = v / row_scales[index / (k / group)];
+                *normal = v / row;
             }
             group_grid(grid, bits, &normal)
         })
