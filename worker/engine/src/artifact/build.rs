@@ -1,5 +1,5 @@
 //! Quantizing a checkpoint into a packed file, tensor by tensor or layer by layer: peak memory is the codes of one fused
-//! tensor, or one layer where a method looks at whole layers, not the model; and what is written meanwhile, at most 48 MiB of
+//! tensor, or one layer where a method looks at whole layers, not the model; and what is written meanwhile, at most 16 MiB of
 //! each file.
 //!
 //! ```text
@@ -180,10 +180,11 @@ impl<'a> Writer<'a> {
             tracing::info!(groups = journal.groups, "going on with a build that was interrupted");
             // Both are read again, for their hashes.
             let (packed, hub) = std::thread::scope(|scope| {
-                let packed = scope.spawn(|| PackedWriter::resume(&packed_path, journal.packed, journal.entries));
+                let io = |e| EngineError::io(&packed_path, e);
+                let read = || PackedWriter::resume(&packed_path, journal.packed, journal.entries);
+                let packed = std::thread::Builder::new().spawn_scoped(scope, read).map_err(io)?;
                 let hub = plan.resume(&hub_path, journal.tensors, threads);
-                let ended =
-                    |_| EngineError::io(&packed_path, std::io::Error::other("the thread that read it has panicked"));
+                let ended = |_| io(std::io::Error::other("the thread that read it has panicked"));
                 Ok::<_, EngineError>((packed.join().map_err(ended)??, hub?))
             })?;
             return Ok(Self { directory, key, checkpoint, recipe, threads, packed, hub, groups: journal.groups });
@@ -261,7 +262,11 @@ impl<'a> Writer<'a> {
         };
         let (done, waits) = std::sync::mpsc::channel();
         // Nobody waits any more if the other file failed.
-        self.sync(&Synced::all(2, move || Ok(done.send(()).unwrap_or_default())))?;
+        let tell = move || {
+            let _ = done.send(());
+            Ok(())
+        };
+        self.sync(&Synced::all(2, tell))?;
         match waits.recv() {
             Ok(()) => journal.write(self.directory, Some(state)),
             Err(_) => self.packed.end().and(self.hub.end()),
@@ -278,17 +283,11 @@ impl<'a> Writer<'a> {
         write_json(&self.directory.join("config.json"), &config)?;
         interchange::companions(self.checkpoint, self.directory)?;
         self.packed.align(LAYER_ALIGNMENT)?;
-        // Both end at once; what is told is the packed file's error before the other's.
-        let hub = self.hub;
-        let (packed, hub) = std::thread::scope(|scope| {
-            let hub = scope.spawn(|| hub.finish());
-            (self.packed.finish(), hub.join())
-        });
-        let (sha256, bytes, entries) = packed?;
+        // The other file goes to disk meanwhile.
+        self.hub.sync(&Synced::all(1, || Ok(())))?;
+        let (sha256, bytes, entries) = self.packed.finish()?;
         let [config, tensors] = store::HUB_FILES.map(str::to_owned);
-        let ended =
-            |_| EngineError::io(self.directory.join(&tensors), std::io::Error::other("its thread has panicked"));
-        let hub = hub.map_err(ended)??;
+        let hub = self.hub.finish()?;
         let files = [(config.clone(), store::file_sha256(&self.directory.join(config))?), (tensors, hub)].into();
         let manifest = Manifest {
             version: FORMAT_VERSION,

@@ -11,8 +11,8 @@ use super::{
 use crate::{Result, quantize::in_order};
 
 const TENSOR_ALIGNMENT: u64 = 64;
-/// Bytes of panels that a thread packs at once.
-const STRIP: usize = 1 << 20;
+/// Bytes of panels that a thread packs at once, at least a panel: each has up to three such strips in memory.
+const STRIP: usize = 1 << 18;
 
 /// Writes aligned entries.
 pub(super) struct PackedWriter {

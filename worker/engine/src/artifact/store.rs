@@ -378,14 +378,15 @@ pub(super) fn file_sha256(path: &Path) -> Result<String> {
     let (full, empty) = (sync_channel::<Vec<u8>>(2), sync_channel::<Vec<u8>>(4));
     std::thread::scope(|scope| {
         let (hashed, back) = (full.1, empty.0);
-        let hasher = scope.spawn(move || {
+        let hashing = move || {
             for buffer in hashed {
                 hash.update(&buffer);
                 // The reader is done when it wants none back.
                 let _ = back.try_send(buffer);
             }
             hex(&hash.finalize())
-        });
+        };
+        let hasher = std::thread::Builder::new().spawn_scoped(scope, hashing).map_err(io)?;
         let full = full.0;
         let mut buffer = first;
         loop {

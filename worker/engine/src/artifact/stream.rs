@@ -1,7 +1,7 @@
 //! A file that is written and hashed beside the work that makes its bytes.
 //!
 //! ```text
-//! send ── at most BEHIND bytes, or one piece ──┬── writes, syncs, notes what is on disk
+//! send ── at most BEHIND bytes, or one piece ──┬── writes ── syncs, notes what is on disk
 //!                                              └── SHA-256
 //! ```
 
@@ -22,8 +22,9 @@ use sha2::{Digest, Sha256};
 use super::store;
 use crate::{EngineError, Result};
 
-/// Bytes that may wait to be written and hashed, so that memory is bounded by what makes them.
-const BEHIND: usize = 48 << 20;
+/// Bytes that may wait to be written and hashed, so that memory is bounded by what makes them. What was written waits for the
+/// disk in the page cache, which the kernel bounds.
+const BEHIND: usize = 16 << 20;
 /// Pieces that may wait, however small.
 const PIECES: usize = 256;
 
@@ -82,7 +83,7 @@ impl Synced {
     }
 }
 
-/// A file under construction, with a thread that writes it and one that hashes it.
+/// A file under construction, with a thread that writes it, one that syncs it, for which nobody waits, and one that hashes it.
 pub(super) struct Stream {
     path: PathBuf,
     position: u64,
@@ -90,6 +91,7 @@ pub(super) struct Stream {
     orders: Option<SyncSender<Order>>,
     pieces: Option<SyncSender<Arc<Counted>>>,
     writer: Option<JoinHandle<Result<()>>>,
+    syncer: Option<JoinHandle<Result<()>>>,
     hasher: Option<JoinHandle<String>>,
 }
 
@@ -138,10 +140,16 @@ impl Stream {
         let (orders, queue) = sync_channel(PIECES);
         let (pieces, hashed) = sync_channel::<Arc<Counted>>(PIECES);
         let (named, thread) = (path.to_owned(), || std::thread::Builder::new().stack_size(512 << 10));
-        let writer = thread().spawn(move || write(&named, file, &queue)).map_err(spawning)?;
+        let (syncs, synced) = sync_channel(PIECES);
+        let same = file.try_clone().map_err(spawning)?;
+        let writer = thread().spawn(move || write(&named, file, &queue, &syncs)).map_err(spawning)?;
+        let named = path.to_owned();
+        let syncer = thread().spawn(move || sync(&named, &same, &synced)).map_err(spawning)?;
         let hasher = thread()
             .spawn(move || {
-                hashed.iter().for_each(|piece| hash.update(piece.piece.bytes()));
+                for piece in hashed {
+                    hash.update(piece.piece.bytes());
+                }
                 store::hex(&hash.finalize())
             })
             .map_err(spawning)?;
@@ -152,6 +160,7 @@ impl Stream {
             orders: Some(orders),
             pieces: Some(pieces),
             writer: Some(writer),
+            syncer: Some(syncer),
             hasher: Some(hasher),
         })
     }
@@ -174,7 +183,7 @@ impl Stream {
         if hashing && writing { Ok(()) } else { Err(self.failure()) }
     }
 
-    /// Syncs what was sent so far, beside what is sent then.
+    /// Syncs what was sent so far, beside what is sent then. An error of it is told by the next call, or the end.
     ///
     /// # Errors
     /// As [`Self::send`].
@@ -205,8 +214,10 @@ impl Stream {
         (self.orders, self.pieces) = (None, None);
         let ended = || EngineError::io(&self.path, std::io::Error::other("a thread that wrote it has panicked"));
         let written = self.writer.take().map_or(Ok(Ok(())), JoinHandle::join);
+        let synced = self.syncer.take().map_or(Ok(Ok(())), JoinHandle::join);
         let hash = self.hasher.take().map_or(Ok(String::new()), JoinHandle::join);
         written.map_err(|_| ended())??;
+        synced.map_err(|_| ended())??;
         hash.map_err(|_| ended())
     }
 }
@@ -218,17 +229,30 @@ impl Drop for Stream {
     }
 }
 
-fn write(path: &Path, file: File, orders: &Receiver<Order>) -> Result<()> {
+fn write(path: &Path, file: File, orders: &Receiver<Order>, syncs: &SyncSender<Arc<Synced>>) -> Result<()> {
     let io = |e| EngineError::io(path, e);
     let mut out = BufWriter::with_capacity(1 << 20, file);
     for order in orders {
         match order {
             Order::Write(piece) => out.write_all(piece.piece.bytes()).map_err(io)?,
             Order::Sync(synced) => {
-                out.flush().and_then(|()| out.get_ref().sync_data()).map_err(io)?;
-                synced.one()?;
+                out.flush().map_err(io)?;
+                // The thread that syncs tells itself why it has ended.
+                if syncs.send(synced).is_err() {
+                    break;
+                }
             }
         }
+    }
+    Ok(())
+}
+
+fn sync(path: &Path, file: &File, syncs: &Receiver<Arc<Synced>>) -> Result<()> {
+    for synced in syncs {
+        // Those that came meanwhile were written before now, too: once for all of them.
+        let waiting: Vec<_> = std::iter::once(synced).chain(syncs.try_iter()).collect();
+        file.sync_data().map_err(|e| EngineError::io(path, e))?;
+        waiting.iter().try_for_each(|synced| synced.one())?;
     }
     Ok(())
 }
@@ -316,8 +340,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut stream = Stream::create(&directory.path().join("x")).unwrap();
         stream.sync(&Synced::all(1, || Err(EngineError::Unsupported("this".into())))).unwrap();
-        let error = std::iter::repeat_with(|| stream.send(Piece::Owned(vec![0; 1 << 20]))).find_map(Result::err);
+        let next = || stream.sync(&Synced::all(1, || Ok(()))).and_then(|()| stream.send(Piece::Owned(vec![0])));
+        let error = std::iter::repeat_with(next).find_map(Result::err);
         assert!(error.unwrap().to_string().contains("this"));
+
+        let mut stream = Stream::create(&directory.path().join("x")).unwrap();
+        stream.sync(&Synced::all(1, || Err(EngineError::Unsupported("that".into())))).unwrap();
+        stream.send(Piece::Owned(vec![0])).unwrap();
+        assert!(stream.finish().unwrap_err().to_string().contains("that"));
     }
 
     #[test]

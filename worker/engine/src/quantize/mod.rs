@@ -51,8 +51,9 @@ use crate::{
     checkpoint::{Checkpoint, Role, SourceDtype, SourceTensor, quantized::written},
 };
 
-/// Values that a thread has in FP32 at once: few enough to stay in a core's cache between the steps of rounding.
-const CHUNK: usize = 1 << 17;
+/// Values that a thread has in FP32 at once: few enough to stay in a core's cache between the steps of rounding, and for many
+/// threads to need little memory.
+const CHUNK: usize = 1 << 16;
 
 /// Checks that a recipe can be made of a directory without rounding quantized layers again: it holds values, or the
 /// format is its own and no method is to choose its codes, or BF16, which dequantizes it as the reference of an evaluation.

@@ -225,7 +225,7 @@ fn disk(config: &ModelConfig, format: WeightFormat, layers: f64, ends: f64) -> u
 }
 
 /// Bytes that wait to be written to two files, and some rows of each thread in FP32.
-const WAITING: f64 = 2.0 * 48e6 + 32e6;
+const WAITING: f64 = 2.0 * 17e6 + 32e6;
 
 /// The ends of the model are rounded first, a matrix at a time; then come the layers.
 fn peak(config: &ModelConfig, recipe: Recipe, tokens: usize, sequence: usize, layer: f64) -> u64 {
