@@ -1,9 +1,6 @@
 //! What tests ask of the emulated device beyond the driver: failures on demand, counts of bytes and calls.
 
-use std::{
-    ffi::{CString, c_char, c_int, c_void},
-    sync::MutexGuard,
-};
+use std::ffi::{CString, c_char, c_int, c_void};
 
 use modelprofile_kernels::cuda::CudaOptions;
 
@@ -105,6 +102,6 @@ pub fn options() -> CudaOptions {
 }
 
 /// Keeps other tests from the device: one at a time.
-pub fn alone() -> MutexGuard<'static, ()> {
+pub fn alone() -> impl Drop {
     crate::device::alone()
 }
