@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use modelprofile_engine::model::ProfileWeights;
-use modelprofile_kernels::cuda::{Bandwidth, Cuda, CudaOptions, DeviceInfo, Planned, What};
+use modelprofile_engine::{WeightFormat, model::ProfileWeights};
+use modelprofile_kernels::cuda::{Bandwidth, Cuda, CudaOptions, DeviceInfo, Planned, Profiled, What};
 use modelprofile_roofline::{Ceilings, Constants, Cost, Hardware};
 use modelprofile_worker::plan::{Step, cost};
 
@@ -23,6 +23,7 @@ pub struct Outcome {
     pub kernels: Vec<Kernel>,
     pub steps: Vec<Measured>,
     pub switches: Vec<Switch>,
+    pub crossover: Vec<Crossover>,
     /// What was left out because the time was over.
     pub left_out: Vec<String>,
     pub notes: Vec<String>,
@@ -65,6 +66,16 @@ pub struct Switch {
     pub modelled: f64,
 }
 
+/// The products of a layer with group-wise weights, both ways.
+pub struct Crossover {
+    pub format: &'static str,
+    pub rows: usize,
+    /// By own kernels, in seconds.
+    pub own: f64,
+    /// Unpacked for cuBLASLt.
+    pub unpacked: f64,
+}
+
 /// Measures everything that the time suffices for.
 ///
 /// # Errors
@@ -89,6 +100,7 @@ pub fn all(options: &Options, start: Instant) -> anyhow::Result<Outcome> {
         kernels: Vec::new(),
         steps: Vec::new(),
         switches: Vec::new(),
+        crossover: Vec::new(),
         left_out: Vec::new(),
         notes: Vec::new(),
         origins: Vec::new(),
@@ -104,6 +116,9 @@ pub fn all(options: &Options, start: Instant) -> anyhow::Result<Outcome> {
         let weights = rig.weights(format)?;
         steps(&mut rig, (name, format), &weights, options, &mut outcome)?;
         kernels(&mut rig, (name, format), &weights, options, &mut outcome)?;
+        if matches!(format, WeightFormat::Int4 { .. }) {
+            crossover(&mut rig, name, &weights, options, &mut outcome)?;
+        }
         if let Some((left, others)) = &before {
             for (from, to) in [((name, &weights), (*left, others)), ((*left, others), (name, &weights))] {
                 outcome.switches.push(switch(&mut rig, from, to, options)?);
@@ -141,7 +156,7 @@ fn hardware(options: &Options, device: &DeviceInfo) -> anyhow::Result<Hardware> 
     Ok(hardware)
 }
 
-type Format = (&'static str, modelprofile_engine::WeightFormat);
+type Format = (&'static str, WeightFormat);
 
 /// Tokens per second of decode steps and prompts.
 fn steps(
@@ -230,6 +245,31 @@ fn kernels(
             });
         }
     }
+    Ok(())
+}
+
+/// From how many rows on unpacking pays.
+fn crossover(
+    rig: &mut Rig,
+    format: &'static str,
+    weights: &ProfileWeights<Cuda>,
+    options: &Options,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    let is_product =
+        |profiled: &Profiled| ["linear_int4", "linear_reduce", "unpack", "cublaslt"].iter().any(|p| profiled.name.starts_with(p));
+    for rows in options.crossover() {
+        let plan = rig.plan(1, 0, *rows);
+        let mut measured = [0.0; 2];
+        for (seconds, from) in measured.iter_mut().zip([usize::MAX, 1]) {
+            rig.gpu.unpack_from(from);
+            let profiled = rig.profile(weights, &plan, options.repeats())?;
+            *seconds = profiled.iter().filter(|p| is_product(p)).map(|p| p.seconds * p.count as f64).sum::<f64>()
+                / options.layers as f64;
+        }
+        outcome.crossover.push(Crossover { format, rows: *rows, own: measured[0], unpacked: measured[1] });
+    }
+    rig.gpu.unpack_from(CudaOptions::default().unpack_rows);
     Ok(())
 }
 

@@ -125,6 +125,11 @@ impl Options {
         if self.tiny { &[40] } else { &[512, 2048] }
     }
 
+    /// Rows at which own kernels of group-wise weights are measured beside unpacking and cuBLASLt.
+    pub fn crossover(&self) -> &'static [usize] {
+        if self.tiny { &[40] } else { &[32, 48, 64, 96, 128, 192, 256, 384] }
+    }
+
     /// Tokens in the cache of a sequence that decodes.
     pub fn context(&self) -> usize {
         if self.tiny { 20 } else { 1024 }

@@ -46,6 +46,11 @@ pub fn json(options: &Options, outcome: &Outcome) -> Value {
             })
         })
         .collect();
+    let crossover: Vec<Value> = outcome
+        .crossover
+        .iter()
+        .map(|c| json!({"format": c.format, "rows": c.rows, "ownSeconds": c.own, "unpackedSeconds": c.unpacked}))
+        .collect();
     json!({
         "emulated": outcome.emulated,
         "device": {
@@ -64,6 +69,7 @@ pub fn json(options: &Options, outcome: &Outcome) -> Value {
         "kernels": kernels,
         "steps": steps,
         "switches": switches,
+        "crossover": crossover,
         "peers": peers,
         "kernelOrigins": outcome.origins,
         "notes": outcome.notes,
@@ -165,6 +171,14 @@ fn write_markdown(text: &mut String, json: &Value) -> std::fmt::Result {
             number(&switch["seconds"]) * 1e3,
             number(&switch["modelledSeconds"]) * 1e3,
         )?;
+    }
+    writeln!(
+        text,
+        "\n## Products of a layer with group-wise weights\n\n| format | rows | own kernels, us | unpacked for cuBLASLt, us |\n|---|--:|--:|--:|"
+    )?;
+    for row in rows(&json["crossover"]) {
+        let [own, unpacked] = ["ownSeconds", "unpackedSeconds"].map(|key| number(&row[key]) * 1e6);
+        writeln!(text, "| {} | {} | {own:.1} | {unpacked:.1} |", word(&row["format"]), row["rows"])?;
     }
     writeln!(
         text,

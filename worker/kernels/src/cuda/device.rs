@@ -13,6 +13,7 @@ use super::{
     driver::{Context, Stream, check},
     kernels,
     libraries::{Library, load},
+    linear::UNPACK_ROWS,
 };
 use crate::{KernelError, Result};
 
@@ -40,6 +41,8 @@ pub struct CudaOptions {
     pub deterministic: bool,
     /// Take devices older than compute capability 9.0. Nothing was measured on them.
     pub any_capability: bool,
+    /// Rows from which products with group-wise weights unpack these for cuBLASLt.
+    pub unpack_rows: usize,
     /// Workspace of cuBLASLt, fixed. 32 MiB is what it recommends for this architecture.
     pub matmul_workspace: usize,
     /// Called with each sentence for the log as it comes up, and once for each fact: what runs slower than it could, and why.
@@ -56,6 +59,7 @@ impl Default for CudaOptions {
             graphs: true,
             deterministic: false,
             any_capability: false,
+            unpack_rows: UNPACK_ROWS,
             matmul_workspace: 32 << 20,
             on_note: |_| {},
         }

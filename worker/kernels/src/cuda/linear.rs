@@ -37,10 +37,12 @@ use crate::{KernelError, Result, WeightKind};
 
 /// Rows up to which own kernels compute what cuBLASLt could.
 const FEW_ROWS: usize = 32;
+/// The same for BF16, which the library does as fast from few rows on.
+const FEW_ROWS_BF16: usize = 16;
 /// Rows from which group-wise weights are unpacked for cuBLASLt.
 pub(super) const UNPACK_ROWS: usize = 256;
-/// Rows that the GEMV of group-wise weights takes best (it takes 8; see `kernels/linear_int4_gemv.cu`).
-const GEMV_ROWS: usize = 4;
+/// Rows that the GEMV of group-wise weights takes.
+const GEMV_ROWS: usize = 8;
 
 /// Rows of a launch that has one block row for each (the second dimension of a grid).
 const MOST_ROWS: usize = 65_535;
@@ -70,9 +72,11 @@ fn route(
         Weight::Grouped(_) if rows > 32 => Tile::M64,
         Weight::Grouped(_) => Tile::M32,
         _ if rows <= 8 => Tile::M8,
+        _ if rows <= 16 => Tile::M16,
         _ => Tile::M32,
     });
-    if deterministic || rows <= FEW_ROWS {
+    let few = if matches!(weight, Weight::Bf16(_)) { FEW_ROWS_BF16 } else { FEW_ROWS };
+    if deterministic || rows <= few {
         return Ok(own);
     }
     let first = |choices: &[Operands]| -> Result<Option<Operands>> {
@@ -287,9 +291,12 @@ mod tests {
         let all = |_| Ok(true);
         let of = |weight: &Weight, rows| route(weight, rows, (false, UNPACK_ROWS), all).unwrap();
         assert_eq!(of(&FP8, 8), Route::Own(Tile::M8));
+        assert_eq!(of(&FP8, 9), Route::Own(Tile::M16));
+        let bf16 = Weight::Bf16(Ptr::NULL);
+        assert_eq!([16, 17].map(|rows| of(&bf16, rows)), [Route::Own(Tile::M16), Route::Library(Operands::Bf16)]);
         assert_eq!(of(&FP8, 32), Route::Own(Tile::M32));
         assert_eq!(of(&FP8, 33), Route::Library(Operands::Fp8Scaled));
-        assert_eq!([1, 5, 17, 33, 255].map(|rows| of(&INT4, rows)), {
+        assert_eq!([8, 9, 17, 33, 255].map(|rows| of(&INT4, rows)), {
             [Tile::M8, Tile::M16, Tile::M32, Tile::M64, Tile::M64].map(Route::Own)
         });
         assert_eq!(of(&INT4, 256), Route::Unpacked);

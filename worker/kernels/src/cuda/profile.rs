@@ -55,6 +55,11 @@ impl Cuda {
             .collect()
     }
 
+    /// From now on products with group-wise weights unpack these from so many rows on: to measure where it begins to pay.
+    pub fn unpack_from(&mut self, rows: usize) {
+        self.options.unpack_rows = rows;
+    }
+
     /// Every command that a step submits, in order: name, blocks, work. Steps are not recorded as graphs meanwhile.
     ///
     /// # Errors

@@ -33,6 +33,7 @@ DEV float* embed_out(float* out, u32 width) {
 extern "C" __global__ void __launch_bounds__(256) embed_bf16(
     float* out, const u32* tokens, const u16* table, u32 vocab, u32 first, float missing,
     u32 width, u32 pitch) {
+    grid_start();
     float* to = embed_out(out, width);
     const u32 row = tokens[blockIdx.x] - first;
     if (!is_in_table(to, row, vocab, width, missing)) {
@@ -49,6 +50,7 @@ extern "C" __global__ void __launch_bounds__(256) embed_bf16(
 extern "C" __global__ void __launch_bounds__(256) embed_e4m3(
     float* out, const u32* tokens, const u8* codes, const float* scales, u32 vocab, u32 first, float missing,
     u32 width, u32 pitch) {
+    grid_start();
     float* to = embed_out(out, width);
     const u32 row = tokens[blockIdx.x] - first;
     if (!is_in_table(to, row, vocab, width, missing)) {
@@ -67,6 +69,7 @@ extern "C" __global__ void __launch_bounds__(256) embed_e4m3(
 extern "C" __global__ void __launch_bounds__(256) embed_e4m3_block(
     float* out, const u32* tokens, const u8* codes, const float* scales, u32 vocab, u32 first, float missing,
     u32 width, u32 pitch) {
+    grid_start();
     float* to = embed_out(out, width);
     const u32 row = tokens[blockIdx.x] - first;
     if (!is_in_table(to, row, vocab, width, missing)) {
@@ -86,6 +89,7 @@ extern "C" __global__ void __launch_bounds__(256) embed_e4m3_block(
 extern "C" __global__ void __launch_bounds__(256) embed_int8(
     float* out, const u32* tokens, const u8* codes, const float* scales, u32 vocab, u32 first, float missing,
     u32 width, u32 pitch) {
+    grid_start();
     float* to = embed_out(out, width);
     const u32 row = tokens[blockIdx.x] - first;
     if (!is_in_table(to, row, vocab, width, missing)) {
@@ -135,6 +139,7 @@ DEV float half_at(const u8* at) {
 extern "C" __global__ void __launch_bounds__(256) embed_grouped(
     float* out, const u32* tokens, const u8* codes, const u8* group_scales, const float* row_scales, u32 vocab, u32 first,
     float missing, u32 width, u32 group, u32 planes) {
+    grid_start();
     float* to = embed_out(out, width);
     const u32 row = tokens[blockIdx.x] - first;
     if (!is_in_table(to, row, vocab, width, missing)) {

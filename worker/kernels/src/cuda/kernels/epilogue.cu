@@ -52,12 +52,14 @@ struct ProductF32 {
 extern "C" __global__ void __launch_bounds__(256) scale_store_int32(
     float* out, const int* product, const float* row_scales, const float* column_scales, const float* bias, u32 n,
     u32 pitch, u32 add) {
+    grid_start();
     scale_rows(ProductInt32{product, pitch}, out, row_scales, column_scales, bias, n, add);
 }
 
 extern "C" __global__ void __launch_bounds__(256) scale_store_f32(
     float* out, const float* product, const float* row_scales, const float* column_scales, const float* bias, u32 n,
     u32 pitch, u32 add) {
+    grid_start();
     scale_rows(ProductF32{product, pitch}, out, row_scales, column_scales, bias, n, add);
 }
 
@@ -65,6 +67,7 @@ extern "C" __global__ void __launch_bounds__(256) scale_store_f32(
 // came first. Grid: y = m, x = any number of blocks over a row.
 extern "C" __global__ void __launch_bounds__(256) linear_reduce(
     float* out, const float* partial, const float* bias, u32 n, u32 splits, u32 add) {
+    grid_start();
     const u32 row = blockIdx.y, m = gridDim.y;
     for (u32 column = blockIdx.x * 256 + threadIdx.x; column < n; column += gridDim.x * 256) {
         float sum = 0.0f;

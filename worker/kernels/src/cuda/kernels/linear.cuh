@@ -81,9 +81,11 @@ struct LinearInt8 {
     }
 };
 
-// One 128-byte chunk: sums[half][tile] += w[32 outputs] x[8 TILES rows]. What lies behind a row's end counts as zero.
+// One 128-byte chunk: sums[half][tile] += w[32 outputs] x[8 TILES rows]. What lies behind a row's end counts as zero. In a warp's
+// first chunk the weight is asked for before the kernel ahead, which makes x, is waited for.
 template <class Format, int TILES>
-DEV void linear_chunk(typename Format::Sum (&sums)[2][TILES][4], const u8* w, const u8* x, u32 row_bytes, u32 m, u32 chunk) {
+DEV void linear_chunk(typename Format::Sum (&sums)[2][TILES][4], const u8* w, const u8* x, u32 row_bytes, u32 m, u32 chunk,
+                      bool first) {
     const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint4 zero = make_uint4(0, 0, 0, 0);
     uint4 a[2][4], b[2][TILES];
@@ -94,6 +96,13 @@ DEV void linear_chunk(typename Format::Sum (&sums)[2][TILES][4], const u8* w, co
         for (int i = 0; i < 4; i++) {
             a[u][i] = at < row_bytes ? ld_global_nc_v4(w + (u64)(g + 8 * i) * row_bytes + at) : zero;
         }
+    }
+    if (first) {
+        grid_wait();
+    }
+#pragma unroll
+    for (int u = 0; u < 2; u++) {
+        const u32 at = chunk * LINEAR_CHUNK + u * 64 + t * 16;
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
             const u32 row = tile * 8 + g;
@@ -165,8 +174,13 @@ DEV void linear_rows(const LinearOut& to, const u8* x, const u8* w, u32 row_byte
     const u32 first = blockIdx.x * LINEAR_OUTPUTS;
     const u32 chunks = (row_bytes + LINEAR_CHUNK - 1) / LINEAR_CHUNK;
     typename Format::Sum sums[2][TILES][4] = {};
-    for (u32 chunk = to.begin(chunks) + threadIdx.x / 32; chunk < to.end(chunks); chunk += LINEAR_WARPS) {
-        linear_chunk<Format, TILES>(sums, w + (u64)first * row_bytes, x, row_bytes, to.m, chunk);
+    grid_let_next_start();
+    const u32 begin = to.begin(chunks) + threadIdx.x / 32, end = to.end(chunks);
+    for (u32 chunk = begin; chunk < end; chunk += LINEAR_WARPS) {
+        linear_chunk<Format, TILES>(sums, w + (u64)first * row_bytes, x, row_bytes, to.m, chunk, chunk == begin);
+    }
+    if (begin >= end) {
+        grid_wait();
     }
     __shared__ typename Format::Sum shared[LINEAR_SHARED(TILES)];
     linear_add_warps<typename Format::Sum, TILES>(shared, sums, [&](u32 row, u32 output, typename Format::Sum sum) {

@@ -18,6 +18,11 @@ extern "C" __global__ void __launch_bounds__(256) linear_bf16_m8(
     linear_bf16<1>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, w, k);
 }
 
+extern "C" __global__ void __launch_bounds__(256) linear_bf16_m16(
+    float* out, float* partial, const u16* x, const u16* w, const float* bias, u32 m, u32 n, u32 k, u32 add) {
+    linear_bf16<2>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, w, k);
+}
+
 extern "C" __global__ void __launch_bounds__(256) linear_bf16_m32(
     float* out, float* partial, const u16* x, const u16* w, const float* bias, u32 m, u32 n, u32 k, u32 add) {
     linear_bf16<4>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, w, k);

@@ -20,6 +20,12 @@ extern "C" __global__ void __launch_bounds__(256) linear_fp8_m8(
     linear_fp8<1>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, x_scales, w, w_scales, k);
 }
 
+extern "C" __global__ void __launch_bounds__(256) linear_fp8_m16(
+    float* out, float* partial, const u8* x, const float* x_scales, const u8* w, const float* w_scales,
+    const float* bias, u32 m, u32 n, u32 k, u32 add) {
+    linear_fp8<2>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, x_scales, w, w_scales, k);
+}
+
 extern "C" __global__ void __launch_bounds__(256) linear_fp8_m32(
     float* out, float* partial, const u8* x, const float* x_scales, const u8* w, const float* w_scales,
     const float* bias, u32 m, u32 n, u32 k, u32 add) {
@@ -34,9 +40,11 @@ DEV void linear_fp8_block(
     const LinearOut& to, const u8* x, const float* x_scales, const u8* w, const float* w_scales, u32 k) {
     const u32 first = blockIdx.x * LINEAR_OUTPUTS, blocks = k / LINEAR_CHUNK;
     float total[2][TILES][4] = {};
-    for (u32 block = to.begin(blocks) + threadIdx.x / 32; block < to.end(blocks); block += LINEAR_WARPS) {
+    grid_let_next_start();
+    const u32 begin = to.begin(blocks) + threadIdx.x / 32, end = to.end(blocks);
+    for (u32 block = begin; block < end; block += LINEAR_WARPS) {
         float sums[2][TILES][4] = {};
-        linear_chunk<LinearE4m3, TILES>(sums, w + (u64)first * k, x, k, to.m, block);
+        linear_chunk<LinearE4m3, TILES>(sums, w + (u64)first * k, x, k, to.m, block, block == begin);
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
@@ -51,6 +59,9 @@ DEV void linear_fp8_block(
             }
         }
     }
+    if (begin >= end) {
+        grid_wait();
+    }
     __shared__ float shared[LINEAR_SHARED(TILES)];
     linear_add_warps<float, TILES>(
         shared, total, [&](u32 row, u32 output, float sum) { to.store(row, first + output, sum); });
@@ -60,6 +71,12 @@ extern "C" __global__ void __launch_bounds__(256) linear_fp8_block_m8(
     float* out, float* partial, const u8* x, const float* x_scales, const u8* w, const float* w_scales,
     const float* bias, u32 m, u32 n, u32 k, u32 add) {
     linear_fp8_block<1>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, x_scales, w, w_scales, k);
+}
+
+extern "C" __global__ void __launch_bounds__(256) linear_fp8_block_m16(
+    float* out, float* partial, const u8* x, const float* x_scales, const u8* w, const float* w_scales,
+    const float* bias, u32 m, u32 n, u32 k, u32 add) {
+    linear_fp8_block<2>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, x_scales, w, w_scales, k);
 }
 
 extern "C" __global__ void __launch_bounds__(256) linear_fp8_block_m32(

@@ -215,6 +215,7 @@ struct Int4Gemm {
 extern "C" __global__ void __launch_bounds__(128) linear_int4_m16(
     float* out, float* partial, const u16* x, const u8* codes, const u8* affine, const float* row_scales,
     const float* bias, u32 m, u32 n, u32 k, u32 group, u32 add) {
+    grid_start();
     DYN_SMEM(smem);
     Int4Gemm<1, 1, 1> gemm = {};
     gemm.run(smem, LinearOut{out, partial, bias, m, n, add, blockIdx.z, gridDim.z}, x,
@@ -224,6 +225,7 @@ extern "C" __global__ void __launch_bounds__(128) linear_int4_m16(
 extern "C" __global__ void __launch_bounds__(128) linear_int4_m32(
     float* out, float* partial, const u16* x, const u8* codes, const u8* affine, const float* row_scales,
     const float* bias, u32 m, u32 n, u32 k, u32 group, u32 add) {
+    grid_start();
     DYN_SMEM(smem);
     Int4Gemm<2, 1, 1> gemm = {};
     gemm.run(smem, LinearOut{out, partial, bias, m, n, add, blockIdx.z, gridDim.z}, x,
@@ -233,6 +235,7 @@ extern "C" __global__ void __launch_bounds__(128) linear_int4_m32(
 extern "C" __global__ void __launch_bounds__(256) linear_int4_m64(
     float* out, float* partial, const u16* x, const u8* codes, const u8* affine, const float* row_scales,
     const float* bias, u32 m, u32 n, u32 k, u32 group, u32 add) {
+    grid_start();
     DYN_SMEM(smem);
     Int4Gemm<2, 2, 1> gemm = {};
     gemm.run(smem, LinearOut{out, partial, bias, m, n, add, blockIdx.z, gridDim.z}, x,
@@ -242,6 +245,7 @@ extern "C" __global__ void __launch_bounds__(256) linear_int4_m64(
 extern "C" __global__ void __launch_bounds__(128) linear_int8g_m16(
     float* out, float* partial, const u16* x, const u8* codes, const u8* affine, const float* row_scales,
     const float* bias, u32 m, u32 n, u32 k, u32 group, u32 add) {
+    grid_start();
     DYN_SMEM(smem);
     Int4Gemm<1, 1, 2> gemm = {};
     gemm.run(smem, LinearOut{out, partial, bias, m, n, add, blockIdx.z, gridDim.z}, x,
@@ -251,6 +255,7 @@ extern "C" __global__ void __launch_bounds__(128) linear_int8g_m16(
 extern "C" __global__ void __launch_bounds__(256) linear_int8g_m64(
     float* out, float* partial, const u16* x, const u8* codes, const u8* affine, const float* row_scales,
     const float* bias, u32 m, u32 n, u32 k, u32 group, u32 add) {
+    grid_start();
     DYN_SMEM(smem);
     Int4Gemm<2, 2, 2> gemm = {};
     gemm.run(smem, LinearOut{out, partial, bias, m, n, add, blockIdx.z, gridDim.z}, x,

@@ -141,6 +141,7 @@ struct Int4Gemv {
 extern "C" __global__ void __launch_bounds__(256) linear_int4_m8(
     float* out, float* partial, const u16* x, const u8* codes, const u8* affine, const float* row_scales,
     const float* bias, u32 m, u32 n, u32 k, u32 group, u32 add) {
+    grid_start();
     Int4Gemv<1> gemv = {};
     gemv.run(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, codes, affine, row_scales, k, group);
 }
@@ -148,6 +149,7 @@ extern "C" __global__ void __launch_bounds__(256) linear_int4_m8(
 extern "C" __global__ void __launch_bounds__(256) linear_int8g_m8(
     float* out, float* partial, const u16* x, const u8* codes, const u8* affine, const float* row_scales,
     const float* bias, u32 m, u32 n, u32 k, u32 group, u32 add) {
+    grid_start();
     Int4Gemv<2> gemv = {};
     gemv.run(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, codes, affine, row_scales, k, group);
 }

@@ -21,6 +21,12 @@ extern "C" __global__ void __launch_bounds__(256) linear_int8_m8(
     linear_int8<1>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, x_scales, w, w_scales, k);
 }
 
+extern "C" __global__ void __launch_bounds__(256) linear_int8_m16(
+    float* out, float* partial, const u8* x, const float* x_scales, const u8* w, const float* w_scales,
+    const float* bias, u32 m, u32 n, u32 k, u32 add) {
+    linear_int8<2>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, x_scales, w, w_scales, k);
+}
+
 extern "C" __global__ void __launch_bounds__(256) linear_int8_m32(
     float* out, float* partial, const u8* x, const float* x_scales, const u8* w, const float* w_scales,
     const float* bias, u32 m, u32 n, u32 k, u32 add) {

@@ -200,6 +200,7 @@ DEV Cut select(const float* row, u32 vocab, Cut within, Share share, SampleShare
 // Grid: one block per row.
 extern "C" __global__ void __launch_bounds__(1024) sample_tokens(
     u32* out, float* logits, const SampleRow* rows, u32 vocab, u32 stride) {
+    grid_start();
     __shared__ SampleShared shared;
     const SampleRow how = rows[blockIdx.x];
     float* row = logits + (u64)blockIdx.x * stride;

@@ -107,7 +107,7 @@ pub(in crate::cuda) const WIDE_STRIP: usize = 128;
 pub(in crate::cuda) enum Tile {
     /// Up to 8 rows.
     M8,
-    /// 16 rows a block; group-wise weights.
+    /// Up to 16 rows; with group-wise weights 16 a block.
     M16,
     /// Up to 32 rows; with 4-bit groups 32 a block.
     M32,
@@ -139,15 +139,16 @@ impl Choice {
     pub(in crate::cuda) fn new(weight: &Weight, tile: Tile) -> Self {
         let few = |kernel, tile| Self { kernel, tile, any_rows: false, strip: STRIP, shared: 0 };
         let small = tile == Tile::M8;
+        let sized = |kernels: [Kernel; 3]| match tile {
+            Tile::M8 => few(kernels[0], 8),
+            Tile::M16 => few(kernels[1], 16),
+            Tile::M32 | Tile::M64 => few(kernels[2], 32),
+        };
         match weight {
-            Weight::Bf16(_) if small => few(Kernel::Bf16M8, 8),
-            Weight::Bf16(_) => few(Kernel::Bf16M32, 32),
-            Weight::Fp8 { .. } if small => few(Kernel::Fp8M8, 8),
-            Weight::Fp8 { .. } => few(Kernel::Fp8M32, 32),
-            Weight::Fp8Block { .. } if small => few(Kernel::Fp8BlockM8, 8),
-            Weight::Fp8Block { .. } => few(Kernel::Fp8BlockM32, 32),
-            Weight::Int8 { .. } if small => few(Kernel::Int8M8, 8),
-            Weight::Int8 { .. } => few(Kernel::Int8M32, 32),
+            Weight::Bf16(_) => sized([Kernel::Bf16M8, Kernel::Bf16M16, Kernel::Bf16M32]),
+            Weight::Fp8 { .. } => sized([Kernel::Fp8M8, Kernel::Fp8M16, Kernel::Fp8M32]),
+            Weight::Fp8Block { .. } => sized([Kernel::Fp8BlockM8, Kernel::Fp8BlockM16, Kernel::Fp8BlockM32]),
+            Weight::Int8 { .. } => sized([Kernel::Int8M8, Kernel::Int8M16, Kernel::Int8M32]),
             Weight::Grouped(w) if small => few(if w.eight_bits { Kernel::Int8GroupM8 } else { Kernel::Int4M8 }, 8),
             Weight::Grouped(w) => {
                 let (kernel, tile) = match (tile, w.eight_bits) {
