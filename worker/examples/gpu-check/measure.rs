@@ -9,7 +9,7 @@ use modelprofile_roofline::{Ceilings, Constants, Cost, Hardware};
 use modelprofile_worker::plan::{Step, cost};
 
 use crate::{
-    options::Options,
+    options::{Format, Options},
     rig::{Rig, is_same},
 };
 
@@ -107,19 +107,21 @@ pub fn all(options: &Options, start: Instant) -> anyhow::Result<Outcome> {
         seconds: 0.0,
     };
     let mut before: Option<(&'static str, ProfileWeights<Cuda>)> = None;
-    for (name, format) in Options::formats() {
+    for (name, format) in options.formats.iter().copied() {
         if start.elapsed().as_secs_f64() > options.seconds {
             outcome.left_out.push(format!("everything of {name}"));
             continue;
         }
         eprintln!("gpu-check: {name}, after {:.0} s", start.elapsed().as_secs_f64());
         let weights = rig.weights(format)?;
-        steps(&mut rig, (name, format), &weights, options, &mut outcome)?;
+        if !options.only_kernels {
+            steps(&mut rig, (name, format), &weights, options, &mut outcome)?;
+        }
         kernels(&mut rig, (name, format), &weights, options, &mut outcome)?;
         if matches!(format, WeightFormat::Int4 { .. }) {
             crossover(&mut rig, name, &weights, options, &mut outcome)?;
         }
-        if let Some((left, others)) = &before {
+        if let (Some((left, others)), false) = (&before, options.only_kernels) {
             for (from, to) in [((name, &weights), (*left, others)), ((*left, others), (name, &weights))] {
                 outcome.switches.push(switch(&mut rig, from, to, options)?);
             }
@@ -155,8 +157,6 @@ fn hardware(options: &Options, device: &DeviceInfo) -> anyhow::Result<Hardware> 
     hardware.multiprocessors = device.processors;
     Ok(hardware)
 }
-
-type Format = (&'static str, WeightFormat);
 
 /// Tokens per second of decode steps and prompts.
 fn steps(
@@ -291,8 +291,7 @@ fn switch(
     let start = Instant::now();
     rig.step(to, &plan)?;
     let seconds = (both - start.elapsed().as_secs_f64()).max(0.0);
-    let formats = Options::formats();
-    let (_, format) = formats.iter().find(|(name, _)| *name == to_name).context("a format of this run")?;
+    let (_, format) = options.formats.iter().find(|(name, _)| *name == to_name).context("a format of this run")?;
     let paper = rig.on_paper(to_name, *format)?;
     let bytes = paper.weight_bytes()?;
     let modelled = paper.ceilings().host_copy(bytes as f64).seconds;
