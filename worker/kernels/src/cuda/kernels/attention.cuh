@@ -100,6 +100,7 @@ struct CacheBf16 {
         mma_bf16_16816(d, a, b);
     }
     static __device__ __forceinline__ u32 pack(float lo, float hi) { return pack_bf16x2(lo, hi); }
+    static __device__ __forceinline__ u32 pack_small(float lo, float hi) { return pack_bf16x2(lo, hi); }
     static __device__ __forceinline__ void keys(const u8* at, u32 (&pairs)[4]) { attention_keys_16bit(at, pairs); }
     static __device__ __forceinline__ void values(const u8* first, const u8* second, u32 (&pairs)[4]) {
         attention_values_16bit(first, second, pairs);
@@ -112,6 +113,7 @@ struct CacheFp16 {
         mma_f16_16816(d, a, b);
     }
     static __device__ __forceinline__ u32 pack(float lo, float hi) { return attention_f16x2(lo, hi); }
+    static __device__ __forceinline__ u32 pack_small(float lo, float hi) { return pack_f16x2(lo, hi); }
     static __device__ __forceinline__ void keys(const u8* at, u32 (&pairs)[4]) { attention_keys_16bit(at, pairs); }
     static __device__ __forceinline__ void values(const u8* first, const u8* second, u32 (&pairs)[4]) {
         attention_values_16bit(first, second, pairs);
@@ -126,6 +128,7 @@ struct CacheFp8 {
         mma_f16_16816(d, a, b);
     }
     static __device__ __forceinline__ u32 pack(float lo, float hi) { return attention_f16x2(lo, hi); }
+    static __device__ __forceinline__ u32 pack_small(float lo, float hi) { return pack_f16x2(lo, hi); }
     static __device__ __forceinline__ void decode(u32 low, u32 high, u32 (&pairs)[4]) {
         u32 h[2];
         Code::decode(low, h);
