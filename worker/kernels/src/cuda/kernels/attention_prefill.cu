@@ -9,21 +9,23 @@
 // 8 bits each thread copies pieces of 16 bytes to a place of its own (two steps ahead), and converts them, once for the block,
 // into the tile of the next step, between the products of this one. With 16 bits the copies go into the tiles.
 //
-// What bounds it, for a step of 32 tokens of 128 dims in 8 bits (modelled): 128 mma of each warp, some 830 clocks of a quarter
-// SM at 60 % of its rate; 1,000 clocks of shared memory (128 bytes each): 768 for the fragments of four warps, of which a
-// third are queries, 256 for the conversion; and about 550 other instructions of a warp. So two blocks on an SM keep products
-// and shared memory busy while one waits for its barrier. Sixteen lines a warp would need all K and V fragments for half the
-// products. F2FP.F16.E4M3.UNPACK_B has an eighth of the rate of an FMA or less: a warp that decodes for 16 lines alone waits
-// for nothing else (297 us for 2,048 rows, 32 heads, 8 KV heads, 128 dims, measured on an H100 80GB HBM3).
+// What bounds it, for a step of 32 tokens of 128 dims in 8 bits (modelled): 128 mma of a warp, some 830 clocks of a quarter SM
+// at 60 % of its rate; 960 clocks of shared memory (128 bytes each): 512 for the keys and values of four warps, 192 for
+// queries, 256 for the conversion; about 450 other instructions of a warp. Two blocks on an SM keep products and shared memory
+// busy while one waits at its barrier. Warps of 16 lines would read the same keys and values for half the products, and warps
+// that decode for themselves wait for F2FP.F16.E4M3.UNPACK_B, which has a small part of the rate of other instructions: so it
+// was before, with 297 us for 2,048 rows of 32 heads, 8 KV heads and 128 dims (measured on an H100 80GB HBM3), 115 of some
+// 600 TFLOP/s that mma.sync has.
 //
-// The exponent's reference of a line follows its maximum only where this has grown by more than PREFILL_SLACK: else 32 lines
-// of a warp would rescale their outputs in most steps. Probabilities are up to 2^8 then, which all formats hold as well as 1.
+// A line's reference, which is subtracted from its scores, follows their maximum only where this has grown by more than
+// PREFILL_SLACK: else one of a warp's 32 lines would ask for new outputs in most steps. Probabilities are up to 2^8 then, which
+// all formats hold as well as 1.
 //
 //   dim  cache    shared memory   registers   blocks per SM
-//    64  8 bit         44 KB          @64e          @
-//   128  8 bit         84 KB          @          2
-//   128  16 bit        85 KB          @          2
-//   256  16 bit        83 KB          @          2
+//    64  8 bit         44 KB         166           3
+//   128  8 bit         84 KB         255           2
+//   128  16 bit        85 KB         255           2
+//   256  8 bit         82 KB         241           2
 //
 // Tiles of the last rows have most to do and are numbered first, those of all KV heads and sequences, so that none of them
 // starts last.
@@ -34,9 +36,9 @@
 #define PREFILL_AHEAD 2
 // Maxima may grow by this, as a power of two, before outputs are rescaled.
 #define PREFILL_SLACK 8.0f
-// Units of 16 dims of the queries that a warp keeps in registers, at most; the others are loaded in every step.
+// Units of 16 dims of the queries that a warp keeps in registers (three would spill); the others are loaded in every step.
 #ifndef PREFILL_HELD
-#define PREFILL_HELD 0
+#define PREFILL_HELD 2
 #endif
 // Whether the next step is converted between the products with keys, else before them.
 #ifndef PREFILL_SPREAD
@@ -60,7 +62,9 @@ struct Prefill {
     static constexpr u32 EACH = 2 * TOKENS * PIECES / PREFILL_THREADS;
     static constexpr u32 STAGE = EACH * PREFILL_THREADS * 16;
     static_assert(2 * TOKENS * PIECES % PREFILL_THREADS == 0, "pieces are left over");
-    static constexpr int HELD = DIM / 16 < PREFILL_HELD ? DIM / 16 : PREFILL_HELD;
+    // Heads of 64 have registers for three blocks on an SM without these two.
+    static constexpr int HELD = DIM == 64 ? 0 : PREFILL_HELD;
+    static constexpr bool SPREAD = STAGED && DIM != 64 && PREFILL_SPREAD;
 
     // The number of this thread's piece n (of a thread that is less than 128, from which the compiler knows rows).
     static __device__ __forceinline__ u32 piece(u32 n) { return n * PREFILL_THREADS + threadIdx.x % PREFILL_THREADS; }
@@ -254,7 +258,8 @@ DEV void attention_prefill(const Attention& a) {
     u8* stages = tiles + (P::STAGED ? 2 * P::TILE : 0);
     PrefillBlocks<P::PAIRS> blocks = tokens.blocks<P::PAIRS>(first_step);
     auto start = [&](u32 step) {
-        if (step < end_step) {
+        // The second step's pieces are zeros where there is no such step: they are converted all the same.
+        if (step < end_step || (P::STAGED && step == first_step + 1)) {
             u8* to = P::STAGED ? stages + step % PREFILL_AHEAD * P::STAGE : tiles + step % (PREFILL_AHEAD + 1) * P::TILE;
             prefill_fetch<Cache, DIM>(to, a, tokens, blocks, kv_head, step);
             // Known by the time that they are asked for.
@@ -334,8 +339,8 @@ DEV void attention_prefill(const Attention& a) {
         u8* next_tile = tiles + (step + 1) % 2 * P::TILE;
         const u8* next_stage = stages + (step + 1) % PREFILL_AHEAD * P::STAGE;
         if constexpr (P::STAGED) {
-            // Behind the last step stages hold what they held.
-            if (!seen || !PREFILL_SPREAD) {
+            // Behind the last step this is what the stage held before, for a tile that nobody reads.
+            if (!seen || !P::SPREAD) {
                 prefill_convert_all<Cache, DIM>(next_tile, next_stage);
                 start(step + 1 + PREFILL_AHEAD);
             }
@@ -366,7 +371,7 @@ DEV void attention_prefill(const Attention& a) {
             for (int pair = 0; pair < P::PAIRS; pair++) {
                 ldmatrix_x4(k[pair], tile + pair * 16 * P::PITCH + lane_key + unit * 32);
             }
-            if constexpr (P::STAGED && PREFILL_SPREAD) {
+            if constexpr (P::SPREAD) {
                 if (unit / 2 < (int)P::EACH) {
                     if (unit % 2 == 0) {
                         piece = *reinterpret_cast<const uint4*>(next_stage + P::piece(unit / 2) * 16);
@@ -385,7 +390,7 @@ DEV void attention_prefill(const Attention& a) {
                 }
             }
         }
-        if constexpr (P::STAGED && PREFILL_SPREAD) {
+        if constexpr (P::SPREAD) {
             start(step + 1 + PREFILL_AHEAD);
         }
         if (first_token < warp_all.from || first_token + P::TOKENS > warp_all.to) {
