@@ -307,7 +307,7 @@ DEV void attention_prefill(const Attention& a) {
     const u32 lane_row = lane % 16 * P::PITCH + lane / 16 * 16;
     const u32 lane_key = (lane / 16 * 8 + lane % 8) * P::PITCH + lane / 8 % 2 * 16;
     const u8* queries = smem + warp_line * P::PITCH + lane_row;
-    u32 held[P::HELD > 0 ? P::HELD : 1][P::TILES][4];
+    u32 held[P::HELD > 0 ? P::HELD : 1][P::TILES][4] = {};
     if (P::HELD > 0) {
         __syncthreads();
 #pragma unroll
