@@ -319,8 +319,11 @@ kernels! {
         PrefillE5m2256 "attention_prefill_e5m2_256" 128 prefill_shared(256, 1),
         Reduce256 "attention_reduce" 128 0,
     }
-    sample = ["prim.cuh", "sample.cuh", "penalize.cu", "sample.cu"] {
+    sample = ["prim.cuh", "sample.cuh", "penalize.cu", "sample_parts.cu", "sample.cu"] {
         Penalize "penalize" 256 0,
+        SampleBest "sample_best" 256 0,
+        SampleMass "sample_mass" 256 0,
+        SampleList "sample_list" 256 0,
         SampleTokens "sample_tokens" 1024 0,
     }
     calibrate = ["prim.cuh", "rows.cuh", "tiles.cuh", "gram.cu", "rounding.cu", "quadratic.cu"] {
