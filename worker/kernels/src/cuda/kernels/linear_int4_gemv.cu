@@ -109,6 +109,8 @@ struct Int4Gemv {
     static constexpr u32 SHARED = LINEAR_WARPS * STAGES * STAGE;
     static_assert(SHARED >= STRIPS * LINEAR_SHARED(TILES) * sizeof(float), "the warps' sums fit");
     static constexpr u32 UNIT_BYTES = PLANES * INT4_UNIT_BYTES;
+    // Units of the other warps between two chunks of one.
+    static constexpr u32 TURN = (LINEAR_WARPS - 1) * GEMV_UNITS;
 
     __device__ __forceinline__ void run(
         u8* shared, const LinearOut& to, u32 first_row, const u16* x, const u8* codes, const u8* affine,
@@ -124,59 +126,62 @@ struct Int4Gemv {
         u32 next = first * GEMV_UNITS, left = count;
         const u64 strip_unit = (u64)strip * units;
         const u8* codes_of = codes + (strip_unit + next) * UNIT_BYTES + lane * 16;
-        const u8* affine_of = affine + (strip_unit >> shift) * INT4_AFFINE_BYTES + g * 16;
+        const u8* affine_of = affine + ((strip_unit + next) >> shift) * INT4_AFFINE_BYTES + g * 16;
         const u16* row_of = x + (u64)(first_row + g) * k + next * 32 + t * 8;
         const u32 codes_pitch = units * UNIT_BYTES, affine_pitch = (units >> shift) * INT4_AFFINE_BYTES;
         u8* const ring = shared + warp * STAGES * STAGE + lane * 16;
-        u32 filled = 0, now = 0;
+        // The stage that is filled next, which is then the one of the unit that is computed.
+        u8* slot = ring;
+        u32 at = 0;
         // The last chunk may have fewer units: zeros stand for the others, for rows that x has not, and for a strip that the
         // weight has not; nothing is read there.
         auto start = [&] {
             if (left > 0) {
                 const bool exists = next < units;
-                u8* slot = ring + filled;
 #pragma unroll
                 for (int s = 0; s < STRIPS; s++) {
 #pragma unroll
                     for (int p = 0; p < PLANES; p++) {
                         cp_async16(slot + (s * PLANES + p) * PIECE, codes_of + s * codes_pitch + p * INT4_UNIT_BYTES,
-                                   exists && strip + s < strips);
+                                   exists && (STRIPS == 1 || strip + s < strips));
                     }
                 }
 #pragma unroll
                 for (int tile = 0; tile < TILES; tile++) {
                     cp_async16(slot + ROWS + tile * PIECE, row_of + tile * 8 * k, exists && first_row + tile * 8 + g < to.m);
                 }
+                left--;
+                const bool turn = left % GEMV_UNITS == 0;
                 // Scales and minima are wanted behind a group's last unit.
                 if ((next & mask) == mask) {
-                    const u8* scales = affine_of + (next >> shift) * INT4_AFFINE_BYTES;
 #pragma unroll
                     for (int s = 0; s < STRIPS; s++) {
-                        cp_async16(slot + AFFINE + s * PIECE, scales + s * affine_pitch, exists && strip + s < strips);
+                        cp_async16(slot + AFFINE + s * PIECE, affine_of + s * affine_pitch,
+                                   exists && (STRIPS == 1 || strip + s < strips));
                     }
+                    affine_of += turn ? (TURN >> shift) * INT4_AFFINE_BYTES + INT4_AFFINE_BYTES : INT4_AFFINE_BYTES;
                 }
-                left--;
-                const u32 further = left % GEMV_UNITS == 0 ? (LINEAR_WARPS - 1) * GEMV_UNITS + 1 : 1;
+                const u32 further = turn ? TURN + 1 : 1;
                 next += further;
                 codes_of += further * UNIT_BYTES;
                 row_of += further * 32;
-                filled = filled == (STAGES - 1) * STAGE ? 0 : filled + STAGE;
             }
+            const bool last = at == STAGES - 1;
+            at = last ? 0 : at + 1;
+            slot += last ? (int)STAGE - (int)(STAGES * STAGE) : (int)STAGE;
             cp_async_commit();
         };
 #pragma unroll
         for (u32 i = 0; i < STAGES - 1; i++) {
             start();
         }
-        // Groups lie whole in chunks. The stage of a group's last unit has its scales and minima.
-        const u8* last = ring;
+        // Groups lie whole in chunks.
         for (u32 i = 0; i < count;) {
 #pragma unroll 1
             do {
                 cp_async_wait<STAGES - 2>();
                 // The stage that is filled next held the unit before, which this lane has in registers.
                 start();
-                const u8* slot = ring + now;
                 uint4 planes[STRIPS][PLANES], activations[TILES];
 #pragma unroll
                 for (int tile = 0; tile < TILES; tile++) {
@@ -195,12 +200,10 @@ struct Int4Gemv {
                     unit(s, planes[s], activations);
                 }
                 i++;
-                last = slot;
-                now = now == (STAGES - 1) * STAGE ? 0 : now + STAGE;
             } while ((i & mask) != 0);
 #pragma unroll
             for (int s = 0; s < STRIPS; s++) {
-                apply(s, *reinterpret_cast<const uint4*>(last + AFFINE + s * PIECE));
+                apply(s, *reinterpret_cast<const uint4*>(slot + AFFINE + s * PIECE));
             }
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
