@@ -11,12 +11,12 @@
 // nothing but its own wait is needed, and no barrier of a block holds its warps together.
 //
 //             rows  strips  registers  shared memory  blocks per SM  codes in flight per SM
-//   int4_m8     8      1        64          48 KB           4                48 KB
-//   int8g_m8    8      1        64          48 KB           4                64 KB
-//   int4_m16   16      2       122          96 KB           2                48 KB
-//   int8g_m16  16      2       127          96 KB           2                64 KB
+//   int4_m8     8      1        56          48 KB           4                48 KB
+//   int8g_m8    8      1        63          48 KB           4                64 KB
+//   int4_m16   16      2       120          96 KB           2                48 KB
+//   int8g_m16  16      2       128          96 KB           2                64 KB
 //
-// What a warp computes for a unit of 16 rows takes some 110 clocks of a quarter SM to issue (10 mma, 44 instructions to
+// What a warp computes for a unit of 16 rows takes some 105 clocks of a quarter SM to issue (10 mma, 44 instructions to
 // unpack), and the 2 KB of four units, one for each quarter, arrive in 150 (modelled). Measured on an H100 80GB HBM3 with one
 // row: int8g_m8 reaches 94 % of the memory's time for 128,256 outputs.
 //
