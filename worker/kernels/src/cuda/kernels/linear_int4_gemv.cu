@@ -235,7 +235,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) linear_int4_m8(
     const float* bias, u32 m, u32 n, u32 k, u32 group, u32 add) {
     __shared__ __align__(16) u8 shared[Int4Gemv<1, 1, 1>::SHARED];
     Int4Gemv<1, 1, 1> gemv = {};
-    gemv.run(shared, LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, 0, x, codes, affine, row_scales, k, group);
+    gemv.run(shared, LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, 0, x, codes, affine, row_scales, k,
+             group);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) linear_int8g_m8(
@@ -243,7 +244,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) linear_int8g_m8(
     const float* bias, u32 m, u32 n, u32 k, u32 group, u32 add) {
     __shared__ __align__(16) u8 shared[Int4Gemv<2, 1, 1>::SHARED];
     Int4Gemv<2, 1, 1> gemv = {};
-    gemv.run(shared, LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, 0, x, codes, affine, row_scales, k, group);
+    gemv.run(shared, LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, 0, x, codes, affine, row_scales, k,
+             group);
 }
 
 // x [m, k] BF16. Grid: x = n / 64, y = m / 16, z = splits of k.
