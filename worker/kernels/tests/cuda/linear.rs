@@ -171,11 +171,9 @@ fn kernels(kind: WeightKind) -> Vec<Kernel> {
             tiled("linear_int4_m32", 32, 1),
             tiled("linear_int4_m64", 64, 1),
         ],
-        WeightKind::Int8Group { .. } => vec![
-            few("linear_int8g_m8", 8),
-            two_strips("linear_int8g_m16"),
-            tiled("linear_int8g_m64", 64, 2),
-        ],
+        WeightKind::Int8Group { .. } => {
+            vec![few("linear_int8g_m8", 8), two_strips("linear_int8g_m16"), tiled("linear_int8g_m64", 64, 2)]
+        }
     }
 }
 
