@@ -126,52 +126,58 @@ impl HostWeight {
 }
 
 impl HostWeight {
+    /// That another weight can stand below this one: the same kind and K, and the same of what belongs to the common input (its
+    /// scale, its outlier columns).
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] with what differs.
+    pub fn joins(&self, below: &Self) -> Result<()> {
+        let (a, b) = (self.spec(), below.spec());
+        if a.kind != b.kind || a.k != b.k {
+            return Err(KernelError::Shape(format!("{a:?} and {b:?} cannot be joined")));
+        }
+        match (self, below) {
+            (Self::Fp8Static { input_scale, .. }, Self::Fp8Static { input_scale: other, .. })
+                if input_scale.to_bits() != other.to_bits() =>
+            {
+                Err(KernelError::Shape(format!(
+                    "weights of one input with input scales {input_scale} and {other} cannot be joined"
+                )))
+            }
+            (Self::Int8Outliers { columns, .. }, Self::Int8Outliers { columns: other, .. }) if columns != other => {
+                Err(KernelError::Shape(format!(
+                    "weights of one input with outlier columns {columns:?} and {other:?} cannot be joined"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Joins weights of the same kind and K, one below the other (Q, K and V become one product).
     ///
     /// # Errors
-    /// [`KernelError::Shape`] when kinds or K differ, or there is none; or when what belongs to the common input differs: its
-    /// scale, its outlier columns.
+    /// As [`Self::joins`]; or when there is none.
     pub fn concat_rows(weights: Vec<Self>) -> Result<Self> {
         let mut weights = weights.into_iter();
         let mut first = weights.next().ok_or_else(|| KernelError::Shape("no weights to join".into()))?;
         for next in weights {
-            let (a, b) = (first.spec(), next.spec());
-            if a.kind != b.kind || a.k != b.k {
-                return Err(KernelError::Shape(format!("{a:?} and {b:?} cannot be joined")));
-            }
+            first.joins(&next)?;
             match (&mut first, next) {
                 (Self::Bf16 { n, values, .. }, Self::Bf16 { n: m, values: v, .. }) => {
                     *n += m;
                     values.extend(v);
                 }
                 (Self::Fp8 { n, codes, scales, .. }, Self::Fp8 { n: m, codes: c, scales: s, .. })
-                | (Self::Fp8Block { n, codes, scales, .. }, Self::Fp8Block { n: m, codes: c, scales: s, .. }) => {
+                | (Self::Fp8Block { n, codes, scales, .. }, Self::Fp8Block { n: m, codes: c, scales: s, .. })
+                | (Self::Fp8Static { n, codes, scales, .. }, Self::Fp8Static { n: m, codes: c, scales: s, .. }) => {
                     *n += m;
                     codes.extend(c);
                     scales.extend(s);
                 }
                 (
-                    Self::Fp8Static { n, codes, scales, input_scale, .. },
-                    Self::Fp8Static { n: m, codes: c, scales: s, input_scale: other, .. },
+                    Self::Int8Outliers { n, codes, scales, outliers, .. },
+                    Self::Int8Outliers { n: m, codes: c, scales: s, outliers: o, .. },
                 ) => {
-                    if input_scale.to_bits() != other.to_bits() {
-                        return Err(KernelError::Shape(format!(
-                            "weights of one input with input scales {input_scale} and {other} cannot be joined"
-                        )));
-                    }
-                    *n += m;
-                    codes.extend(c);
-                    scales.extend(s);
-                }
-                (
-                    Self::Int8Outliers { n, codes, scales, columns, outliers, .. },
-                    Self::Int8Outliers { n: m, codes: c, scales: s, columns: other, outliers: o, .. },
-                ) => {
-                    if *columns != other {
-                        return Err(KernelError::Shape(format!(
-                            "weights of one input with outlier columns {columns:?} and {other:?} cannot be joined"
-                        )));
-                    }
                     *n += m;
                     codes.extend(c);
                     scales.extend(s);

@@ -43,7 +43,7 @@ pub use error::{KernelError, Result};
 pub use host::HostWeight;
 pub use kv::{BLOCK_TOKENS, BlockMove, KvFormat, KvLayout, KvScales};
 pub use map::MappedFile;
-pub use pack::{pack, packed_len, panel_count};
+pub use pack::{Stack, pack, packed_len, panel_count};
 pub use packed::{AlignedBytes, Bytes, PackedWeight};
 pub use plan::{SequenceSpan, StepPlan};
 pub use weight::{FP8_BLOCK, GroupedActivations, MAX_OUTLIERS, WeightKind, WeightSpec};

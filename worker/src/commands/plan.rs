@@ -133,8 +133,10 @@ mod tests {
 
     #[test]
     fn a_measured_plan_has_the_reference_on_disk_once_and_no_other_has() {
-        let (config, speeds) =
-            (llama(32, 4096, 14_336, 32), Speeds { forward: 1e11, gram: 1e11, factor: 1e-9, rounding: 1e8 });
+        let (config, speeds) = (
+            llama(32, 4096, 14_336, 32),
+            Speeds { forward: 1e11, gram: 1e11, factor: 1e-9, rounding: 1e8, building: 1e8 },
+        );
         let recipes = [WeightFormat::Fp8, WeightFormat::Int8].map(Recipe::from);
         let measured = Measured { windows: 6, window: 512 };
         let plans = |recipes: &[Recipe], measured| plans(&config, recipes, 1024, measured, &speeds);

@@ -1,12 +1,18 @@
-//! Quantizing a checkpoint into a packed file, tensor by tensor or layer by layer: peak memory is one fused tensor, or one
-//! layer where a method looks at whole layers, not the model.
+//! Quantizing a checkpoint into a packed file, tensor by tensor or layer by layer: peak memory is the codes of one fused
+//! tensor, or one layer where a method looks at whole layers, not the model; and what is written meanwhile, at most 48 MiB of
+//! each file.
+//!
+//! ```text
+//! rows ──> threads round them ──> threads pack panels ──> packed file      each file is written and hashed by threads of
+//!                           └───> threads pack words ───> interchange file its own, beside the next rows
+//! ```
 
-use std::{fs::File, io::Write, path::Path};
+use std::{fs::File, io::Write, path::Path, sync::Arc};
 
-use modelprofile_kernels::{HostWeight, WeightKind};
+use modelprofile_kernels::{HostWeight, Stack, WeightKind};
 
 use super::{
-    EntryKind, FORMAT_VERSION, Manifest, Progress, config, journal::Journal, packed::PackedWriter, store, tensors,
+    FORMAT_VERSION, Manifest, Progress, config, journal::Journal, packed::PackedWriter, store, stream::Synced, tensors,
 };
 use crate::{
     EngineError, Result,
@@ -82,7 +88,7 @@ fn parts(checkpoint: &Checkpoint, recipe: Recipe) -> Vec<(String, Vec<Part>)> {
 }
 
 /// Writes the files of an artifact into `directory`, all synced to disk. A build of the same key that was killed there is
-/// gone on with.
+/// gone on with. `threads` round and pack; the files' threads, which mostly wait, come on top.
 ///
 /// # Errors
 /// A malformed tensor (NaN, infinity) by name, a shape that the format cannot hold, or a full disk.
@@ -91,6 +97,7 @@ pub(crate) fn build(
     key: &str,
     checkpoint: &Checkpoint,
     recipe: Recipe,
+    threads: usize,
     mut layers: Option<&mut dyn Layers>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
@@ -103,7 +110,7 @@ pub(crate) fn build(
             None => plan.vector(&hub_name(role), rows * cols),
         }
     }
-    let mut writer = Writer::open(directory, key, checkpoint, recipe, plan, &mut layers)?;
+    let mut writer = Writer::open(directory, key, checkpoint, recipe, threads, plan, &mut layers)?;
     let groups = parts(checkpoint, recipe);
     let count = groups.len();
     let total = Role::all(checkpoint.config()).into_iter().map(|role| checkpoint.stored_bytes(role)).sum();
@@ -143,6 +150,7 @@ struct Writer<'a> {
     key: &'a str,
     checkpoint: &'a Checkpoint,
     recipe: Recipe,
+    threads: usize,
     packed: PackedWriter,
     hub: tensors::TensorWriter,
     /// Groups that an earlier build wrote.
@@ -156,6 +164,7 @@ impl<'a> Writer<'a> {
         key: &'a str,
         checkpoint: &'a Checkpoint,
         recipe: Recipe,
+        threads: usize,
         plan: tensors::TensorPlan,
         layers: &mut Option<&mut dyn Layers>,
     ) -> Result<Self> {
@@ -169,12 +178,18 @@ impl<'a> Writer<'a> {
             && usable(state, layers)
         {
             tracing::info!(groups = journal.groups, "going on with a build that was interrupted");
-            let packed = PackedWriter::resume(&packed_path, journal.packed, journal.entries)?;
-            let hub = plan.resume(&hub_path, journal.tensors)?;
-            return Ok(Self { directory, key, checkpoint, recipe, packed, hub, groups: journal.groups });
+            // Both are read again, for their hashes.
+            let (packed, hub) = std::thread::scope(|scope| {
+                let packed = scope.spawn(|| PackedWriter::resume(&packed_path, journal.packed, journal.entries));
+                let hub = plan.resume(&hub_path, journal.tensors, threads);
+                let ended =
+                    |_| EngineError::io(&packed_path, std::io::Error::other("the thread that read it has panicked"));
+                Ok::<_, EngineError>((packed.join().map_err(ended)??, hub?))
+            })?;
+            return Ok(Self { directory, key, checkpoint, recipe, threads, packed, hub, groups: journal.groups });
         }
-        let (packed, hub) = (PackedWriter::create(&packed_path)?, plan.create(&hub_path)?);
-        Ok(Self { directory, key, checkpoint, recipe, packed, hub, groups: 0 })
+        let (packed, hub) = (PackedWriter::create(&packed_path)?, plan.create(&hub_path, threads)?);
+        Ok(Self { directory, key, checkpoint, recipe, threads, packed, hub, groups: 0 })
     }
 
     /// Writes a group: what the method made of it, and the rest rounded to the nearest. `progress` gets the bytes read.
@@ -189,26 +204,24 @@ impl<'a> Writer<'a> {
         for part in parts {
             match part {
                 Part::Weight(name, roles, kind) => {
-                    let mut weights: Vec<HostWeight> = Vec::with_capacity(roles.len());
+                    let mut weights: Vec<Arc<HostWeight>> = Vec::new();
                     for role in roles {
-                        let weight = match layer.weights.remove(&role) {
-                            Some(weight) => weight,
-                            None => quantize::linear(self.checkpoint, role, self.recipe, kind)?,
+                        let parts = match layer.weights.remove(&role) {
+                            Some(weight) => vec![Arc::new(weight)],
+                            None => quantize::linear(self.checkpoint, role, self.recipe, kind, self.threads)?,
                         };
                         if stored_kind(role, kind) == kind {
-                            self.hub.weight(&weight)?;
+                            self.hub.weight(&parts)?;
                         } else {
                             self.hub.bf16(&self.checkpoint.require(role)?)?;
                         }
-                        weights.push(weight);
+                        weights.extend(parts);
                         done += self.checkpoint.stored_bytes(role);
                         self.checkpoint.release(role);
                         progress(done);
                     }
-                    let fused = HostWeight::concat_rows(weights)?;
-                    let packed = modelprofile_kernels::pack(&fused)?;
-                    drop(fused);
-                    self.packed.entry(name, packed.spec.kind.into(), packed.spec.n, packed.spec.k, &packed.bytes)?;
+                    let stack = Stack::new(weights.iter().map(|part| &**part).collect())?;
+                    self.packed.weight(name, &stack, self.threads)?;
                 }
                 Part::Vector(name, roles) => {
                     let mut values = Vec::new();
@@ -222,39 +235,61 @@ impl<'a> Writer<'a> {
                         values.extend(part);
                         done += tensor.bytes.len() as u64;
                     }
-                    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-                    self.packed.entry(name, EntryKind::F32, 1, values.len(), &bytes)?;
+                    self.packed.vector(name, &values)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Makes the groups so far the ones that a later build goes on from.
+    /// Makes the groups so far the ones that a later build goes on from, as soon as they are on disk: the next group does not
+    /// wait for it, unless there is a state, which changes with it.
     fn commit(&mut self, groups: usize, state: Option<&[f32]>) -> Result<()> {
-        let tensors = self.hub.sync()?;
-        let (packed, entries) = self.packed.sync()?;
+        let (packed, entries) = self.packed.so_far();
         let journal = Journal {
             key: self.key.to_owned(),
             groups,
             packed,
             entries: entries.to_vec(),
-            tensors,
+            tensors: self.hub.so_far(),
             state: None,
             sha256: String::new(),
         };
-        journal.write(self.directory, state)
+        let Some(state) = state else {
+            let directory = self.directory.to_owned();
+            return self.sync(&Synced::all(2, move || journal.write(&directory, None)));
+        };
+        let (done, waits) = std::sync::mpsc::channel();
+        // Nobody waits any more if the other file failed.
+        self.sync(&Synced::all(2, move || Ok(done.send(()).unwrap_or_default())))?;
+        match waits.recv() {
+            Ok(()) => journal.write(self.directory, Some(state)),
+            Err(_) => self.packed.end().and(self.hub.end()),
+        }
+    }
+
+    fn sync(&mut self, then: &Arc<Synced>) -> Result<()> {
+        self.hub.sync(then)?;
+        self.packed.sync(then)
     }
 
     fn finish(mut self, groups: usize) -> Result<()> {
-        self.hub.finish()?;
         let config = config::config_json(self.checkpoint.config(), self.recipe);
         write_json(&self.directory.join("config.json"), &config)?;
         interchange::companions(self.checkpoint, self.directory)?;
         self.packed.align(LAYER_ALIGNMENT)?;
-        let (sha256, bytes, entries) = self.packed.finish()?;
-        let hash = |name: &str| Ok((name.to_owned(), store::file_sha256(&self.directory.join(name))?));
-        let files = store::HUB_FILES.into_iter().map(hash).collect::<Result<_>>()?;
+        // Both end at once; what is told is the packed file's error before the other's.
+        let hub = self.hub;
+        let (packed, hub) = std::thread::scope(|scope| {
+            let hub = scope.spawn(|| hub.finish());
+            (self.packed.finish(), hub.join())
+        });
+        let (sha256, bytes, entries) = packed?;
+        let [config, tensors] = store::HUB_FILES.map(str::to_owned);
+        let ended =
+            |_| EngineError::io(self.directory.join(&tensors), std::io::Error::other("its thread has panicked"));
+        let hub = hub.map_err(ended)??;
+        let files = [(config.clone(), store::file_sha256(&self.directory.join(config))?), (tensors, hub)].into();
         let manifest = Manifest {
             version: FORMAT_VERSION,
             key: self.key.to_owned(),

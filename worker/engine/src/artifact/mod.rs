@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `build` | quantizes tensor by tensor, or layer by layer, and writes the files |
 //! | `packed` | the packed file as it grows |
+//! | `stream` | a file written and hashed beside the work that makes its bytes |
 //! | `journal` | how far a build has come, for the one that goes on after a kill |
 //! | `tensors`, `config` | the files for other tools, in the compressed-tensors layout: weights, configuration |
 //! | [`store`] | keys, lookup, locks, verification |
@@ -22,6 +23,7 @@ mod find;
 mod journal;
 mod packed;
 pub mod store;
+mod stream;
 mod tensors;
 
 use std::{collections::BTreeMap, path::Path};

@@ -1,37 +1,28 @@
-//! The packed file as it grows: aligned entries, hashed as they are written, taken up again after a kill.
+//! The packed file as it grows: aligned entries, taken up again after a kill.
 
-use std::{
-    fs::{File, OpenOptions},
-    io::{BufWriter, Read, Seek, SeekFrom, Write},
-    path::{Path, PathBuf},
+use std::{path::Path, sync::Arc};
+
+use modelprofile_kernels::Stack;
+
+use super::{
+    Entry, EntryKind,
+    stream::{Piece, Stream, Synced},
 };
-
-use sha2::{Digest, Sha256};
-
-use super::{Entry, EntryKind, store};
-use crate::{EngineError, Result};
+use crate::{Result, quantize::in_order};
 
 const TENSOR_ALIGNMENT: u64 = 64;
+/// Bytes of panels that a thread packs at once.
+const STRIP: usize = 1 << 20;
 
-/// Writes aligned entries and hashes what it writes.
+/// Writes aligned entries.
 pub(super) struct PackedWriter {
-    path: PathBuf,
-    out: BufWriter<File>,
-    hash: Sha256,
-    position: u64,
+    out: Stream,
     entries: Vec<Entry>,
 }
 
 impl PackedWriter {
     pub(super) fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(|e| EngineError::io(path, e))?;
-        Ok(Self {
-            path: path.to_owned(),
-            out: BufWriter::with_capacity(1 << 20, file),
-            hash: Sha256::new(),
-            position: 0,
-            entries: Vec::new(),
-        })
+        Ok(Self { out: Stream::create(path)?, entries: Vec::new() })
     }
 
     /// Goes on after the first `position` bytes of a file, which hold `entries`; what follows them is cut off.
@@ -39,49 +30,65 @@ impl PackedWriter {
     /// # Errors
     /// The file is shorter, or cannot be read.
     pub(super) fn resume(path: &Path, position: u64, entries: Vec<Entry>) -> Result<Self> {
-        let io = |e| EngineError::io(path, e);
-        let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
-        let mut hash = Sha256::new();
-        let mut buffer = vec![0u8; 1 << 20];
-        let mut left = position;
-        while left > 0 {
-            let part = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            file.read_exact(&mut buffer[..part]).map_err(io)?;
-            hash.update(&buffer[..part]);
-            left -= part as u64;
-        }
-        file.set_len(position).map_err(io)?;
-        file.seek(SeekFrom::Start(position)).map_err(io)?;
-        Ok(Self { path: path.to_owned(), out: BufWriter::with_capacity(1 << 20, file), hash, position, entries })
+        Ok(Self { out: Stream::resume(path, position, &[])?, entries })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.hash.update(bytes);
-        self.position += bytes.len() as u64;
-        self.out.write_all(bytes).map_err(|e| EngineError::io(&self.path, e))
+    /// Bytes and entries so far.
+    pub(super) fn so_far(&self) -> (u64, &[Entry]) {
+        (self.out.position(), &self.entries)
     }
 
     pub(super) fn align(&mut self, alignment: u64) -> Result<()> {
-        let gap = self.position.next_multiple_of(alignment) - self.position;
-        self.write(&vec![0; gap as usize])
+        let position = self.out.position();
+        match position.next_multiple_of(alignment) - position {
+            0 => Ok(()),
+            gap => self.out.send(Piece::Owned(vec![0; gap as usize])),
+        }
     }
 
-    pub(super) fn entry(&mut self, name: String, kind: EntryKind, n: usize, k: usize, bytes: &[u8]) -> Result<()> {
+    fn entry(&mut self, name: String, kind: EntryKind, n: usize, k: usize, len: usize) -> Result<()> {
         self.align(TENSOR_ALIGNMENT)?;
-        self.entries.push(Entry { name, kind, n, k, offset: self.position, len: bytes.len() as u64 });
-        self.write(bytes)
+        self.entries.push(Entry { name, kind, n, k, offset: self.out.position(), len: len as u64 });
+        Ok(())
     }
 
-    /// Bytes and entries that are safely on disk.
-    pub(super) fn sync(&mut self) -> Result<(u64, &[Entry])> {
-        let synced = self.out.flush().and_then(|()| self.out.get_ref().sync_data());
-        synced.map_err(|e| EngineError::io(&self.path, e))?;
-        Ok((self.position, &self.entries))
+    pub(super) fn vector(&mut self, name: String, values: &[f32]) -> Result<()> {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.entry(name, EntryKind::F32, 1, values.len(), bytes.len())?;
+        self.out.send(Piece::Owned(bytes))
+    }
+
+    /// Packs weights that stand one below the other, strip by strip: the packed copy is never in memory as a whole.
+    pub(super) fn weight(&mut self, name: String, stack: &Stack<'_>, threads: usize) -> Result<()> {
+        let (spec, panels) = (stack.spec(), stack.panels());
+        let len = panels * stack.panel_bytes() + stack.tail_bytes();
+        self.entry(name, spec.kind.into(), spec.n, spec.k, len)?;
+        let of_strip = (STRIP / stack.panel_bytes()).max(1);
+        let pack = |(): &mut (), strip: usize| {
+            let first = strip * of_strip;
+            let mut bytes = vec![0; of_strip.min(panels - first) * stack.panel_bytes()];
+            stack.pack_panels(first, &mut bytes);
+            Ok(bytes)
+        };
+        in_order(threads, 0..panels.div_ceil(of_strip), pack, |bytes| self.out.send(Piece::Owned(bytes)))?;
+        let mut tail = vec![0; stack.tail_bytes()];
+        stack.pack_tail(&mut tail);
+        self.out.send(Piece::Owned(tail))
+    }
+
+    /// Syncs what was written so far, beside what comes then.
+    pub(super) fn sync(&mut self, then: &Arc<Synced>) -> Result<()> {
+        self.out.sync(then)
+    }
+
+    /// Ends early: what went wrong with the file, if something did.
+    pub(super) fn end(&mut self) -> Result<()> {
+        self.out.end().map(drop)
     }
 
     /// Checksum, length and entries of the whole file, on disk.
-    pub(super) fn finish(mut self) -> Result<(String, u64, Vec<Entry>)> {
-        self.sync()?;
-        Ok((store::hex(&self.hash.finalize()), self.position, self.entries))
+    pub(super) fn finish(self) -> Result<(String, u64, Vec<Entry>)> {
+        let (sha256, bytes) = self.out.finish()?;
+        Ok((sha256, bytes, self.entries))
     }
 }

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::Read,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc::sync_channel},
 };
 
 use modelprofile_kernels::{Bytes, Calibrate, MappedFile, PackedWeight, WeightSpec};
@@ -52,7 +52,8 @@ impl Store {
         hex(&Sha256::digest(text.as_bytes()))[..32].to_owned()
     }
 
-    /// The artifact of a checkpoint in a format, each weight rounded to the nearest: found, or built.
+    /// The artifact of a checkpoint in a format, each weight rounded to the nearest: found, or built on all of the machine's
+    /// cores.
     ///
     /// # Errors
     /// As [`Self::prepare_calibrated`].
@@ -62,7 +63,8 @@ impl Store {
         format: WeightFormat,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Artifact> {
-        self.without_text(checkpoint, format.into(), progress)
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.without_text(threads, checkpoint, format.into(), progress)
     }
 
     /// The artifact that a recipe makes of a checkpoint: found, or built.
@@ -88,7 +90,7 @@ impl Store {
     ) -> Result<Artifact> {
         // What a text decided of a checkpoint that is quantized already (static scales, outlier columns) comes with it.
         if checkpoint.quantization().is_some() || !recipe.needs_calibration() {
-            return self.without_text(checkpoint, recipe, progress);
+            return self.without_text(threads, checkpoint, recipe, progress);
         }
         recipe.fits(checkpoint.config())?;
         let calibration =
@@ -96,20 +98,21 @@ impl Store {
         let key = Self::key(checkpoint, recipe, Some(calibration));
         self.found_or_built(checkpoint, recipe, &key, |directory, key| {
             let mut pipeline = Pipeline::new(backend, threads, checkpoint, recipe, calibration)?;
-            build::build(directory, key, checkpoint, recipe, Some(&mut pipeline), progress)
+            build::build(directory, key, checkpoint, recipe, threads, Some(&mut pipeline), progress)
         })
     }
 
     /// What a recipe makes of a checkpoint without a calibration text.
     fn without_text(
         &self,
+        threads: usize,
         checkpoint: &Checkpoint,
         recipe: Recipe,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Artifact> {
         recipe.fits(checkpoint.config())?;
         self.found_or_built(checkpoint, recipe, &Self::key(checkpoint, recipe, None), |directory, key| {
-            build::build(directory, key, checkpoint, recipe, None, progress)
+            build::build(directory, key, checkpoint, recipe, threads, None, progress)
         })
     }
 
@@ -191,7 +194,8 @@ impl Store {
         }
         sync_directory(&self.root)?;
         tracing::info!(format = %recipe.canonical(), %key, "the artifact was built");
-        Artifact::open(&directory)
+        // Its checksum was computed of what was written a moment ago: the page cache would give the same bytes again.
+        Artifact::mapped(&directory, Artifact::manifest_of(&directory)?)
     }
 }
 
@@ -222,21 +226,32 @@ impl Artifact {
     /// # Errors
     /// [`EngineError::Io`] with `NotFound` when there is none; [`EngineError::Artifact`] when it is damaged.
     pub fn open(directory: &Path) -> Result<Self> {
+        let manifest = Self::manifest_of(directory)?;
+        let found = file_sha256(&directory.join(PACKED))?;
+        if found != manifest.sha256 {
+            let message = format!("{PACKED} has checksum {found}, expected {}", manifest.sha256);
+            return Err(damaged(directory, message));
+        }
+        Self::mapped(directory, manifest)
+    }
+
+    fn manifest_of(directory: &Path) -> Result<Manifest> {
         let path = directory.join(MANIFEST);
         let text = fs::read_to_string(&path).map_err(|e| EngineError::io(&path, e))?;
-        let damaged = |message: String| EngineError::Artifact { path: directory.display().to_string(), message };
-        let manifest: Manifest = serde_json::from_str(&text).map_err(|e| damaged(format!("{MANIFEST}: {e}")))?;
+        let manifest: Manifest =
+            serde_json::from_str(&text).map_err(|e| damaged(directory, format!("{MANIFEST}: {e}")))?;
         if manifest.version != FORMAT_VERSION {
-            return Err(damaged(format!("version {} instead of {FORMAT_VERSION}", manifest.version)));
+            return Err(damaged(directory, format!("version {} instead of {FORMAT_VERSION}", manifest.version)));
         }
+        Ok(manifest)
+    }
+
+    fn mapped(directory: &Path, manifest: Manifest) -> Result<Self> {
         let path = directory.join(PACKED);
-        let found = file_sha256(&path)?;
-        if found != manifest.sha256 {
-            return Err(damaged(format!("{PACKED} has checksum {found}, expected {}", manifest.sha256)));
-        }
         let file = Arc::new(MappedFile::open(&path)?);
         if file.len() as u64 != manifest.bytes {
-            return Err(damaged(format!("{PACKED} has {} bytes, expected {}", file.len(), manifest.bytes)));
+            let message = format!("{PACKED} has {} bytes, expected {}", file.len(), manifest.bytes);
+            return Err(damaged(directory, message));
         }
         Ok(Self { manifest, path, file })
     }
@@ -335,18 +350,54 @@ pub fn check_files(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// SHA-256 of a file, read in pieces.
+fn damaged(directory: &Path, message: String) -> EngineError {
+    EngineError::Artifact { path: directory.display().to_string(), message }
+}
+
+/// SHA-256 of a file, read in pieces: the next one is read while one is hashed.
 pub(super) fn file_sha256(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(|e| EngineError::io(path, e))?;
+    const PIECE: usize = 1 << 20;
+    let io = |e| EngineError::io(path, e);
+    let mut file = File::open(path).map_err(io)?;
+    let mut read = |buffer: &mut Vec<u8>| {
+        buffer.resize(PIECE, 0);
+        let n = file.read(buffer).map_err(io)?;
+        buffer.truncate(n);
+        Ok::<_, EngineError>(n > 0)
+    };
     let mut hash = Sha256::new();
-    let mut buffer = vec![0u8; 1 << 20];
-    loop {
-        let n = file.read(&mut buffer).map_err(|e| EngineError::io(path, e))?;
-        if n == 0 {
-            return Ok(hex(&hash.finalize()));
+    let mut first = Vec::new();
+    // A file of one piece, as configurations are, is not worth a thread.
+    if !read(&mut first)? || first.len() < PIECE {
+        hash.update(&first);
+        while read(&mut first)? {
+            hash.update(&first);
         }
-        hash.update(&buffer[..n]);
+        return Ok(hex(&hash.finalize()));
     }
+    let (full, empty) = (sync_channel::<Vec<u8>>(2), sync_channel::<Vec<u8>>(4));
+    std::thread::scope(|scope| {
+        let (hashed, back) = (full.1, empty.0);
+        let hasher = scope.spawn(move || {
+            for buffer in hashed {
+                hash.update(&buffer);
+                // The reader is done when it wants none back.
+                let _ = back.try_send(buffer);
+            }
+            hex(&hash.finalize())
+        });
+        let full = full.0;
+        let mut buffer = first;
+        loop {
+            let _ = full.send(buffer);
+            buffer = empty.1.try_recv().unwrap_or_default();
+            if !read(&mut buffer)? {
+                break;
+            }
+        }
+        drop(full);
+        hasher.join().map_err(|_| io(std::io::Error::other("the thread that hashed it has panicked")))
+    })
 }
 
 /// Lower-case hexadecimal.

@@ -8,19 +8,23 @@
 //! `outlier_columns` I32 `[c]`.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{BufWriter, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use half::bf16;
-use modelprofile_kernels::{FP8_BLOCK, HostWeight, WeightKind};
+use modelprofile_kernels::{FP8_BLOCK, HostWeight, WeightKind, WeightSpec};
 use serde_json::{Map, Value, json};
 
+use super::stream::{Piece, Stream, Synced, codes};
 use crate::{
     EngineError, Result, WeightFormat, ZeroPoint,
     checkpoint::{SourceTensor, StoredWeight},
-    interchange::compressed_tensors::{self, ScaleType},
+    interchange::{
+        Tensor,
+        compressed_tensors::{self, ScaleType},
+    },
+    quantize::{in_order, pieces},
 };
 
 /// A tensor to come: name, safetensors dtype, shape.
@@ -90,13 +94,14 @@ fn planned(name: &str, kind: WeightKind, format: WeightFormat, n: usize, k: usiz
     }
 }
 
-/// Writes a safetensors file whose header is known before the data: memory is bounded by one tensor.
+/// Writes a safetensors file whose header is known before the data.
 pub(super) struct TensorWriter {
     path: PathBuf,
-    out: BufWriter<File>,
+    out: Stream,
     planned: std::vec::IntoIter<Planned>,
     written: usize,
     format: WeightFormat,
+    threads: usize,
 }
 
 /// What a file will hold, collected first.
@@ -121,40 +126,26 @@ impl TensorPlan {
     }
 
     /// Writes the header. The tensors must follow in the planned order.
-    pub(super) fn create(self, path: &Path) -> Result<TensorWriter> {
-        let io = |e| EngineError::io(path, e);
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
-        out.write_all(&self.header()).map_err(io)?;
-        Ok(TensorWriter {
-            path: path.to_owned(),
-            out,
-            planned: self.tensors.into_iter(),
-            written: 0,
-            format: self.format,
-        })
+    pub(super) fn create(self, path: &Path, threads: usize) -> Result<TensorWriter> {
+        let mut out = Stream::create(path)?;
+        out.send(Piece::Owned(self.header()))?;
+        let (path, planned) = (path.to_owned(), self.tensors.into_iter());
+        Ok(TensorWriter { path, out, planned, written: 0, format: self.format, threads })
     }
 
     /// Goes on after the first `written` tensors of a file; what follows them is cut off.
     ///
     /// # Errors
     /// Another header, or a shorter file.
-    pub(super) fn resume(self, path: &Path, written: usize) -> Result<TensorWriter> {
-        let io = |e| EngineError::io(path, e);
-        let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
+    pub(super) fn resume(self, path: &Path, written: usize, threads: usize) -> Result<TensorWriter> {
         let header = self.header();
-        let mut found = vec![0; header.len()];
-        file.read_exact(&mut found).map_err(io)?;
-        let end = (header.len() + self.tensors.iter().take(written).map(Planned::bytes).sum::<usize>()) as u64;
-        if found != header || written > self.tensors.len() || file.metadata().map_err(io)?.len() < end {
-            let message = "is not what the interrupted build had written, and is removed: start again".to_owned();
-            return Err(EngineError::Artifact { path: path.display().to_string(), message });
-        }
-        file.set_len(end).map_err(io)?;
-        file.seek(SeekFrom::Start(end)).map_err(io)?;
+        let end = header.len() + self.tensors.iter().take(written).map(Planned::bytes).sum::<usize>();
+        // More tensors than there are end beyond every file.
+        let end = if written > self.tensors.len() { u64::MAX } else { end as u64 };
+        let out = Stream::resume(path, end, &header)?;
         let mut planned = self.tensors.into_iter();
         planned.by_ref().take(written).for_each(drop);
-        let (out, format) = (BufWriter::with_capacity(1 << 20, file), self.format);
-        Ok(TensorWriter { path: path.to_owned(), out, planned, written, format })
+        Ok(TensorWriter { path: path.to_owned(), out, planned, written, format: self.format, threads })
     }
 
     /// Length and text of the header.
@@ -180,91 +171,185 @@ impl TensorPlan {
 }
 
 impl TensorWriter {
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        let damaged = |message: String| EngineError::Artifact { path: self.path.display().to_string(), message };
-        let next = self.planned.next().ok_or_else(|| damaged("more tensors than planned".into()))?;
-        if next.bytes() != bytes.len() {
-            return Err(damaged(format!("{} has {} bytes, planned {}", next.name, bytes.len(), next.bytes())));
-        }
-        self.written += 1;
-        self.out.write_all(bytes).map_err(|e| EngineError::io(&self.path, e))
+    fn damaged(&self, message: String) -> EngineError {
+        EngineError::Artifact { path: self.path.display().to_string(), message }
     }
 
-    /// The next planned weight.
-    pub(super) fn weight(&mut self, weight: &HostWeight) -> Result<()> {
-        match weight {
-            HostWeight::Bf16 { values, .. } => self.put(bytemuck::cast_slice(values)),
-            HostWeight::Fp8 { codes, scales, .. } => {
-                self.put(codes)?;
-                // All rows of a tensor have the same where the format shares it.
-                let shared = self.format == WeightFormat::Fp8Tensor;
-                self.put(bytemuck::cast_slice(if shared { &scales[..1] } else { scales }))
-            }
-            HostWeight::Fp8Static { codes, scales, input_scale, .. } => {
-                self.put(codes)?;
-                // All rows of a tensor have the same.
-                self.put(bytemuck::cast_slice(&scales[..1]))?;
-                self.put(&input_scale.to_le_bytes())
-            }
-            HostWeight::Fp8Block { k, codes, scales, .. } => {
-                self.put(codes)?;
-                let bands = scales.chunks_exact(k / FP8_BLOCK).step_by(FP8_BLOCK);
-                self.put(bytemuck::cast_slice(&bands.flatten().copied().collect::<Vec<f32>>()))
-            }
-            HostWeight::Int8 { codes, scales, .. } => {
-                self.put(bytemuck::cast_slice(codes))?;
-                self.put(bytemuck::cast_slice(scales))
-            }
-            HostWeight::Int8Outliers { codes, scales, columns, outliers, .. } => {
-                self.put(bytemuck::cast_slice(codes))?;
-                self.put(bytemuck::cast_slice(scales))?;
-                self.put(bytemuck::cast_slice(outliers))?;
-                self.put(bytemuck::cast_slice(columns))
-            }
-            HostWeight::Grouped { .. } => {
-                let damaged =
-                    |message: String| EngineError::Artifact { path: self.path.display().to_string(), message };
-                let stored = StoredWeight::from_host(weight, self.format.zero()).map_err(damaged)?;
-                for tensor in compressed_tensors::tensors(&stored, ScaleType::F32) {
-                    self.put(&tensor.bytes)?;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// The next planned vector.
-    pub(super) fn vector(&mut self, values: &[f32]) -> Result<()> {
-        self.put(bytemuck::cast_slice(values))
-    }
-
-    /// The next planned weight, rounded to BF16, row by row.
-    pub(super) fn bf16(&mut self, tensor: &SourceTensor<'_>) -> Result<()> {
-        let damaged = |message: String| EngineError::Artifact { path: self.path.display().to_string(), message };
-        let next = self.planned.next().ok_or_else(|| damaged("more tensors than planned".into()))?;
-        if next.bytes() != 2 * tensor.elements() {
-            return Err(damaged(format!("{} has {} values", next.name, tensor.elements())));
-        }
-        let mut row = vec![0.0; tensor.cols];
-        for index in 0..tensor.rows {
-            tensor.row_f32(index, &mut row)?;
-            let rounded: Vec<bf16> = row.iter().map(|v| bf16::from_f32(*v)).collect();
-            self.out.write_all(bytemuck::cast_slice(&rounded)).map_err(|e| EngineError::io(&self.path, e))?;
+    /// The next planned tensor, whose bytes follow.
+    fn begin(&mut self, bytes: usize) -> Result<()> {
+        let next = self.planned.next().ok_or_else(|| self.damaged("more tensors than planned".into()))?;
+        if next.bytes() != bytes {
+            return Err(self.damaged(format!("{} has {bytes} bytes, planned {}", next.name, next.bytes())));
         }
         self.written += 1;
         Ok(())
     }
 
-    /// Tensors that are safely on disk.
-    pub(super) fn sync(&mut self) -> Result<usize> {
-        let synced = self.out.flush().and_then(|()| self.out.get_ref().sync_data());
-        synced.map_err(|e| EngineError::io(&self.path, e))?;
-        Ok(self.written)
+    fn put(&mut self, bytes: Vec<u8>) -> Result<()> {
+        self.begin(bytes.len())?;
+        self.out.send(Piece::Owned(bytes))
     }
 
-    /// Flushes to disk.
-    pub(super) fn finish(&mut self) -> Result<()> {
-        self.sync().map(drop)
+    fn floats(&mut self, values: &[f32]) -> Result<()> {
+        self.put(bytemuck::cast_slice(values).to_vec())
+    }
+
+    /// The next planned weight: its parts, one below the other, all but the last of a multiple of eight rows: so many have their
+    /// zero points in one word.
+    pub(super) fn weight(&mut self, parts: &[Arc<HostWeight>]) -> Result<()> {
+        let Some(first) = parts.first() else { return Err(self.damaged("a weight without parts".into())) };
+        if let HostWeight::Grouped { .. } = **first {
+            return self.grouped(parts);
+        }
+        self.begin(parts.iter().map(|part| codes(part).len()).sum())?;
+        for part in parts {
+            self.out.send(Piece::Codes(part.clone()))?;
+        }
+        let all: Vec<f32> = parts.iter().flat_map(|part| scales(part)).copied().collect();
+        match &**first {
+            HostWeight::Bf16 { .. } | HostWeight::Grouped { .. } => Ok(()),
+            // All rows of a tensor have the same where the format shares it.
+            HostWeight::Fp8 { .. } if self.format == WeightFormat::Fp8Tensor => self.floats(&all[..1]),
+            HostWeight::Fp8 { .. } | HostWeight::Int8 { .. } => self.floats(&all),
+            HostWeight::Fp8Static { input_scale, .. } => {
+                // All rows of a tensor have the same.
+                self.floats(&all[..1])?;
+                self.floats(&[*input_scale])
+            }
+            HostWeight::Fp8Block { k, .. } => {
+                let bands = all.chunks_exact(k / FP8_BLOCK).step_by(FP8_BLOCK);
+                self.floats(&bands.flatten().copied().collect::<Vec<f32>>())
+            }
+            HostWeight::Int8Outliers { columns, .. } => {
+                self.floats(&all)?;
+                let outliers = parts.iter().flat_map(|part| match &**part {
+                    HostWeight::Int8Outliers { outliers, .. } => bytemuck::cast_slice(outliers),
+                    _ => &[] as &[u8],
+                });
+                self.put(outliers.copied().collect())?;
+                self.put(bytemuck::cast_slice(columns).to_vec())
+            }
+        }
+    }
+
+    /// A weight in groups, whose codes are packed into words and whose scales are multiplied out, some rows at a time.
+    fn grouped(&mut self, parts: &[Arc<HostWeight>]) -> Result<()> {
+        let ranges: Vec<_> = parts
+            .iter()
+            .flat_map(|part| {
+                let spec = part.spec();
+                pieces(spec.n, spec.k, WeightKind::Bf16).map(move |rows| (part, rows))
+            })
+            .collect();
+        let spec = parts.iter().map(|part| part.spec()).reduce(|all, part| WeightSpec { n: all.n + part.n, ..all });
+        let Some(spec) = spec else { return Ok(()) };
+        let (path, zero) = (self.path.display().to_string(), self.format.zero());
+        let encode = |(): &mut (), (part, rows): (&Arc<HostWeight>, std::ops::Range<usize>)| {
+            let damaged = |message: String| EngineError::Artifact { path: path.clone(), message };
+            let stored = StoredWeight::from_host(&rows_of(part, rows), zero).map_err(damaged)?;
+            Ok(compressed_tensors::tensors(&stored, ScaleType::F32))
+        };
+        // The codes go out as they come; what is small beside them follows.
+        let next = self.planned.as_slice().first().map_or(0, Planned::bytes);
+        self.begin(next)?;
+        let (mut sent, mut rest) = (0, Vec::<Tensor>::new());
+        in_order(self.threads, ranges.into_iter(), encode, |tensors: Vec<Tensor>| {
+            let mut tensors = tensors.into_iter();
+            let codes = tensors.next().map(|codes| codes.bytes).unwrap_or_default();
+            sent += codes.len();
+            for (index, tensor) in tensors.enumerate() {
+                match rest.get_mut(index) {
+                    Some(all) => all.bytes.extend(tensor.bytes),
+                    None => rest.push(tensor),
+                }
+            }
+            self.out.send(Piece::Owned(codes))
+        })?;
+        if sent != next {
+            return Err(self.damaged(format!("{sent} bytes of codes, planned {next}")));
+        }
+        for tensor in rest {
+            match tensor.suffix {
+                "weight_shape" => {
+                    self.put([spec.n as i64, spec.k as i64].iter().flat_map(|dim| dim.to_le_bytes()).collect())?;
+                }
+                _ => self.put(tensor.bytes)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The next planned vector.
+    pub(super) fn vector(&mut self, values: &[f32]) -> Result<()> {
+        self.floats(values)
+    }
+
+    /// The next planned weight, rounded to BF16, some rows at a time.
+    pub(super) fn bf16(&mut self, tensor: &SourceTensor<'_>) -> Result<()> {
+        self.begin(2 * tensor.elements())?;
+        let round = |row: &mut Vec<f32>, rows: std::ops::Range<usize>| {
+            row.resize(tensor.cols, 0.0);
+            let mut bytes = vec![0; rows.len() * tensor.cols * 2];
+            for (index, out) in rows.zip(bytes.chunks_exact_mut((tensor.cols * 2).max(1))) {
+                tensor.row_f32(index, row)?;
+                for (out, value) in out.as_chunks_mut::<2>().0.iter_mut().zip(&*row) {
+                    *out = bf16::from_f32(*value).to_le_bytes();
+                }
+            }
+            Ok(bytes)
+        };
+        let rows = pieces(tensor.rows, tensor.cols, WeightKind::Bf16);
+        in_order(self.threads, rows, round, |bytes| self.out.send(Piece::Owned(bytes)))
+    }
+
+    /// Tensors so far.
+    pub(super) fn so_far(&self) -> usize {
+        self.written
+    }
+
+    /// Syncs what was written so far, beside what comes then.
+    pub(super) fn sync(&mut self, then: &Arc<Synced>) -> Result<()> {
+        self.out.sync(then)
+    }
+
+    /// Ends early: what went wrong with the file, if something did.
+    pub(super) fn end(&mut self) -> Result<()> {
+        self.out.end().map(drop)
+    }
+
+    /// SHA-256 of the whole file, on disk.
+    pub(super) fn finish(self) -> Result<String> {
+        Ok(self.out.finish()?.0)
+    }
+}
+
+/// The scales of a weight that is not in groups.
+fn scales(weight: &HostWeight) -> &[f32] {
+    match weight {
+        HostWeight::Bf16 { .. } | HostWeight::Grouped { .. } => &[],
+        HostWeight::Fp8 { scales, .. }
+        | HostWeight::Fp8Static { scales, .. }
+        | HostWeight::Fp8Block { scales, .. }
+        | HostWeight::Int8 { scales, .. }
+        | HostWeight::Int8Outliers { scales, .. } => scales,
+    }
+}
+
+/// Some rows of a weight in groups; another is given back whole.
+fn rows_of(weight: &HostWeight, rows: std::ops::Range<usize>) -> HostWeight {
+    let HostWeight::Grouped { k, bits, group, codes, scales, mins, row_scales, .. } = weight else {
+        return weight.clone();
+    };
+    let groups = rows.start * (k / group)..rows.end * (k / group);
+    HostWeight::Grouped {
+        n: rows.len(),
+        k: *k,
+        bits: *bits,
+        group: *group,
+        codes: codes[rows.start * k..rows.end * k].to_vec(),
+        scales: scales[groups.clone()].to_vec(),
+        mins: mins[groups].to_vec(),
+        row_scales: row_scales[rows].to_vec(),
     }
 }
 
@@ -282,8 +367,8 @@ mod tests {
         let mut plan = TensorPlan::new(WeightFormat::Fp8);
         plan.weight("layer", WeightKind::Fp8, 2, 3);
         plan.vector("norm.weight", 2);
-        let mut writer = plan.create(&path).unwrap();
-        writer.weight(&weight).unwrap();
+        let mut writer = plan.create(&path, 1).unwrap();
+        writer.weight(&[Arc::new(weight)]).unwrap();
         writer.vector(&[1.0, 2.0]).unwrap();
         writer.finish().unwrap();
         let bytes = std::fs::read(path).unwrap();
@@ -311,9 +396,9 @@ mod tests {
         for (index, weight) in weights.iter().enumerate() {
             plan.weight(&index.to_string(), weight.spec().kind, n, k);
         }
-        let mut writer = plan.create(&path).unwrap();
+        let mut writer = plan.create(&path, 2).unwrap();
         for weight in &weights {
-            writer.weight(weight).unwrap();
+            writer.weight(&[Arc::new(weight.clone())]).unwrap();
         }
         writer.finish().unwrap();
         let bytes = std::fs::read(path).unwrap();
@@ -334,7 +419,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut plan = TensorPlan::new(WeightFormat::Fp8);
         plan.vector("norm.weight", 3);
-        let mut writer = plan.create(&directory.path().join("x")).unwrap();
+        let mut writer = plan.create(&directory.path().join("x"), 1).unwrap();
         assert!(writer.vector(&[1.0]).is_err());
     }
 }

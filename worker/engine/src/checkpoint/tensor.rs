@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use modelprofile_kernels::rtn::not_finite;
+
 use super::{SourceDtype, ggml};
 use crate::{EngineError, Result};
 
@@ -97,7 +99,7 @@ impl<'a> SourceTensor<'a> {
             return Err(self.error(&format!("has rows of {} columns, {} were asked for", self.cols, out.len())));
         }
         // A scale that is not finite makes every value of its block so, zero codes included (inf * 0 is NaN).
-        match out.iter().position(|v| !v.is_finite()) {
+        match not_finite(out) {
             None => Ok(()),
             Some(col) => Err(self.not_finite(row, col)),
         }

@@ -37,8 +37,9 @@ use serde_json::{Value, json};
 pub(crate) use companions::CARD;
 pub use companions::companions;
 pub use kv_cache::holds_kv_scales;
+pub(crate) use tensor::Tensor;
 
-use self::{compressed_tensors::ScaleType, file::TensorFile, gptq::Version, tensor::Tensor};
+use self::{compressed_tensors::ScaleType, file::TensorFile, gptq::Version};
 use crate::{
     EngineError, ModelConfig, Result, RopeScaling, ZeroPoint,
     artifact::Progress,

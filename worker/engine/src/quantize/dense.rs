@@ -85,12 +85,12 @@ impl DenseLayer {
     ///
     /// # Errors
     /// A missing tensor, NaN or infinity; names file and tensor.
-    pub(super) fn load(checkpoint: &Checkpoint, index: usize) -> Result<Self> {
+    pub(super) fn load(checkpoint: &Checkpoint, index: usize, threads: usize) -> Result<Self> {
         let (mut matrices, mut vectors) = (BTreeMap::new(), BTreeMap::new());
         for stage in [Stage::Qkv, Stage::Output, Stage::GateUp, Stage::Down] {
             for role in stage.roles(index) {
                 let tensor = checkpoint.require(role)?;
-                let data = values(&tensor)?;
+                let data = values(&tensor, threads)?;
                 matrices.insert(role, Matrix { rows: tensor.rows, cols: tensor.cols, data });
                 checkpoint.release(role);
             }

@@ -33,7 +33,7 @@ pub fn importance<B: Calibrate>(
     for index in 0..config.layers {
         let activity = format!("looking at layer {} of {}", index + 1, config.layers);
         progress(Progress { done: index as u64, total: config.layers as u64, activity });
-        let layer = DenseLayer::load(checkpoint, index)?;
+        let layer = DenseLayer::load(checkpoint, index, 1)?;
         let device = DeviceLayer::new(backend, &layer)?;
         let collectors = Collector::all(backend, &mut runner, &device, config, false)?;
         for (stage, collector) in STAGES.into_iter().zip(&collectors) {

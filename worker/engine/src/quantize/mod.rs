@@ -34,22 +34,25 @@ mod smoothquant;
 mod statistics;
 mod threads;
 
+use std::{ops::Range, sync::Arc};
+
 use half::bf16;
-use modelprofile_kernels::{FP8_BLOCK, HostWeight, WeightKind, rtn};
+use modelprofile_kernels::{FP8_BLOCK, HostWeight, WeightKind, pack::PANEL, rtn};
 
 pub use block_types::BlockTypes;
 pub use importance::importance;
 pub(crate) use llm_int8::columns as outlier_columns;
 pub(crate) use pipeline::{Pipeline, QuantizedLayer};
 pub use recipe::{Calibration, DEFAULT_CALIBRATION_TOKENS, Recipe};
+pub(crate) use threads::in_order;
 
 use crate::{
     EngineError, Method, Result, WeightFormat, ZeroPoint,
     checkpoint::{Checkpoint, Role, SourceDtype, SourceTensor, quantized::written},
 };
 
-/// Values that are in memory in FP32 at once.
-const CHUNK: usize = 1 << 22;
+/// Values that a thread has in FP32 at once: few enough to stay in a core's cache between the steps of rounding.
+const CHUNK: usize = 1 << 17;
 
 /// Checks that a recipe can be made of a directory without rounding quantized layers again: it holds values, or the
 /// format is its own and no method is to choose its codes, or BF16, which dequantizes it as the reference of an evaluation.
@@ -97,23 +100,29 @@ pub fn admits(checkpoint: &Checkpoint, recipe: Recipe) -> Result<()> {
 }
 
 /// A linear weight or embedding in the given storage: taken over from a quantized checkpoint whose own recipe it is,
-/// dequantized for BF16, else rounded to nearest.
+/// dequantized for BF16, else rounded to nearest. It comes in parts, as [`round_to_nearest`] gives them.
 ///
 /// # Errors
 /// As [`admits`], [`Checkpoint::quantized`] and [`round_to_nearest`].
-pub fn linear(checkpoint: &Checkpoint, role: Role, recipe: Recipe, kind: WeightKind) -> Result<HostWeight> {
+pub fn linear(
+    checkpoint: &Checkpoint,
+    role: Role,
+    recipe: Recipe,
+    kind: WeightKind,
+    threads: usize,
+) -> Result<Vec<Arc<HostWeight>>> {
     let Some(stored) = checkpoint.quantized(role)? else {
-        return round_to_nearest(&checkpoint.require(role)?, recipe.format, kind);
+        return round_to_nearest(&checkpoint.require(role)?, recipe.format, kind, threads);
     };
     if kind == WeightKind::Bf16 {
         let (n, k) = role.shape(checkpoint.config());
         let values = stored.dequantize().into_iter().map(bf16::from_f32).collect();
-        return Ok(HostWeight::Bf16 { n, k, values });
+        return Ok(vec![Arc::new(HostWeight::Bf16 { n, k, values })]);
     }
     admits(checkpoint, recipe)?;
     let (weight, _) = stored.to_host()?;
     if weight.spec().kind == kind {
-        return Ok(weight);
+        return Ok(vec![Arc::new(weight)]);
     }
     // A group narrower than the profile's: the checkpoint's formats differ between layers.
     Err(EngineError::Config(format!("{role:?} is stored as {:?}, the profile wants {kind:?}", weight.spec().kind)))
@@ -122,14 +131,22 @@ pub fn linear(checkpoint: &Checkpoint, role: Role, recipe: Recipe, kind: WeightK
 /// A tensor in the given storage, each weight rounded to the nearest code. Blocks that the checkpoint already stores in
 /// that very format are taken over without change.
 ///
+/// It comes in parts that stand one below the other, which nobody has to join: each but the last has a multiple of
+/// [`PANEL`] rows. They are the same whatever the number of threads.
+///
 /// # Errors
 /// NaN or infinity in the tensor, a group that does not divide its columns, or a kind that holds what only calibration knows
-/// (static activations, outlier columns); all name file and tensor.
-pub fn round_to_nearest(tensor: &SourceTensor<'_>, format: WeightFormat, kind: WeightKind) -> Result<HostWeight> {
+/// (static activations, outlier columns); all name file and tensor. Of several places it is the first.
+pub fn round_to_nearest(
+    tensor: &SourceTensor<'_>,
+    format: WeightFormat,
+    kind: WeightKind,
+    threads: usize,
+) -> Result<Vec<Arc<HostWeight>>> {
     if takes_over(tensor.dtype, format, kind)
         && let Some(weight) = tensor.as_grouped()?
     {
-        return Ok(weight);
+        return Ok(vec![Arc::new(weight)]);
     }
     let grid = match format {
         WeightFormat::Int4 { zero: ZeroPoint::Integer, .. } => rtn::Grid::Integer,
@@ -138,26 +155,38 @@ pub fn round_to_nearest(tensor: &SourceTensor<'_>, format: WeightFormat, kind: W
     };
     let named = |error| EngineError::checkpoint(tensor.file, format!("tensor {}: {error}", tensor.name));
     let tensor_scale = match (format, kind) {
-        (WeightFormat::Fp8Tensor, WeightKind::Fp8) => Some(rtn::fp8_scale(magnitude(tensor)?)),
+        (WeightFormat::Fp8Tensor, WeightKind::Fp8) => Some(rtn::fp8_scale(magnitude(tensor, threads)?)),
         _ => None,
     };
-    // Rows are rounded on their own, or in FP8's blocks: an embedding need not be in memory in FP32 as a whole.
-    let rows = (CHUNK / tensor.cols.max(1)).max(1).next_multiple_of(FP8_BLOCK);
-    let mut chunks = Vec::new();
-    let mut values = Vec::new();
-    for first in (0..tensor.rows).step_by(rows) {
-        let count = rows.min(tensor.rows - first);
-        values.resize(count * tensor.cols, 0.0);
-        for (row, out) in values.chunks_exact_mut(tensor.cols.max(1)).enumerate() {
-            tensor.row_f32(first + row, out)?;
-        }
-        let chunk = match tensor_scale {
-            Some(scale) => rtn::fp8_with_scale(count, tensor.cols, &values, scale),
-            None => rtn::quantize(kind, grid, count, tensor.cols, &values),
+    let round = |values: &mut Vec<f32>, rows: Range<usize>| {
+        let count = rows.len();
+        read(tensor, rows, values)?;
+        let part = match tensor_scale {
+            Some(scale) => rtn::fp8_with_scale(count, tensor.cols, values, scale),
+            None => rtn::quantize(kind, grid, count, tensor.cols, values),
         };
-        chunks.push(chunk.map_err(named)?);
-    }
-    HostWeight::concat_rows(chunks).map_err(named)
+        part.map_err(named)
+    };
+    let mut parts = Vec::new();
+    in_order(threads, pieces(tensor.rows, tensor.cols, kind), round, |part| {
+        parts.push(Arc::new(part));
+        Ok(())
+    })?;
+    Ok(parts)
+}
+
+/// The rows of a tensor in pieces that are read and rounded on their own: of a few values each, so that an embedding need not
+/// be in memory in FP32 as a whole; of whole panels, and of whole blocks where blocks share scales.
+pub(crate) fn pieces(rows: usize, cols: usize, kind: WeightKind) -> impl ExactSizeIterator<Item = Range<usize>> + Send {
+    let whole = if kind == WeightKind::Fp8Block { FP8_BLOCK } else { PANEL };
+    let of_piece = (CHUNK / cols.max(1)).max(1).next_multiple_of(whole);
+    (0..rows.div_ceil(of_piece)).map(move |piece| piece * of_piece..rows.min((piece + 1) * of_piece))
+}
+
+/// Some rows of a tensor, row-major, into `values`.
+fn read(tensor: &SourceTensor<'_>, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
+    values.resize(rows.len() * tensor.cols, 0.0);
+    rows.zip(values.chunks_exact_mut(tensor.cols.max(1))).try_for_each(|(row, out)| tensor.row_f32(row, out))
 }
 
 /// Whether blocks of this type are, bit for bit, the storage of a weight in a profile of this format.
@@ -171,20 +200,23 @@ fn takes_over(blocks: SourceDtype, format: WeightFormat, kind: WeightKind) -> bo
 }
 
 /// The largest magnitude of a tensor.
-fn magnitude(tensor: &SourceTensor<'_>) -> Result<f32> {
-    let mut values = vec![0.0f32; tensor.cols];
+fn magnitude(tensor: &SourceTensor<'_>, threads: usize) -> Result<f32> {
     let mut largest = 0.0f32;
-    for row in 0..tensor.rows {
-        tensor.row_f32(row, &mut values)?;
-        largest = values.iter().fold(largest, |m, v| m.max(v.abs()));
-    }
+    let of_rows = |values: &mut Vec<f32>, rows: Range<usize>| {
+        read(tensor, rows, values)?;
+        Ok(rtn::absmax(values))
+    };
+    in_order(threads, pieces(tensor.rows, tensor.cols, WeightKind::Bf16), of_rows, |of_rows| {
+        largest = largest.max(of_rows);
+        Ok(())
+    })?;
     // An infinity is refused where the row is quantized, by its place.
     Ok(largest.min(f32::MAX))
 }
 
 /// A vector's values (norm gains, biases), checked to be finite.
 pub fn vector(tensor: &SourceTensor<'_>) -> Result<Vec<f32>> {
-    let values = values(tensor)?;
+    let values = values(tensor, 1)?;
     match values.iter().position(|v| !v.is_finite()) {
         None => Ok(values),
         Some(at) => {
@@ -195,10 +227,14 @@ pub fn vector(tensor: &SourceTensor<'_>) -> Result<Vec<f32>> {
 }
 
 /// All values of a tensor, row-major.
-pub fn values(tensor: &SourceTensor<'_>) -> Result<Vec<f32>> {
+pub fn values(tensor: &SourceTensor<'_>, threads: usize) -> Result<Vec<f32>> {
     let mut values = vec![0.0; tensor.rows * tensor.cols];
-    for (row, out) in values.chunks_exact_mut(tensor.cols.max(1)).enumerate() {
-        tensor.row_f32(row, out)?;
-    }
+    let cols = tensor.cols.max(1);
+    let of_piece = (CHUNK / cols).max(1);
+    let parts = values.chunks_mut(of_piece * cols).enumerate();
+    let read = |(): &mut (), (piece, out): (usize, &mut [f32])| {
+        out.chunks_exact_mut(cols).enumerate().try_for_each(|(row, out)| tensor.row_f32(piece * of_piece + row, out))
+    };
+    in_order(threads, parts, read, Ok)?;
     Ok(values)
 }

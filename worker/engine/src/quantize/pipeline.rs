@@ -206,7 +206,7 @@ impl<'a, B: Calibrate> Pipeline<'a, B> {
 
 impl<B: Calibrate> Layers for Pipeline<'_, B> {
     fn layer(&mut self, index: usize, progress: &mut dyn FnMut(f64)) -> Result<QuantizedLayer> {
-        let layer = DenseLayer::load(self.checkpoint, index)?;
+        let layer = DenseLayer::load(self.checkpoint, index, self.threads)?;
         match self.recipe.method {
             Method::RoundToNearest => self.fp8_static(layer, progress),
             Method::Gptq => self.gptq(layer, progress),

@@ -21,15 +21,21 @@ pub struct Speeds {
     pub gram: f64,
     /// Seconds of GPTQ's factor for one input, to be multiplied with the third power of the inputs.
     pub factor: f64,
-    /// Weights per second that are rounded and written.
+    /// Weights per second that a search rounds.
     pub rounding: f64,
+    /// Weights per second that a build rounds, hashes and writes.
+    pub building: f64,
 }
 
 /// Sizes of the measurement: small enough for a second, large enough to be typical.
 const WIDTH: usize = 1024;
 const ROWS: usize = 256;
-/// Weights rounded and written per second and thread: conversion, hashing and writing, seen between 30 and 60 million.
-const ROUNDED_PER_THREAD: f64 = 40e6;
+/// Weights that a search rounds per second, seen between 30 and 60 million.
+const SEARCHED: f64 = 40e6;
+/// Weights that a build rounds and packs per second and thread.
+const ROUNDED_PER_THREAD: f64 = 80e6;
+/// Weights that it hashes and writes per second, beside: a disk takes a gigabyte a second, two bytes of each weight.
+const WRITTEN: f64 = 500e6;
 
 impl Speeds {
     /// Measures a device for about a second.
@@ -64,7 +70,8 @@ impl Speeds {
             forward: product / forward,
             gram: product / gram_seconds,
             factor: factor / (k as f64).powi(3),
-            rounding: ROUNDED_PER_THREAD,
+            rounding: SEARCHED,
+            building: (threads as f64 * ROUNDED_PER_THREAD).min(WRITTEN),
         })
     }
 }
@@ -171,7 +178,7 @@ impl Plan {
             parameters: parameters as u64,
             calibration_seconds: layers * (forward / speeds.forward + gram / speeds.gram),
             search_seconds: layers * search,
-            rounding_seconds: parameters / speeds.rounding,
+            rounding_seconds: parameters / speeds.building,
             measuring_seconds: 0.0,
             peak_bytes: peak(config, recipe, tokens, sequence, layer),
             disk_bytes: disk(config, recipe.format, parameters - ends, ends),
@@ -217,18 +224,21 @@ fn disk(config: &ModelConfig, format: WeightFormat, layers: f64, ends: f64) -> u
     (2.0 * layers * bytes_per_weight(format) + ends * (packed_ends + 2.0)) as u64
 }
 
+/// Bytes that wait to be written to two files, and some rows of each thread in FP32.
+const WAITING: f64 = 2.0 * 48e6 + 32e6;
+
 /// The ends of the model are rounded first, a matrix at a time; then come the layers.
 fn peak(config: &ModelConfig, recipe: Recipe, tokens: usize, sequence: usize, layer: f64) -> u64 {
-    // Codes of the whole matrix, their packed copy, and a chunk in FP32.
-    let end = (config.vocab * config.hidden) as f64 * 2.25 + 16e6;
+    // Codes of the whole matrix, the scales of their groups, and those of the matrix before it, which are still written.
+    let end = (config.vocab * config.hidden) as f64 * 2.25 + WAITING;
     let widest = STAGES.map(|stage| stage.inputs(config)).into_iter().max().unwrap_or(0) as f64;
     let squares: f64 = STAGES.map(|stage| (stage.inputs(config) as f64).powi(2)).iter().sum();
     let text = tokens as f64 * config.hidden as f64 * 4.0;
     let buffers = sequence as f64 * row_bytes(config);
     let matrices = match recipe.method {
-        // The largest fused tensor: codes and their packed copy.
+        // The largest fused tensor: its codes, and its values as BF16 if that is the format.
         Method::RoundToNearest if !recipe.needs_calibration() => {
-            3.0 * (outputs(Stage::GateUp, config) * config.hidden) as f64 + 16e6
+            3.0 * (outputs(Stage::GateUp, config) * config.hidden) as f64 + WAITING
         }
         // FP32, BF16 on the device, codes; the Gram matrix in FP32, its factor in FP64 and FP32; the free weights.
         Method::Gptq => {
@@ -248,7 +258,7 @@ mod tests {
     use super::*;
     use crate::{Architecture, RopeScaling, ZeroPoint};
 
-    const SPEEDS: Speeds = Speeds { forward: 3e11, gram: 1e11, factor: 3e-10, rounding: 4e7 };
+    const SPEEDS: Speeds = Speeds { forward: 3e11, gram: 1e11, factor: 3e-10, rounding: 4e7, building: 4e7 };
 
     fn llama_8b() -> ModelConfig {
         ModelConfig {

@@ -15,21 +15,18 @@ pub const fn decode(code: u8) -> f32 {
 }
 
 /// The nearest code, ties to even, saturating at [`MAX`]. NaN saturates too: a NaN code is never produced.
+///
+/// Both cases are computed and one is chosen, without a branch: loops over it become vectors.
+#[inline]
 pub fn encode(value: f32) -> u8 {
-    let sign = ((value.to_bits() >> 24) & 0x80) as u8;
-    let magnitude = value.abs();
-    if magnitude >= MAX || magnitude.is_nan() {
-        return sign | 0x7e;
-    }
-    if magnitude < f32::from_bits((127 - 6) << 23) {
-        // Subnormals are multiples of 2^-9; adding 2^14 leaves exactly those bits, rounded to even.
-        let code = (magnitude + 16384.0).to_bits() - 16384.0f32.to_bits();
-        return sign | code as u8;
-    }
-    let bits = magnitude.to_bits();
-    let rounded = bits + 0x0007_ffff + ((bits >> 20) & 1);
-    let code = (rounded >> 20) - (120 << 3);
-    sign | code.min(0x7e) as u8
+    let bits = value.to_bits() & 0x7fff_ffff;
+    // Subnormals are multiples of 2^-9; adding 2^14 leaves exactly those bits, rounded to even.
+    let subnormal = (f32::from_bits(bits) + 16384.0).to_bits().wrapping_sub(16384.0f32.to_bits());
+    let normal = ((bits + 0x0007_ffff + ((bits >> 20) & 1)) >> 20).wrapping_sub(120 << 3);
+    let code = if bits < (127 - 6) << 23 { subnormal } else { normal };
+    let sign = (value.to_bits() >> 24) & 0x80;
+    // All that is compared is far below 2^31; signed numbers are what every instruction set compares.
+    (sign | (code as i32).min(0x7e) as u32) as u8
 }
 
 #[cfg(test)]
@@ -62,8 +59,16 @@ mod tests {
 
     #[test]
     fn large_values_and_nan_saturate() {
-        for value in [448.0, 449.0, 1e30, f32::INFINITY, f32::NAN] {
-            assert_eq!(encode(value) & 0x7f, 0x7e);
+        for value in [448.0, 449.0, 464.0, 480.0, 512.0, 1e30, f32::MAX, f32::INFINITY, f32::NAN] {
+            assert_eq!(encode(value), 0x7e, "{value}");
+            assert_eq!(encode(-value), 0xfe, "{value}");
+        }
+    }
+
+    #[test]
+    fn small_values_round_to_zero_with_their_sign() {
+        for value in [0.0, f32::from_bits(1), f32::MIN_POSITIVE, 2f32.powi(-10)] {
+            assert_eq!((encode(value), encode(-value)), (0, 0x80), "{value}");
         }
     }
 }

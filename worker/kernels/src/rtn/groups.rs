@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::absmax;
+use super::{absmax, fold, larger, smaller};
 use crate::{HostWeight, KernelError, Result};
 
 /// The grid of the group-wise kinds; the others have one each.
@@ -36,8 +36,8 @@ pub(crate) fn magnitude_scale(magnitude: f32) -> f32 {
 
 /// Scale and minimum of a group, so that its extremes are on the grid. `values` are divided by the [`row_scale`].
 pub fn group_grid(grid: Grid, bits: u8, values: &[f32]) -> (f16, f16) {
-    let low = values.iter().copied().fold(f32::INFINITY, f32::min);
-    let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let low = fold(values, f32::INFINITY, |v| v, smaller);
+    let high = fold(values, f32::NEG_INFINITY, |v| v, larger);
     range_grid(grid, bits, low, high)
 }
 
@@ -65,9 +65,21 @@ pub(crate) fn range_grid(grid: Grid, bits: u8, low: f32, high: f32) -> (f16, f16
 
 /// The nearest code of a value, 0 to `top` ([`top_code`]); ties to even. Code 0 where the scale is zero.
 pub fn code(value: f32, scale: f16, min: f16, top: f32) -> u8 {
+    nearest(value, inverse(scale), min.to_f32(), top)
+}
+
+fn inverse(scale: f16) -> f32 {
     let scale = scale.to_f32();
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    ((value - min.to_f32()) * inverse).round_ties_even().clamp(0.0, top) as u8
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
+}
+
+/// [`code`] with what a group's values have in common.
+#[inline]
+fn nearest(value: f32, inverse: f32, min: f32, top: f32) -> u8 {
+    // `max` makes 0 of a NaN. From 2^23 on FP32 holds whole numbers only, so that adding it rounds, ties to even, and leaves
+    // the code in the lowest bits: no instruction set lacks an addition, some lack a rounding.
+    let within = ((value - min) * inverse).max(0.0).min(top);
+    (within + 8_388_608.0).to_bits() as u8
 }
 
 /// Quantizes rows to the nearest codes of given grids: `row_scales` `[n]`, `scales` and `mins` `[n, k / group]`.
@@ -95,8 +107,8 @@ pub fn quantize_with(
     let top = top_code(bits);
     let mut codes = Vec::with_capacity(n * k);
     for (index, values) in rows.chunks_exact(group).enumerate() {
-        let (scale, min, row) = (scales[index], mins[index], row_scales[index / (k / group)]);
-        codes.extend(values.iter().map(|v| code(v / row, scale, min, top)));
+        let (inverse, min, row) = (inverse(scales[index]), mins[index].to_f32(), row_scales[index / (k / group)]);
+        codes.extend(values.iter().map(|v| nearest(v / row, inverse, min, top)));
     }
     Ok(HostWeight::Grouped { n, k, bits, group, codes, scales, mins, row_scales })
 }
@@ -108,8 +120,9 @@ pub(super) fn quantize(bits: u8, grid: Grid, n: usize, k: usize, group: usize, r
         .chunks_exact(group)
         .enumerate()
         .map(|(index, values)| {
+            let row = row_scales[index / (k / group)];
             for (normal, v) in normal.iter_mut().zip(values) {
-                *normal = v / row_scales[index / (k / group)];
+                *normal = v / row;
             }
             group_grid(grid, bits, &normal)
         })

@@ -102,10 +102,19 @@ fn check(kind: WeightKind, n: usize, k: usize, rows: &[f32]) -> Result<()> {
     if rows.len() != n * k {
         return Err(KernelError::Shape(format!("{} values are not {n} x {k}", rows.len())));
     }
-    match rows.iter().position(|v| !v.is_finite()) {
+    match not_finite(rows) {
         None => Ok(()),
         Some(at) => Err(KernelError::Format(format!("row {} column {} is {}", at / k, at % k, rows[at]))),
     }
+}
+
+/// The place of the first NaN or infinity.
+pub fn not_finite(values: &[f32]) -> Option<usize> {
+    // A search that may end at every value is no loop of vectors: pieces are looked at as a whole first.
+    const PIECE: usize = 256;
+    let sound = |piece: &[f32]| piece.iter().fold(true, |sound, v| sound & v.is_finite());
+    let first = values.chunks(PIECE).position(|piece| !sound(piece))? * PIECE;
+    values[first..].iter().position(|v| !v.is_finite()).map(|at| first + at)
 }
 
 fn positive(what: &str, scale: f32) -> Result<()> {
@@ -115,6 +124,29 @@ fn positive(what: &str, scale: f32) -> Result<()> {
     Err(KernelError::Format(format!("the {what} {scale} is no positive number")))
 }
 
-fn absmax(values: &[f32]) -> f32 {
-    values.iter().fold(0.0, |m, v| m.max(v.abs()))
+/// The largest magnitude; a NaN is passed over.
+pub fn absmax(values: &[f32]) -> f32 {
+    fold(values, 0.0, f32::abs, larger)
+}
+
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+fn smaller(a: f32, b: f32) -> f32 {
+    if b < a { b } else { a }
+}
+
+/// `pick` over the `of` of all values and `start`. It is done in lanes, each of which waits for itself only: a maximum is the
+/// same in any order.
+fn fold(values: &[f32], start: f32, of: impl Fn(f32) -> f32, pick: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [start; 16];
+    let (chunks, rest) = values.as_chunks::<16>();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = pick(*lane, of(*value));
+        }
+    }
+    let all = rest.iter().fold(start, |all, value| pick(all, of(*value)));
+    lanes.iter().fold(all, |all, lane| pick(all, *lane))
 }

@@ -55,7 +55,8 @@ pub(super) fn int8(n: usize, k: usize, rows: &[f32]) -> HostWeight {
 }
 
 fn int8_code(v: f32) -> i8 {
-    v.round_ties_even().clamp(-127.0, 127.0) as i8
+    // At 1.5 * 2^23 FP32 holds whole numbers only: adding it rounds, ties to even, and leaves the code in the lowest bits.
+    (v.clamp(-127.0, 127.0) + 12_582_912.0).to_bits() as i8
 }
 
 /// `magnitude / largest code`, at least the smallest normal number; 1 for zeros, which any scale represents.

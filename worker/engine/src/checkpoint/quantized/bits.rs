@@ -25,7 +25,22 @@ pub(crate) fn pack_cols(codes: &[u8], cols: usize, bits: u8, order: Order) -> Ve
     let per = per_word(bits);
     let mut out = Vec::with_capacity(codes.len() * usize::from(bits) / 8);
     for row in codes.chunks_exact(cols.max(1)) {
-        for codes in row.chunks(per) {
+        // Whole words of the usual layout, without a look at each code's place.
+        let whole = match (order, bits) {
+            (Order::Sequential, 4) => {
+                let (words, _) = row.as_chunks::<8>();
+                let pairs = |w: &[u8; 8]| [0, 2, 4, 6].map(|i: usize| w[i] | w[i + 1] << 4);
+                out.extend_from_slice(words.iter().map(pairs).collect::<Vec<_>>().as_flattened());
+                words.len() * 8
+            }
+            (Order::Sequential, 8) => {
+                let (words, _) = row.as_chunks::<4>();
+                out.extend_from_slice(words.as_flattened());
+                words.len() * 4
+            }
+            _ => 0,
+        };
+        for codes in row[whole..].chunks(per) {
             out.extend(word(|i| codes.get(position(order, i)).copied().unwrap_or(0), bits).to_le_bytes());
         }
     }
