@@ -13,21 +13,13 @@
 // given, [rows, width].
 
 // Float4s that a thread reads of gates and of ups, each, before it uses any.
-#ifndef SILU_BATCH
 #define SILU_BATCH 7
-#endif
 // Batches that a thread keeps.
-#ifndef SILU_KEPT
 #define SILU_KEPT 2
-#endif
 // Blocks of an SM: what its registers have room for.
-#ifndef SILU_BLOCKS
 #define SILU_BLOCKS 2
-#endif
 // The same of the kernels that keep nothing.
-#ifndef SILU_STREAM_BLOCKS
 #define SILU_STREAM_BLOCKS 3
-#endif
 
 // x * sigmoid(x), some 4 ulp off. Beyond -88 the exponential would leave FP32's range; the result is nearly zero there.
 DEV float silu(float x) {

@@ -13,9 +13,9 @@
 // at 60 % of its rate; 960 clocks of shared memory (128 bytes each): 512 for the keys and values of four warps, 192 for
 // queries, 256 for the conversion; about 450 other instructions of a warp. Two blocks on an SM keep products and shared memory
 // busy while one waits at its barrier. Warps of 16 lines would read the same keys and values for half the products, and warps
-// that decode for themselves wait for F2FP.F16.E4M3.UNPACK_B, which has a small part of the rate of other instructions: so it
-// was before, with 297 us for 2,048 rows of 32 heads, 8 KV heads and 128 dims (measured on an H100 80GB HBM3), 115 of some
-// 600 TFLOP/s that mma.sync has.
+// that decode for themselves repeat the conversions. Measured on an H100 80GB HBM3 for 2,048 rows of 32 heads, 8 KV heads and
+// 128 dims: 133 us, some 130 of the 600 TFLOP/s that mma.sync has (297 us where each warp of 16 lines decodes). 512 rows are
+// 128 blocks, one for each SM, and take 35 us: a block by itself waits for itself most of the time.
 //
 // A line's reference, which is subtracted from its scores, follows their maximum only where this has grown by more than
 // PREFILL_SLACK: else one of a warp's 32 lines would ask for new outputs in most steps. Probabilities are up to 2^8 then, which
@@ -36,14 +36,6 @@
 #define PREFILL_AHEAD 2
 // Maxima may grow by this, as a power of two, before outputs are rescaled.
 #define PREFILL_SLACK 8.0f
-// Units of 16 dims of the queries that a warp keeps in registers (three would spill); the others are loaded in every step.
-#ifndef PREFILL_HELD
-#define PREFILL_HELD 2
-#endif
-// Whether the next step is converted between the products with keys, else before them.
-#ifndef PREFILL_SPREAD
-#define PREFILL_SPREAD 1
-#endif
 
 template <class Cache, int DIM>
 struct Prefill {
@@ -62,9 +54,9 @@ struct Prefill {
     static constexpr u32 EACH = 2 * TOKENS * PIECES / PREFILL_THREADS;
     static constexpr u32 STAGE = EACH * PREFILL_THREADS * 16;
     static_assert(2 * TOKENS * PIECES % PREFILL_THREADS == 0, "pieces are left over");
-    // Heads of 64 have registers for three blocks on an SM without these two.
-    static constexpr int HELD = DIM == 64 ? 0 : PREFILL_HELD;
-    static constexpr bool SPREAD = STAGED && DIM != 64 && PREFILL_SPREAD;
+    // Whether the next step is converted between the products with keys, else before them: heads of 64 have registers for three
+    // blocks on an SM without.
+    static constexpr bool SPREAD = STAGED && DIM != 64;
 
     // The number of this thread's piece n (of a thread that is less than 128, from which the compiler knows rows).
     static __device__ __forceinline__ u32 piece(u32 n) { return n * PREFILL_THREADS + threadIdx.x % PREFILL_THREADS; }
@@ -307,17 +299,6 @@ DEV void attention_prefill(const Attention& a) {
     const u32 lane_row = lane % 16 * P::PITCH + lane / 16 * 16;
     const u32 lane_key = (lane / 16 * 8 + lane % 8) * P::PITCH + lane / 8 % 2 * 16;
     const u8* queries = smem + warp_line * P::PITCH + lane_row;
-    u32 held[P::HELD > 0 ? P::HELD : 1][P::TILES][4] = {};
-    if (P::HELD > 0) {
-        __syncthreads();
-#pragma unroll
-        for (int unit = 0; unit < P::HELD; unit++) {
-#pragma unroll
-            for (int m = 0; m < P::TILES; m++) {
-                ldmatrix_x4(held[unit][m], queries + m * 16 * P::PITCH + unit * 32);
-            }
-        }
-    }
     PrefillLines<Cache, DIM> lines;
     lines.clear();
     // Not zero: a token that is not seen has a score of -inf, which must not become NaN.
@@ -358,14 +339,7 @@ DEV void attention_prefill(const Attention& a) {
             u32 q[P::TILES][4], k[P::PAIRS][4];
 #pragma unroll
             for (int m = 0; m < P::TILES; m++) {
-                if (unit < P::HELD) {
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        q[m][i] = held[unit < P::HELD ? unit : 0][m][i];
-                    }
-                } else {
-                    ldmatrix_x4(q[m], queries + m * 16 * P::PITCH + unit * 32);
-                }
+                ldmatrix_x4(q[m], queries + m * 16 * P::PITCH + unit * 32);
             }
 #pragma unroll
             for (int pair = 0; pair < P::PAIRS; pair++) {

@@ -52,12 +52,13 @@ struct LinearOut {
         out[at] = add ? out[at] + value : value;
     }
 
-    // This block's part of `count` steps of k.
+    // This block's part of `count` steps of k, of which there are few enough: a division of 64 bits is a function of a
+    // hundred instructions, which every block would wait for.
     __device__ __forceinline__ u32 begin(u32 count) const {
-        return (u32)((u64)count * split / splits);
+        return count * split / splits;
     }
     __device__ __forceinline__ u32 end(u32 count) const {
-        return (u32)((u64)count * (split + 1) / splits);
+        return count * (split + 1) / splits;
     }
 };
 
