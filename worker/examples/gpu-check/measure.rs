@@ -53,6 +53,8 @@ pub struct Measured {
     pub tokens: usize,
     /// By the host's clock, tokens on the host.
     pub seconds: f64,
+    /// Of a decode step, the same with kernels that start before the one ahead is done.
+    pub overlapped: Option<f64>,
     pub modelled: f64,
 }
 
@@ -168,16 +170,14 @@ fn steps(
 ) -> anyhow::Result<()> {
     let paper = rig.on_paper(name, format)?;
     for batch in options.batches() {
-        let mut seconds = Vec::new();
-        // The first steps map memory, choose algorithms, and record and capture the graph.
-        for index in 0..options.steps() + 3 {
-            let plan = rig.plan(*batch, options.context() + index, 1);
-            let start = Instant::now();
-            rig.step(weights, &plan)?;
-            seconds.push(start.elapsed().as_secs_f64());
+        let mut medians = [0.0; 2];
+        for (overlap, seconds) in [true, false].into_iter().zip(&mut medians) {
+            rig.gpu.set_overlap(overlap)?;
+            *seconds = decode(rig, weights, *batch, options)?;
         }
+        let [overlapped, seconds] = medians;
         let modelled = paper.decode(*batch, options.context())?;
-        outcome.steps.push(measured(name, &modelled, median(&mut seconds[3..])));
+        outcome.steps.push(Measured { overlapped: Some(overlapped), ..measured(name, &modelled, seconds) });
     }
     for prompt in options.prompts() {
         let plan = rig.plan(1, 0, *prompt);
@@ -192,6 +192,19 @@ fn steps(
     Ok(())
 }
 
+/// Seconds of a decode step: the median of some, with growing contexts.
+fn decode(rig: &mut Rig, weights: &ProfileWeights<Cuda>, batch: usize, options: &Options) -> anyhow::Result<f64> {
+    let mut seconds = Vec::new();
+    // The first steps map memory, choose algorithms, and record and capture the graph.
+    for index in 0..options.steps() + 3 {
+        let plan = rig.plan(batch, options.context() + index, 1);
+        let start = Instant::now();
+        rig.step(weights, &plan)?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    Ok(median(&mut seconds[3..]))
+}
+
 fn measured(format: &'static str, step: &Step, seconds: f64) -> Measured {
     Measured {
         format,
@@ -200,6 +213,7 @@ fn measured(format: &'static str, step: &Step, seconds: f64) -> Measured {
         context: step.context,
         tokens: step.tokens,
         seconds,
+        overlapped: None,
         modelled: step.seconds(),
     }
 }
@@ -256,8 +270,9 @@ fn crossover(
     options: &Options,
     outcome: &mut Outcome,
 ) -> anyhow::Result<()> {
-    let is_product =
-        |profiled: &Profiled| ["linear_int4", "linear_reduce", "unpack", "cublaslt"].iter().any(|p| profiled.name.starts_with(p));
+    let is_product = |profiled: &Profiled| {
+        ["linear_int4", "linear_reduce", "unpack", "cublaslt"].iter().any(|p| profiled.name.starts_with(p))
+    };
     for rows in options.crossover() {
         let plan = rig.plan(1, 0, *rows);
         let mut measured = [0.0; 2];

@@ -31,7 +31,7 @@ pub fn json(options: &Options, outcome: &Outcome) -> Value {
         .map(|step| {
             json!({
                 "format": step.format, "kind": step.kind, "batch": step.batch, "context": step.context,
-                "tokens": step.tokens, "seconds": step.seconds, "tokensPerSecond": step.tokens as f64 / step.seconds,
+                "tokens": step.tokens, "seconds": step.seconds, "overlappedSeconds": step.overlapped, "tokensPerSecond": step.tokens as f64 / step.seconds,
                 "modelledSeconds": step.modelled, "modelledTokensPerSecond": step.tokens as f64 / step.modelled,
             })
         })
@@ -141,7 +141,7 @@ fn write_markdown(text: &mut String, json: &Value) -> std::fmt::Result {
     }
     writeln!(
         text,
-        "\n## Steps\n\n| format | step | context | ms | tokens/s | modelled ms | modelled tokens/s |\n|---|---|--:|--:|--:|--:|--:|"
+        "\n## Steps\n\n| format | step | context | ms | tokens/s | ms, kernels overlapped | modelled ms | modelled tokens/s |\n|---|---|--:|--:|--:|--:|--:|--:|"
     )?;
     for step in rows(&json["steps"]) {
         let title = if step["kind"] == "decode" {
@@ -151,11 +151,12 @@ fn write_markdown(text: &mut String, json: &Value) -> std::fmt::Result {
         };
         writeln!(
             text,
-            "| {} | {title} | {} | {:.3} | {:.0} | {:.3} | {:.0} |",
+            "| {} | {title} | {} | {:.3} | {:.0} | {} | {:.3} | {:.0} |",
             word(&step["format"]),
             step["context"],
             number(&step["seconds"]) * 1e3,
             number(&step["tokensPerSecond"]),
+            step["overlappedSeconds"].as_f64().map_or_else(String::new, |seconds| format!("{:.3}", seconds * 1e3)),
             number(&step["modelledSeconds"]) * 1e3,
             number(&step["modelledTokensPerSecond"]),
         )?;

@@ -261,7 +261,12 @@ impl<'a> Writer<'a> {
         };
         let (done, waits) = std::sync::mpsc::channel();
         // Nobody waits any more if the other file failed.
-        self.sync(&Synced::all(2, move || Ok(done.send(()).unwrap_or_default())))?;
+        let told = move || {
+            // Whoever waited may be gone.
+            let _ = done.send(());
+            Ok(())
+        };
+        self.sync(&Synced::all(2, told))?;
         match waits.recv() {
             Ok(()) => journal.write(self.directory, Some(state)),
             Err(_) => self.packed.end().and(self.hub.end()),

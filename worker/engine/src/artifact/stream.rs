@@ -141,7 +141,9 @@ impl Stream {
         let writer = thread().spawn(move || write(&named, file, &queue)).map_err(spawning)?;
         let hasher = thread()
             .spawn(move || {
-                hashed.iter().for_each(|piece| hash.update(piece.piece.bytes()));
+                for piece in &hashed {
+                    hash.update(piece.piece.bytes());
+                }
                 store::hex(&hash.finalize())
             })
             .map_err(spawning)?;

@@ -165,7 +165,7 @@ mod tests {
     #[rstest]
     fn results_come_in_order_and_few_wait(#[values(1, 2, 3, 16)] threads: usize) {
         let (begun, mut given) = (Mutex::new(0), Vec::new());
-        let work = |_: &mut (), item: usize| {
+        let work = |(): &mut (), item: usize| {
             *begun.lock().unwrap() += 1;
             // The first of each pair is the slower one.
             std::thread::sleep(std::time::Duration::from_micros(200 * (1 - item as u64 % 2)));
@@ -183,7 +183,7 @@ mod tests {
     #[rstest]
     fn the_first_error_in_order_is_told_and_ends_the_work(#[values(1, 2, 3, 16)] threads: usize) {
         let given = Mutex::new(0);
-        let work = |_: &mut (), item: usize| {
+        let work = |(): &mut (), item: usize| {
             // A later error is found long before the first.
             std::thread::sleep(std::time::Duration::from_millis(if item == 4 { 20 } else { 0 }));
             if item >= 4 { Err(numbered(item)) } else { Ok(()) }
@@ -205,7 +205,7 @@ mod tests {
     #[rstest]
     #[should_panic(expected = "scoped thread")]
     fn a_panic_ends_the_work() {
-        let work = |_: &mut (), item: usize| {
+        let work = |(): &mut (), item: usize| {
             assert_ne!(item, 9, "the test's panic");
             Ok(())
         };

@@ -23,6 +23,7 @@ const DRIVER_VERSION: i32 = 13_000;
 const CAPABILITY: (i32, i32) = (9, 0);
 
 /// How a [`Cuda`](super::Cuda) computes.
+#[allow(clippy::struct_excessive_bools, reason = "each is a choice of its own")]
 #[derive(Clone, Debug)]
 pub struct CudaOptions {
     /// Number of the device, as `nvidia-smi -L` lists them (after `CUDA_VISIBLE_DEVICES`).
@@ -36,6 +37,9 @@ pub struct CudaOptions {
     pub shipped: Option<PathBuf>,
     /// Record decode steps and replay them.
     pub graphs: bool,
+    /// Let kernels start before the one ahead of them is done (programmatic dependent launch). Right in any case; off until it was
+    /// measured to pay in decode steps: see the design notes.
+    pub overlap: bool,
     /// The same kernels whatever the number of rows, so that a sequence's text does not depend on what else is in the
     /// batch. Slower for long prompts.
     pub deterministic: bool,
@@ -57,6 +61,7 @@ impl Default for CudaOptions {
             cache: None,
             shipped: None,
             graphs: true,
+            overlap: false,
             deterministic: false,
             any_capability: false,
             unpack_rows: UNPACK_ROWS,

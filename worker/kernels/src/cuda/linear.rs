@@ -3,14 +3,14 @@
 //! # Which kernel
 //! A product of few rows waits for the weight's bytes, one of many for its multiplications. Own kernels stream the weight
 //! once and are made for few rows; cuBLASLt's are made for many. Modelled for an H100 (3.35 TB/s; 989 TFLOP/s BF16, 1,979
-//! FP8 and INT8 of which a library reaches some 70 %; no hardware has run this):
+//! FP8 and INT8 of which a library reaches some 70 %; measured on one: `docs/h100.md`):
 //!
 //! | weight | bytes bound up to | own kernel | beyond |
 //! |---|---|---|---|
-//! | BF16 | 200 rows | up to 32 rows, one pass over the weight | cuBLASLt |
+//! | BF16 | 200 rows | up to 16 rows, one pass over the weight | cuBLASLt |
 //! | FP8, INT8 | 200 rows | up to 32 rows | cuBLASLt |
 //! | FP8 with blocks | | 32 rows a pass | own kernel (cuBLASLt's block mode has other scales) |
-//! | 4-bit groups | 75 rows | up to 4 rows GEMV; 16, 32 and 64 rows a block | 256 rows: unpacked to BF16, cuBLASLt |
+//! | 4-bit groups | 75 rows | up to 8 rows GEMV; 16, 32 and 64 rows a block | 256 rows: unpacked to BF16, cuBLASLt |
 //! | 8-bit groups | 130 rows | the same | the same |
 //!
 //! Own kernels end at 32 rows although bytes bound a product up to 200: both then take the time of the bytes, and the

@@ -440,7 +440,10 @@ mod tests {
     fn chunks_are_large_where_the_budget_is() {
         const GIB: usize = 1 << 30;
         let mib = |budget| chunk_size(2 << 20, budget) >> 20;
-        assert_eq!([GIB / 4, 4 * GIB, 8 * GIB - 1, 8 * GIB, 24 * GIB, 72 * GIB, 180 * GIB].map(mib), [2, 2, 2, 4, 8, 32, 32]);
+        assert_eq!(
+            [GIB / 4, 4 * GIB, 8 * GIB - 1, 8 * GIB, 24 * GIB, 72 * GIB, 180 * GIB].map(mib),
+            [2, 2, 2, 4, 8, 32, 32]
+        );
         // A device with larger pages keeps them.
         assert_eq!(chunk_size(64 << 20, GIB), 64 << 20);
     }

@@ -110,7 +110,7 @@ fn head_norms_biases_and_a_sliding_window() {
 
 #[test]
 fn without_graphs_and_deterministic() {
-    let options = CudaOptions { graphs: false, deterministic: true, ..options() };
+    let options = CudaOptions { graphs: false, deterministic: true, overlap: false, ..options() };
     compare(TINY, WeightKind::Int4 { group: 32 }, WeightKind::Bf16, KvFormat::Bf16, options, BF16);
 }
 

@@ -72,9 +72,9 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Function {
-    /// Submits a launch. Right behind another one its blocks may start before that one is done (programmatic dependent launch):
-    /// the kernel waits for it itself, by `grid_wait` of `kernels/prim.cuh`. What starting costs is so spent while the other
-    /// runs. Behind anything else, a wait for a copy among it, it starts when that is done.
+    /// Submits a launch. On a stream whose kernels overlap and right behind another kernel its blocks may start before that one is
+    /// done (programmatic dependent launch): the kernel waits for it itself, by `grid_wait` of `kernels/prim.cuh`. Behind anything
+    /// else, a wait for a copy among it, it starts when that is done.
     ///
     /// # Safety
     /// Parameters must be what the kernel takes, and its pointers mapped when the stream gets there. Every thread of the kernel
@@ -107,9 +107,8 @@ impl Function {
             numAttrs: 1,
         };
         // SAFETY: the caller's promise; the driver copies configuration and parameters before it returns.
-        let launched = unsafe {
-            sys::cuLaunchKernelEx(&raw const config, self.raw, pointers.as_mut_ptr(), ptr::null_mut())
-        };
+        let launched =
+            unsafe { sys::cuLaunchKernelEx(&raw const config, self.raw, pointers.as_mut_ptr(), ptr::null_mut()) };
         check("cuLaunchKernelEx", launched)
     }
 }

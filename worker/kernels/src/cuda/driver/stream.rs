@@ -20,6 +20,7 @@ pub(in crate::cuda) struct Stream {
     context: Arc<Context>,
     /// The last thing submitted is a kernel of ours, which lets the next one start.
     behind_kernel: AtomicBool,
+    overlaps: AtomicBool,
 }
 
 // SAFETY: the driver's streams may be used from any thread.
@@ -35,7 +36,12 @@ impl Stream {
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: the context is current.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&raw mut raw, flags) })?;
-        Ok(Arc::new(Self { raw, context: context.clone(), behind_kernel: AtomicBool::new(false) }))
+        Ok(Arc::new(Self {
+            raw,
+            context: context.clone(),
+            behind_kernel: AtomicBool::new(false),
+            overlaps: AtomicBool::new(false),
+        }))
     }
 
     /// For a call that submits something. What follows it waits for all of it.
@@ -47,7 +53,13 @@ impl Stream {
     /// For the launch of a kernel that waits for the one ahead itself; whether it comes right behind such a one. Streams are
     /// submitted to by one thread at a time.
     pub(super) fn raw_for_kernel(&self) -> (sys::CUstream, bool) {
-        (self.raw, self.behind_kernel.swap(true, Ordering::Relaxed))
+        let behind_kernel = self.behind_kernel.swap(true, Ordering::Relaxed);
+        (self.raw, behind_kernel && self.overlaps.load(Ordering::Relaxed))
+    }
+
+    /// Whether kernels that come right behind each other may overlap, from now on.
+    pub(in crate::cuda) fn overlap(&self, on: bool) {
+        self.overlaps.store(on, Ordering::Relaxed);
     }
 
     pub(in crate::cuda) fn context(&self) -> &Arc<Context> {

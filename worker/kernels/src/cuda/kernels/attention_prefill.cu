@@ -437,26 +437,26 @@ DEV void attention_prefill(const Attention& a) {
 // threads.
 // ATTENTION_DIM: see attention_decode.cu.
 #if !defined(ATTENTION_DIM) || ATTENTION_DIM == 64
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_64(Attention a) { grid_start(); attention_prefill<CacheBf16, 64>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_64(Attention a) { grid_start(); attention_prefill<CacheFp16, 64>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_64(Attention a) { grid_start(); attention_prefill<CacheE4m3, 64>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_64(Attention a) { grid_start(); attention_prefill<CacheE5m2, 64>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_64(Attention a) { grid_wait(); attention_prefill<CacheBf16, 64>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_64(Attention a) { grid_wait(); attention_prefill<CacheFp16, 64>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_64(Attention a) { grid_wait(); attention_prefill<CacheE4m3, 64>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_64(Attention a) { grid_wait(); attention_prefill<CacheE5m2, 64>(a); }
 #endif
 #if !defined(ATTENTION_DIM) || ATTENTION_DIM == 96
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_96(Attention a) { grid_start(); attention_prefill<CacheBf16, 96>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_96(Attention a) { grid_start(); attention_prefill<CacheFp16, 96>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_96(Attention a) { grid_start(); attention_prefill<CacheE4m3, 96>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_96(Attention a) { grid_start(); attention_prefill<CacheE5m2, 96>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_96(Attention a) { grid_wait(); attention_prefill<CacheBf16, 96>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_96(Attention a) { grid_wait(); attention_prefill<CacheFp16, 96>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_96(Attention a) { grid_wait(); attention_prefill<CacheE4m3, 96>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_96(Attention a) { grid_wait(); attention_prefill<CacheE5m2, 96>(a); }
 #endif
 #if !defined(ATTENTION_DIM) || ATTENTION_DIM == 128
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_128(Attention a) { grid_start(); attention_prefill<CacheBf16, 128>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_128(Attention a) { grid_start(); attention_prefill<CacheFp16, 128>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_128(Attention a) { grid_start(); attention_prefill<CacheE4m3, 128>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_128(Attention a) { grid_start(); attention_prefill<CacheE5m2, 128>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_128(Attention a) { grid_wait(); attention_prefill<CacheBf16, 128>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_128(Attention a) { grid_wait(); attention_prefill<CacheFp16, 128>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_128(Attention a) { grid_wait(); attention_prefill<CacheE4m3, 128>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_128(Attention a) { grid_wait(); attention_prefill<CacheE5m2, 128>(a); }
 #endif
 #if !defined(ATTENTION_DIM) || ATTENTION_DIM == 256
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_256(Attention a) { grid_start(); attention_prefill<CacheBf16, 256>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_256(Attention a) { grid_start(); attention_prefill<CacheFp16, 256>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_256(Attention a) { grid_start(); attention_prefill<CacheE4m3, 256>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_256(Attention a) { grid_start(); attention_prefill<CacheE5m2, 256>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_256(Attention a) { grid_wait(); attention_prefill<CacheBf16, 256>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_256(Attention a) { grid_wait(); attention_prefill<CacheFp16, 256>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_256(Attention a) { grid_wait(); attention_prefill<CacheE4m3, 256>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_256(Attention a) { grid_wait(); attention_prefill<CacheE5m2, 256>(a); }
 #endif

@@ -40,7 +40,6 @@ DEV void linear_fp8_block(
     const LinearOut& to, const u8* x, const float* x_scales, const u8* w, const float* w_scales, u32 k) {
     const u32 first = blockIdx.x * LINEAR_OUTPUTS, blocks = k / LINEAR_CHUNK;
     float total[2][TILES][4] = {};
-    grid_let_next_start();
     const u32 begin = to.begin(blocks) + threadIdx.x / 32, end = to.end(blocks);
     for (u32 block = begin; block < end; block += LINEAR_WARPS) {
         float sums[2][TILES][4] = {};

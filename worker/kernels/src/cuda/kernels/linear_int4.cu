@@ -239,7 +239,6 @@ struct Int4Gemm {
         };
         // The weight's first stages are on their way before the kernel ahead, which makes x, is waited for. Groups of commits are
         // counted, so an empty one stands for a step that does not exist.
-        grid_let_next_start();
         Place ahead = place;
 #pragma unroll
         for (u32 i = 0; i < STAGES - 1; i++) {

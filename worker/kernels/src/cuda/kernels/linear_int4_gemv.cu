@@ -174,7 +174,6 @@ struct Int4Gemv {
         };
         // The weight's first units are on their way before the kernel ahead, which makes x, is waited for. Groups of commits are
         // counted, so an empty one stands for a unit that does not exist.
-        grid_let_next_start();
         Place ahead = place;
 #pragma unroll
         for (u32 i = 0; i < STAGES - 1; i++) {

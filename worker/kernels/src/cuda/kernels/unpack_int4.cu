@@ -69,12 +69,12 @@ DEV void int4_to_bf16(u16* out, const u8* codes, const u8* affine, const float* 
 
 extern "C" __global__ void __launch_bounds__(256) unpack_bf16_int4(
     u16* out, const u8* codes, const u8* affine, const float* row_scales, u32 n, u32 k, u32 group) {
-    grid_start();
+    grid_wait();
     int4_to_bf16<1>(out, codes, affine, row_scales, n, k, group);
 }
 
 extern "C" __global__ void __launch_bounds__(256) unpack_bf16_int8g(
     u16* out, const u8* codes, const u8* affine, const float* row_scales, u32 n, u32 k, u32 group) {
-    grid_start();
+    grid_wait();
     int4_to_bf16<2>(out, codes, affine, row_scales, n, k, group);
 }

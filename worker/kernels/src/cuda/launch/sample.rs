@@ -148,6 +148,7 @@ impl Drawn {
         Launch::new(kernel, grid, self.parameters(Parameters::new(), left)).with_work(work)
     }
 
+    #[allow(clippy::large_types_passed_by_value, reason = "moved into its place")]
     fn parameters(&self, parameters: Parameters, work: Ptr<u64>) -> Parameters {
         let words = row_words(self.vocab.get(), self.truncated > 0) as u32;
         parameters.ptr(work).ptr(self.logits).ptr(self.how).side(self.vocab).side(self.vocab).with(words)
