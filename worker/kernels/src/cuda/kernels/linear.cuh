@@ -4,11 +4,10 @@
 // the weight once, straight into registers, and keeps enough of it in flight.
 //
 // Bytes in flight. Little's law: 3.35 TB/s x 600 ns = 2.0 MB over the whole H100, 15.2 KB on each of 132 SMs. A warp of
-// linear_rows asks for 64 bytes of 32 outputs, 2 KB, before it waits for them (the compiler puts no more loads before the
-// first product, though chunks are twice that): 16 KB a block. An SM holds 4 or 5 blocks of the kernels for 8 rows (48 to
-// 62 registers; 3 of block-scaled FP8), 2 of those for 32 (88 to 110; block-scaled 1, with 140): 32 KB and more. So
-// `splits` should give every SM two blocks and more. A warp may then spend half of its time on products and the bus still
-// be full (modelled; measured on an H100 80GB HBM3: 84 to 91 % of the roofline for one row, 82 to 93 % for 16).
+// linear_rows asks for a chunk, 128 bytes of 32 outputs, before it waits for any of it: 32 KB a block. An SM holds 3 or 4
+// blocks of the kernels for 8 rows (64 to 77 registers), 2 or 3 of those for 16 (76 to 128) and 1 or 2 of those for 32 (102
+// to 176), so that `splits` should give every SM two blocks. A warp may then spend half of its time on products and the bus
+// still be full. Measured on an H100 80GB HBM3, of the roofline: 83 to 93 % for one row, 82 to 93 % for 16.
 //
 // Why tensor cores for one row: at 15 bytes per clock and SM (3.35 TB/s at 1.7 GHz) the eight columns of mma cost no more
 // than one, and FP32 multiply-adds would need 120 of the SM's 128 lanes for eight rows of 8-bit weights.
