@@ -22,6 +22,7 @@ def main(path, markdown):
     assert not unknown, f"the plan lacks {unknown}"
     assert {(s["from"], s["to"]) for s in report["switches"]} >= {("FP8", "INT4"), ("INT4", "FP8")}, report["switches"]
     assert all(s["bytes"] > 0 for s in report["switches"])
+    assert all(row["ownSeconds"] > 0 and row["unpackedSeconds"] > 0 for row in report["crossover"]) and report["crossover"]
     assert all(report["bandwidth"][key] > 0 for key in ("device", "fromHost", "toHost"))
     assert all(origin in ("Shipped", "Cached", "Compiled") for _, origin in report["kernelOrigins"])
     for row in report["kernels"]:

@@ -4,7 +4,7 @@
 Writes a checkpoint of Llama's shape with random weights (speed does not depend on values), lets `modelprofile-worker serve`
 quantize it to FP8 and INT4, and asks for streams of tokens while it changes profile to and fro. Prints and writes what the
 client saw: tokens/s in each profile, the longest gap of a stream, how long switches took, and how many requests failed, which
-must be none. torch makes the checkpoint on the GPU where it is there; else the standard library does, for tiny shapes.
+must be none. torch makes the checkpoint, on the GPU where there is one, or NumPy; the standard library does for tiny shapes.
 """
 
 import argparse
@@ -61,6 +61,21 @@ def values():
             return made.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes()
 
         return with_torch
+    except ImportError:
+        pass
+    try:
+        import numpy
+
+        source = numpy.random.default_rng(5)
+
+        def with_numpy(size):
+            if len(size) == 1:
+                made = numpy.ones(size, dtype=numpy.float32)
+            else:
+                made = source.standard_normal(size, dtype=numpy.float32) / numpy.float32(size[1] ** 0.5)
+            return (made.view(numpy.uint32) >> 16).astype(numpy.uint16).tobytes()
+
+        return with_numpy
     except ImportError:
         source = random.Random(5)
 

@@ -1,16 +1,24 @@
 //! `modelprofile-worker`: see `modelprofile-worker --help`.
 
-use clap::Parser;
-use modelprofile_worker::commands::Cli;
+use std::process::ExitCode;
 
-fn main() -> std::process::ExitCode {
+use clap::Parser;
+use modelprofile_worker::{commands::Cli, outcome};
+
+fn main() -> ExitCode {
     let cli = Cli::parse();
     modelprofile_worker::commands::logging();
-    match cli.run() {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+    let serves = cli.serves();
+    let status = match cli.run() {
+        Ok(()) => 0,
         Err(error) => {
-            eprintln!("error: {}", modelprofile_worker::outcome::sentence(&error));
-            std::process::ExitCode::from(modelprofile_worker::outcome::exit_status(&error))
+            eprintln!("error: {}", outcome::sentence(&error));
+            outcome::exit_status(&error)
         }
+    };
+    if serves {
+        // What prepares or computes goes on until the process is no more.
+        modelprofile_kernels::end_process(status);
     }
+    ExitCode::from(status)
 }

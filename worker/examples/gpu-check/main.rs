@@ -1,8 +1,8 @@
 //! `make gpu-check`, the measuring part: a GPU beside its roofline, within minutes. See `tests/scripts/gpu-check.sh`.
 //!
 //! ```text
-//! gpu-check [--tiny] [--hardware NAME|FILE] [--layers N] [--seconds S] [--kernels DIR] [--peers FILE]
-//!           [--tests LOG] [--json FILE] [--markdown FILE]
+//! gpu-check [--tiny] [--hardware NAME|FILE] [--formats FP8,INT4] [--only-kernels] [--layers N] [--seconds S] [--kernels DIR]
+//!           [--peers FILE] [--tests LOG] [--json FILE] [--markdown FILE]
 //! gpu-check --ship DIR [--capability 9.0,10.0]      compiles the kernels into a folder that is carried along
 //! ```
 //!

@@ -3,13 +3,13 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use modelprofile_engine::model::ProfileWeights;
-use modelprofile_kernels::cuda::{Bandwidth, Cuda, CudaOptions, DeviceInfo, Planned, What};
+use modelprofile_engine::{WeightFormat, model::ProfileWeights};
+use modelprofile_kernels::cuda::{Bandwidth, Cuda, CudaOptions, DeviceInfo, Planned, Profiled, What};
 use modelprofile_roofline::{Ceilings, Constants, Cost, Hardware};
 use modelprofile_worker::plan::{Step, cost};
 
 use crate::{
-    options::Options,
+    options::{Format, Options},
     rig::{Rig, is_same},
 };
 
@@ -23,6 +23,7 @@ pub struct Outcome {
     pub kernels: Vec<Kernel>,
     pub steps: Vec<Measured>,
     pub switches: Vec<Switch>,
+    pub crossover: Vec<Crossover>,
     /// What was left out because the time was over.
     pub left_out: Vec<String>,
     pub notes: Vec<String>,
@@ -52,6 +53,8 @@ pub struct Measured {
     pub tokens: usize,
     /// By the host's clock, tokens on the host.
     pub seconds: f64,
+    /// Of a decode step, the same with kernels that start before the one ahead is done.
+    pub overlapped: Option<f64>,
     pub modelled: f64,
 }
 
@@ -63,6 +66,16 @@ pub struct Switch {
     /// From the release of the one to the end of the first step of the other, less a step.
     pub seconds: f64,
     pub modelled: f64,
+}
+
+/// The products of a layer with group-wise weights, both ways.
+pub struct Crossover {
+    pub format: &'static str,
+    pub rows: usize,
+    /// By own kernels, in seconds.
+    pub own: f64,
+    /// Unpacked for cuBLASLt.
+    pub unpacked: f64,
 }
 
 /// Measures everything that the time suffices for.
@@ -89,22 +102,28 @@ pub fn all(options: &Options, start: Instant) -> anyhow::Result<Outcome> {
         kernels: Vec::new(),
         steps: Vec::new(),
         switches: Vec::new(),
+        crossover: Vec::new(),
         left_out: Vec::new(),
         notes: Vec::new(),
         origins: Vec::new(),
         seconds: 0.0,
     };
     let mut before: Option<(&'static str, ProfileWeights<Cuda>)> = None;
-    for (name, format) in Options::formats() {
+    for (name, format) in options.formats.iter().copied() {
         if start.elapsed().as_secs_f64() > options.seconds {
             outcome.left_out.push(format!("everything of {name}"));
             continue;
         }
         eprintln!("gpu-check: {name}, after {:.0} s", start.elapsed().as_secs_f64());
         let weights = rig.weights(format)?;
-        steps(&mut rig, (name, format), &weights, options, &mut outcome)?;
+        if !options.only_kernels {
+            steps(&mut rig, (name, format), &weights, options, &mut outcome)?;
+        }
         kernels(&mut rig, (name, format), &weights, options, &mut outcome)?;
-        if let Some((left, others)) = &before {
+        if matches!(format, WeightFormat::Int4 { .. }) {
+            crossover(&mut rig, name, &weights, options, &mut outcome)?;
+        }
+        if let (Some((left, others)), false) = (&before, options.only_kernels) {
             for (from, to) in [((name, &weights), (*left, others)), ((*left, others), (name, &weights))] {
                 outcome.switches.push(switch(&mut rig, from, to, options)?);
             }
@@ -141,8 +160,6 @@ fn hardware(options: &Options, device: &DeviceInfo) -> anyhow::Result<Hardware> 
     Ok(hardware)
 }
 
-type Format = (&'static str, modelprofile_engine::WeightFormat);
-
 /// Tokens per second of decode steps and prompts.
 fn steps(
     rig: &mut Rig,
@@ -153,16 +170,14 @@ fn steps(
 ) -> anyhow::Result<()> {
     let paper = rig.on_paper(name, format)?;
     for batch in options.batches() {
-        let mut seconds = Vec::new();
-        // The first steps map memory, choose algorithms, and record and capture the graph.
-        for index in 0..options.steps() + 3 {
-            let plan = rig.plan(*batch, options.context() + index, 1);
-            let start = Instant::now();
-            rig.step(weights, &plan)?;
-            seconds.push(start.elapsed().as_secs_f64());
+        let mut medians = [0.0; 2];
+        for (overlap, seconds) in [true, false].into_iter().zip(&mut medians) {
+            rig.gpu.set_overlap(overlap)?;
+            *seconds = decode(rig, weights, *batch, options)?;
         }
+        let [overlapped, seconds] = medians;
         let modelled = paper.decode(*batch, options.context())?;
-        outcome.steps.push(measured(name, &modelled, median(&mut seconds[3..])));
+        outcome.steps.push(Measured { overlapped: Some(overlapped), ..measured(name, &modelled, seconds) });
     }
     for prompt in options.prompts() {
         let plan = rig.plan(1, 0, *prompt);
@@ -177,6 +192,19 @@ fn steps(
     Ok(())
 }
 
+/// Seconds of a decode step: the median of some, with growing contexts.
+fn decode(rig: &mut Rig, weights: &ProfileWeights<Cuda>, batch: usize, options: &Options) -> anyhow::Result<f64> {
+    let mut seconds = Vec::new();
+    // The first steps map memory, choose algorithms, and record and capture the graph.
+    for index in 0..options.steps() + 3 {
+        let plan = rig.plan(batch, options.context() + index, 1);
+        let start = Instant::now();
+        rig.step(weights, &plan)?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    Ok(median(&mut seconds[3..]))
+}
+
 fn measured(format: &'static str, step: &Step, seconds: f64) -> Measured {
     Measured {
         format,
@@ -185,6 +213,7 @@ fn measured(format: &'static str, step: &Step, seconds: f64) -> Measured {
         context: step.context,
         tokens: step.tokens,
         seconds,
+        overlapped: None,
         modelled: step.seconds(),
     }
 }
@@ -233,6 +262,32 @@ fn kernels(
     Ok(())
 }
 
+/// From how many rows on unpacking pays.
+fn crossover(
+    rig: &mut Rig,
+    format: &'static str,
+    weights: &ProfileWeights<Cuda>,
+    options: &Options,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    let is_product = |profiled: &Profiled| {
+        ["linear_int4", "linear_reduce", "unpack", "cublaslt"].iter().any(|p| profiled.name.starts_with(p))
+    };
+    for rows in options.crossover() {
+        let plan = rig.plan(1, 0, *rows);
+        let mut measured = [0.0; 2];
+        for (seconds, from) in measured.iter_mut().zip([usize::MAX, 1]) {
+            rig.gpu.unpack_from(from);
+            let profiled = rig.profile(weights, &plan, options.repeats())?;
+            *seconds = profiled.iter().filter(|p| is_product(p)).map(|p| p.seconds * p.count as f64).sum::<f64>()
+                / options.layers as f64;
+        }
+        outcome.crossover.push(Crossover { format, rows: *rows, own: measured[0], unpacked: measured[1] });
+    }
+    rig.gpu.unpack_from(CudaOptions::default().unpack_rows);
+    Ok(())
+}
+
 /// A switch between two profiles at a step of one sequence.
 fn switch(
     rig: &mut Rig,
@@ -251,8 +306,7 @@ fn switch(
     let start = Instant::now();
     rig.step(to, &plan)?;
     let seconds = (both - start.elapsed().as_secs_f64()).max(0.0);
-    let formats = Options::formats();
-    let (_, format) = formats.iter().find(|(name, _)| *name == to_name).context("a format of this run")?;
+    let (_, format) = options.formats.iter().find(|(name, _)| *name == to_name).context("a format of this run")?;
     let paper = rig.on_paper(to_name, *format)?;
     let bytes = paper.weight_bytes()?;
     let modelled = paper.ceilings().host_copy(bytes as f64).seconds;

@@ -14,6 +14,10 @@ pub struct Options {
     pub tiny: bool,
     /// Hardware to model, else by the device's name.
     pub hardware: Option<String>,
+    /// Formats to measure.
+    pub formats: Vec<Format>,
+    /// Kernels alone, without steps and switches.
+    pub only_kernels: bool,
     /// Layers of the model.
     pub layers: usize,
     /// Seconds after which nothing new is begun.
@@ -34,6 +38,9 @@ pub struct Options {
     pub capabilities: Vec<(i32, i32)>,
 }
 
+/// A format and its name.
+pub type Format = (&'static str, WeightFormat);
+
 impl Options {
     /// # Errors
     /// An option that is not known or lacks its value.
@@ -41,6 +48,8 @@ impl Options {
         let mut options = Self {
             tiny: false,
             hardware: None,
+            formats: Self::known_formats().to_vec(),
+            only_kernels: false,
             layers: 8,
             seconds: 170.0,
             kernels: None,
@@ -56,9 +65,18 @@ impl Options {
                 (options.tiny, options.layers) = (true, 2);
                 continue;
             }
+            if option == "--only-kernels" {
+                options.only_kernels = true;
+                continue;
+            }
             let value = arguments.next().with_context(|| format!("{option} needs a value"))?;
             match option.as_str() {
                 "--hardware" => options.hardware = Some(value),
+                "--formats" => {
+                    let known = |name: &str| Self::known_formats().into_iter().find(|(known, _)| *known == name);
+                    let all: Option<Vec<_>> = value.split(',').map(known).collect();
+                    options.formats = all.context("--formats takes names such as FP8,INT4")?;
+                }
                 "--layers" => options.layers = value.parse().context("--layers")?,
                 "--seconds" => options.seconds = value.parse().context("--seconds")?,
                 "--kernels" => options.kernels = Some(value.into()),
@@ -104,8 +122,8 @@ impl Options {
         Ok(plan::config(&shape))
     }
 
-    /// The formats that are measured.
-    pub fn formats() -> [(&'static str, WeightFormat); 4] {
+    /// The formats that can be measured.
+    fn known_formats() -> [Format; 4] {
         let int4 = WeightFormat::Int4 { group: 128, zero: ZeroPoint::Minimum };
         [("FP8", WeightFormat::Fp8), ("INT4", int4), ("INT8", WeightFormat::Int8), ("BF16", WeightFormat::Bf16)]
     }
@@ -123,6 +141,11 @@ impl Options {
     /// Prompts.
     pub fn prompts(&self) -> &'static [usize] {
         if self.tiny { &[40] } else { &[512, 2048] }
+    }
+
+    /// Rows at which own kernels of group-wise weights are measured beside unpacking and cuBLASLt.
+    pub fn crossover(&self) -> &'static [usize] {
+        if self.tiny { &[40] } else { &[32, 48, 64, 96, 128, 192, 256, 384] }
     }
 
     /// Tokens in the cache of a sequence that decodes.

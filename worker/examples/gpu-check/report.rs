@@ -31,7 +31,7 @@ pub fn json(options: &Options, outcome: &Outcome) -> Value {
         .map(|step| {
             json!({
                 "format": step.format, "kind": step.kind, "batch": step.batch, "context": step.context,
-                "tokens": step.tokens, "seconds": step.seconds, "tokensPerSecond": step.tokens as f64 / step.seconds,
+                "tokens": step.tokens, "seconds": step.seconds, "overlappedSeconds": step.overlapped, "tokensPerSecond": step.tokens as f64 / step.seconds,
                 "modelledSeconds": step.modelled, "modelledTokensPerSecond": step.tokens as f64 / step.modelled,
             })
         })
@@ -45,6 +45,11 @@ pub fn json(options: &Options, outcome: &Outcome) -> Value {
                 "modelledSeconds": switch.modelled,
             })
         })
+        .collect();
+    let crossover: Vec<Value> = outcome
+        .crossover
+        .iter()
+        .map(|c| json!({"format": c.format, "rows": c.rows, "ownSeconds": c.own, "unpackedSeconds": c.unpacked}))
         .collect();
     json!({
         "emulated": outcome.emulated,
@@ -64,6 +69,7 @@ pub fn json(options: &Options, outcome: &Outcome) -> Value {
         "kernels": kernels,
         "steps": steps,
         "switches": switches,
+        "crossover": crossover,
         "peers": peers,
         "kernelOrigins": outcome.origins,
         "notes": outcome.notes,
@@ -135,7 +141,7 @@ fn write_markdown(text: &mut String, json: &Value) -> std::fmt::Result {
     }
     writeln!(
         text,
-        "\n## Steps\n\n| format | step | context | ms | tokens/s | modelled ms | modelled tokens/s |\n|---|---|--:|--:|--:|--:|--:|"
+        "\n## Steps\n\n| format | step | context | ms | tokens/s | ms, kernels overlapped | modelled ms | modelled tokens/s |\n|---|---|--:|--:|--:|--:|--:|--:|"
     )?;
     for step in rows(&json["steps"]) {
         let title = if step["kind"] == "decode" {
@@ -145,11 +151,12 @@ fn write_markdown(text: &mut String, json: &Value) -> std::fmt::Result {
         };
         writeln!(
             text,
-            "| {} | {title} | {} | {:.3} | {:.0} | {:.3} | {:.0} |",
+            "| {} | {title} | {} | {:.3} | {:.0} | {} | {:.3} | {:.0} |",
             word(&step["format"]),
             step["context"],
             number(&step["seconds"]) * 1e3,
             number(&step["tokensPerSecond"]),
+            step["overlappedSeconds"].as_f64().map_or_else(String::new, |seconds| format!("{:.3}", seconds * 1e3)),
             number(&step["modelledSeconds"]) * 1e3,
             number(&step["modelledTokensPerSecond"]),
         )?;
@@ -165,6 +172,14 @@ fn write_markdown(text: &mut String, json: &Value) -> std::fmt::Result {
             number(&switch["seconds"]) * 1e3,
             number(&switch["modelledSeconds"]) * 1e3,
         )?;
+    }
+    writeln!(
+        text,
+        "\n## Products of a layer with group-wise weights\n\n| format | rows | own kernels, us | unpacked for cuBLASLt, us |\n|---|--:|--:|--:|"
+    )?;
+    for row in rows(&json["crossover"]) {
+        let [own, unpacked] = ["ownSeconds", "unpackedSeconds"].map(|key| number(&row[key]) * 1e6);
+        writeln!(text, "| {} | {} | {own:.1} | {unpacked:.1} |", word(&row["format"]), row["rows"])?;
     }
     writeln!(
         text,

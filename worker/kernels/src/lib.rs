@@ -15,6 +15,7 @@
 //! | [`cpu`] | the CPU backend |
 //! | [`cuda`] | the GPU backend, with the feature `cuda` |
 //! | [`map`] | memory-mapped files |
+//! | [`end_process`] | the end of a process that computes |
 
 pub mod backend;
 pub mod calibrate;
@@ -22,6 +23,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod dense;
 pub mod draw;
+mod end;
 mod error;
 pub mod format;
 pub mod host;
@@ -36,6 +38,7 @@ pub mod weight;
 pub use backend::{AttentionShape, Backend, Device, HostTensor, Presence, Rotary, Split, Store, Workload};
 pub use calibrate::{Calibrate, GroupRounding};
 pub use draw::Draw;
+pub use end::end_process;
 pub use error::{KernelError, Result};
 pub use host::HostWeight;
 pub use kv::{BLOCK_TOKENS, BlockMove, KvFormat, KvLayout, KvScales};

@@ -60,6 +60,11 @@ enum Command {
 }
 
 impl Cli {
+    /// Whether the command serves: then threads go on when it is over.
+    pub const fn serves(&self) -> bool {
+        matches!(self.command, Command::Serve(_))
+    }
+
     /// Runs the chosen command.
     ///
     /// # Errors

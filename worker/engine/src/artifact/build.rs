@@ -262,11 +262,12 @@ impl<'a> Writer<'a> {
         };
         let (done, waits) = std::sync::mpsc::channel();
         // Nobody waits any more if the other file failed.
-        let tell = move || {
+        let told = move || {
+            // Whoever waited may be gone.
             let _ = done.send(());
             Ok(())
         };
-        self.sync(&Synced::all(2, tell))?;
+        self.sync(&Synced::all(2, told))?;
         match waits.recv() {
             Ok(()) => journal.write(self.directory, Some(state)),
             Err(_) => self.packed.end().and(self.hub.end()),

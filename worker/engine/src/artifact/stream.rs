@@ -147,7 +147,7 @@ impl Stream {
         let syncer = thread().spawn(move || sync(&named, &same, &synced)).map_err(spawning)?;
         let hasher = thread()
             .spawn(move || {
-                for piece in hashed {
+                for piece in &hashed {
                     hash.update(piece.piece.bytes());
                 }
                 store::hex(&hash.finalize())

@@ -7,7 +7,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{mpsc as events, oneshot};
@@ -60,6 +60,26 @@ impl Drop for EndOfThread {
     }
 }
 
+/// An engine's end, to be waited for: knows of the thread and does not keep the engine.
+///
+/// A program that ends while the thread still gives its memory back may crash: a GPU's driver frees its state below it.
+#[derive(Clone)]
+pub struct EngineEnd(Arc<Shared>);
+
+impl EngineEnd {
+    /// Waits until the engine's thread has given back what it had, at most so long; false when it has not by then.
+    pub fn wait(&self, most: Duration) -> bool {
+        let start = Instant::now();
+        while !self.0.ended.load(Ordering::Acquire) {
+            if start.elapsed() > most {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+}
+
 /// Fixed facts of the running engine.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineLimits {
@@ -85,6 +105,11 @@ impl EngineHandle {
     /// Its fixed facts.
     pub fn limits(&self) -> EngineLimits {
         self.limits
+    }
+
+    /// Its end, which comes some time after the last handle is gone.
+    pub fn end(&self) -> EngineEnd {
+        EngineEnd(self.shared.clone())
     }
 
     /// Gives the engine another ladder, best quality first, while it serves. The answer comes between two steps, with the

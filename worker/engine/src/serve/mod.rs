@@ -33,7 +33,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{GenerateRequest, TokenEvent};
 
-pub use handle::{EngineHandle, EngineLimits};
+pub use handle::{EngineEnd, EngineHandle, EngineLimits};
 pub use ladder::Declined;
 pub use start::{EngineConfig, prepare, start, start_with};
 pub use switch::SHRINK_PATIENCE;

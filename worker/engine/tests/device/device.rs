@@ -8,7 +8,7 @@ use std::{
 
 use modelprofile_engine::{
     checkpoint::Checkpoint,
-    serve::{EngineConfig, EngineHandle, Observer, start},
+    serve::{EngineConfig, EngineEnd, EngineHandle, Observer, start},
 };
 use modelprofile_kernels::{
     GroupedActivations,
@@ -23,16 +23,44 @@ use crate::{
 
 static ALONE: Mutex<()> = Mutex::new(());
 
+/// Engines of the test that runs, and of those before it.
+static STARTED: Mutex<Vec<EngineEnd>> = Mutex::new(Vec::new());
+
+/// A test's turn.
+pub(crate) struct Alone(#[expect(dead_code, reason = "held")] MutexGuard<'static, ()>);
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        // The process may end with the test, and a driver's state with it.
+        ended();
+    }
+}
+
 /// Keeps other tests from the device, until the engines of this one have given it back.
-pub(crate) fn alone() -> MutexGuard<'static, ()> {
+pub(crate) fn alone() -> Alone {
     let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     given_back();
-    guard
+    Alone(guard)
+}
+
+/// Waits for the ends of engines that nobody holds any more.
+fn ended() {
+    let started = std::mem::take(&mut *STARTED.lock().unwrap_or_else(PoisonError::into_inner));
+    // After a failed test one may be held still.
+    let limit = if thread::panicking() { Duration::from_secs(1) } else { Duration::from_secs(60) };
+    let late = started.iter().filter(|end| !end.wait(limit)).count();
+    assert!(late == 0 || thread::panicking(), "{late} engines have not ended");
+}
+
+/// An engine whose end is waited for.
+pub(crate) fn noted(engine: EngineHandle) -> EngineHandle {
+    STARTED.lock().unwrap_or_else(PoisonError::into_inner).push(engine.end());
+    engine
 }
 
 /// Waits until engines that nobody holds any more have given the device back: their threads end some time after the last handle.
 pub(crate) fn given_back() {
-    let Some(sim) = Sim::find() else { return };
+    let Some(sim) = Sim::find() else { return ended() };
     let deadline = Instant::now() + Duration::from_secs(60);
     while sim.bytes() > 0 {
         assert!(Instant::now() < deadline, "{} bytes are never freed", sim.bytes());
@@ -54,7 +82,7 @@ pub(crate) fn cpu() -> Cpu {
 
 /// An engine on the device, within the configuration's budget.
 pub(crate) fn watched(checkpoint: &Checkpoint, config: &EngineConfig, observer: Box<dyn Observer>) -> EngineHandle {
-    start(gpu(config.memory_budget), checkpoint, config, observer, &mut |_, _| {}).unwrap()
+    noted(start(gpu(config.memory_budget), checkpoint, config, observer, &mut |_, _| {}).unwrap())
 }
 
 pub(crate) fn engine(checkpoint: &Checkpoint, config: &EngineConfig) -> EngineHandle {

@@ -11,7 +11,7 @@ use modelprofile_kernels::cuda::{Cuda, CudaOptions};
 use rstest::rstest;
 
 use crate::{
-    device::{alone, engine},
+    device::{alone, engine, noted},
     sim::{self, Sim},
     support,
     tiny::{Family, Shape, TINY, VOCAB, changed, checkpoint, prompt},
@@ -31,7 +31,7 @@ fn deterministic() -> EngineHandle {
     let config = config();
     let options = CudaOptions { deterministic: true, budget: Some(config.memory_budget as usize), ..sim::options() };
     let gpu = Cuda::new(options).unwrap();
-    start(gpu, &checkpoint(TINY), &config, Box::new(support::Ignore), &mut |_, _| {}).unwrap()
+    noted(start(gpu, &checkpoint(TINY), &config, Box::new(support::Ignore), &mut |_, _| {}).unwrap())
 }
 
 fn request(sampling: SamplingParams, index: u32) -> GenerateRequest {

@@ -18,7 +18,7 @@ use modelprofile_kernels::{
 use rstest::rstest;
 
 use crate::{
-    device::{alone, cpu, engine, gpu, reference, watched},
+    device::{alone, cpu, engine, gpu, noted, reference, watched},
     sim::{self, Sim},
     support::{self, gate::Gate},
     tiny::{TINY, checkpoint, prompt},
@@ -89,7 +89,7 @@ fn a_seed_gives_the_same_text_whatever_else_is_in_the_batch_when_deterministic()
     let (checkpoint, config) = (checkpoint(TINY), two());
     let options = CudaOptions { deterministic: true, budget: Some(config.memory_budget as usize), ..sim::options() };
     let gpu = Cuda::new(options).unwrap();
-    let engine = start(gpu, &checkpoint, &config, Box::new(support::Ignore), &mut |_, _| {}).unwrap();
+    let engine = noted(start(gpu, &checkpoint, &config, Box::new(support::Ignore), &mut |_, _| {}).unwrap());
     let mut request = support::greedy(&prompt(9, 0), 16);
     request.sampling.temperature = 0.9;
     request.sampling.seed = Some(7);
@@ -217,7 +217,7 @@ fn error(engine: &EngineHandle, tokens: usize) -> Option<String> {
 }
 
 #[rstest]
-#[case("cuLaunchKernel", true)]
+#[case("cuLaunchKernelEx", true)]
 #[case("cuMemcpyHtoDAsync_v2", true)]
 #[case("cuMemcpyDtoHAsync_v2", true)]
 #[case("cuStreamSynchronize", true)]

@@ -102,6 +102,7 @@ private:
 struct Shape {
     emu::Dim3 grid, block;
     unsigned dynamic_shared;
+    bool overlaps = false;
 };
 
 static int check(const Function& function, const Shape& shape) {
@@ -129,6 +130,7 @@ static int run(const Function& function, const Shape& shape, const std::shared_p
     launch.has_statics = !function.image.compiled || function.image.static_shared > 0;
     launch.schedule = next_schedule();
     launch.device = device.ordinal;
+    launch.overlaps = shape.overlaps;
     static const bool trace = getenv("CUDASIM_TRACE") != nullptr;
     const double begin = now_milliseconds();
     emu::Fault fault;
@@ -280,20 +282,36 @@ CUDA_API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, u
     CALL(cuLaunchKernel, Context);
     return launch(call, function, {{gx, gy, gz}, {bx, by, bz}, dynamic_shared}, stream, parameters, extra);
 }
+// CUlaunchAttribute, as far as it is read: the value is a union of 64 bytes.
+struct LaunchAttribute {
+    int id;
+    char pad[4];
+    int value;
+    char rest[60];
+};
+static_assert(sizeof(LaunchAttribute) == 72, "as the driver's header has it");
+enum { PROGRAMMATIC_STREAM_SERIALIZATION = 6 };
+
 // CUlaunchConfig, as far as it is read.
 struct LaunchConfig {
     unsigned gx, gy, gz, bx, by, bz, dynamic_shared;
     void* stream;
-    const int* attributes;
+    const LaunchAttribute* attributes;
     unsigned attribute_count;
 };
 CUDA_API cuLaunchKernelEx(const LaunchConfig* c, void* function, void** parameters, void** extra) {
     CALL(cuLaunchKernelEx, Context);
-    // Clusters and the rest change what a kernel may do; none is emulated.
-    if (c->attribute_count != 0) {
-        return NOT_SUPPORTED;
+    // Kernels run one after the other here; of one that need not, it is seen to that it waits where it must on hardware. Clusters
+    // and the rest change what a kernel may do; none is emulated.
+    bool overlaps = false;
+    for (unsigned i = 0; i < c->attribute_count; i++) {
+        if (c->attributes[i].id != PROGRAMMATIC_STREAM_SERIALIZATION) {
+            return NOT_SUPPORTED;
+        }
+        overlaps = c->attributes[i].value != 0;
     }
-    return launch(call, function, {{c->gx, c->gy, c->gz}, {c->bx, c->by, c->bz}, c->dynamic_shared}, c->stream, parameters, extra);
+    const Shape shape{{c->gx, c->gy, c->gz}, {c->bx, c->by, c->bz}, c->dynamic_shared, overlaps};
+    return launch(call, function, shape, c->stream, parameters, extra);
 }
 // Blocks that wait for each other would wait forever: they need not run at once here.
 CUDA_API cuLaunchCooperativeKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**) {

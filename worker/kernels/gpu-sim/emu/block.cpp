@@ -116,6 +116,7 @@ static void prepare_threads(Block& block, const Launch& launch) {
         fiber.lane = i % 32;
         fiber.warp = i / 32;
         fiber.block = &block;
+        fiber.waited = false;
         prepare_fiber(fiber);
         make_ready(block, i);
     }
@@ -141,6 +142,11 @@ static std::string wrong_at_end(const Block& block, const unsigned char* shared_
             return place(block, fiber) + "waits forever in " + (fiber.waits_for != nullptr ? fiber.waits_for : "nothing") + " (" +
                    file_line(fiber.waits_at) + "); " + std::to_string(block.threads - block.alive) + " threads of " +
                    std::to_string(block.threads) + " have returned";
+        }
+    }
+    for (unsigned i = 0; block.launch->overlaps && i < block.threads; i++) {
+        if (!block.fibers[i]->waited) {
+            return place(block, *block.fibers[i]) + "it was launched to overlap with the kernel ahead of it, and never waited for that (grid_wait)";
         }
     }
     for (const unsigned char* p = shared_end - slack(*block.launch); p < shared_end; p++) {

@@ -30,6 +30,7 @@ struct Launch {
     Dim3 grid, block;
     size_t dynamic_shared;
     bool has_statics;  // __shared__ variables
+    bool overlaps;     // hardware may start it before the kernel ahead of it is done
     Schedule schedule;
     int device;
 };

@@ -55,6 +55,14 @@ void faults() {
     expect_fault("copy_from_nowhere", {8}, one, {ILLEGAL_ADDRESS, "past the end of an allocation", "copy_from_nowhere"}, out.p);
     expect_fault("endless_stack", {8}, one, {LAUNCH_FAILED, "stack is full", nullptr}, out.p);
 
+    // A kernel that may start early must wait for the one ahead of it, in all threads.
+    Kernel waits("waits_for_all_but", {8, 4});
+    CHECK(waits.overlap(one, out.p, 64u) == 0 && cuCtxSynchronize() == 0);
+    CHECK(waits.run(one, out.p, 5u) == 0);
+    CHECK(waits.overlap(one, out.p, 5u) == 0 && cuCtxSynchronize() == LAUNCH_FAILED);
+    CHECK(has(last_fault(), "thread (5, 0, 0): it was launched to overlap"));
+    cudasim_clear_fault(0);
+
     uint64_t gone = 0;
     REQUIRE(cuMemAlloc_v2(&gone, 4096) == 0 && cuMemFree_v2(gone) == 0);
     expect_fault("writes_to", {8}, one, {ILLEGAL_ADDRESS, "into an allocation of 4096 bytes that was freed", "writes_to"}, gone);

@@ -37,6 +37,7 @@ int cuModuleLoadData(void**, const void*);
 int cuModuleGetFunction(void**, void*, const char*);
 int cuFuncSetAttribute(void*, int, int);
 int cuLaunchKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
+int cuLaunchKernelEx(const void*, void*, void**, void**);
 int cuStreamCreate(void**, unsigned);
 int cuStreamSynchronize(void*);
 int cuStreamQuery(void*);
@@ -102,6 +103,23 @@ public:
     int launch_on(void* stream, Shape shape, Args... args) {
         void* pointers[] = {(void*)&args..., nullptr};
         return cuLaunchKernel(function, shape.blocks, 1, 1, shape.threads, 1, 1, shape.dynamic_shared, stream, pointers, nullptr);
+    }
+    // As launch_on the default stream, allowed to overlap with the kernel ahead of it.
+    template <class... Args>
+    int overlap(Shape shape, Args... args) {
+        void* pointers[] = {(void*)&args..., nullptr};
+        const struct {
+            int id = 6;  // programmatic stream serialization
+            int pad = 0;
+            int value[16] = {1};
+        } attribute;
+        const struct {
+            unsigned grid[3], block[3], shared;
+            void* stream = nullptr;
+            const void* attributes;
+            unsigned count = 1;
+        } config{{shape.blocks, 1, 1}, {shape.threads, 1, 1}, shape.dynamic_shared, nullptr, &attribute};
+        return cuLaunchKernelEx(&config, function, pointers, nullptr);
     }
     // On the default stream, and to its end.
     template <class... Args>

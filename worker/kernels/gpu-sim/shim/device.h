@@ -30,6 +30,7 @@ struct Thread {
     unsigned linear;  // its number in the block, x fastest
     unsigned lane;    // linear % 32
     unsigned warp;    // linear / 32
+    bool waited;      // for the kernel ahead of this one: grid_wait
     Block* block;
 };
 

@@ -14,6 +14,10 @@ EMU_INLINE float exp2_fast(float x) {
     return r < 1.17549435e-38f ? 0.0f : r;  // denormal results are flushed; NaN passes
 }
 
+// ---- dependent launches ----
+EMU_INLINE void grid_wait() { emu::current->waited = true; }
+EMU_INLINE void grid_let_next_start() {}
+
 // ---- conversions ----
 EMU_INLINE unsigned emu_halves(uint16_t lo, uint16_t hi) { return lo | (unsigned)hi << 16; }
 EMU_INLINE unsigned pack_bf16x2(float lo, float hi) { return emu_halves(emu::to_bf16(lo), emu::to_bf16(hi)); }

@@ -13,7 +13,6 @@ use super::{
     kernels::Ptr,
     kv::CudaKv,
     launch::rows::Vocabulary,
-    linear::UNPACK_ROWS,
     operations::{self, check_step, number},
     present::Present,
     scratch::Slot,
@@ -71,7 +70,7 @@ impl Executor for Cuda {
     }
 
     fn unpack_rows(&self) -> usize {
-        UNPACK_ROWS
+        self.options.unpack_rows
     }
 }
 

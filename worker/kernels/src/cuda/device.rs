@@ -13,6 +13,7 @@ use super::{
     driver::{Context, Stream, check},
     kernels,
     libraries::{Library, load},
+    linear::UNPACK_ROWS,
 };
 use crate::{KernelError, Result};
 
@@ -22,6 +23,7 @@ const DRIVER_VERSION: i32 = 13_000;
 const CAPABILITY: (i32, i32) = (9, 0);
 
 /// How a [`Cuda`](super::Cuda) computes.
+#[allow(clippy::struct_excessive_bools, reason = "each is a choice of its own")]
 #[derive(Clone, Debug)]
 pub struct CudaOptions {
     /// Number of the device, as `nvidia-smi -L` lists them (after `CUDA_VISIBLE_DEVICES`).
@@ -35,11 +37,16 @@ pub struct CudaOptions {
     pub shipped: Option<PathBuf>,
     /// Record decode steps and replay them.
     pub graphs: bool,
+    /// Let kernels start before the one ahead of them is done (programmatic dependent launch). Right in any case; off until it was
+    /// measured to pay in decode steps: see the design notes.
+    pub overlap: bool,
     /// The same kernels whatever the number of rows, so that a sequence's text does not depend on what else is in the
     /// batch. Slower for long prompts.
     pub deterministic: bool,
     /// Take devices older than compute capability 9.0. Nothing was measured on them.
     pub any_capability: bool,
+    /// Rows from which products with group-wise weights unpack these for cuBLASLt.
+    pub unpack_rows: usize,
     /// Workspace of cuBLASLt, fixed. 32 MiB is what it recommends for this architecture.
     pub matmul_workspace: usize,
     /// Called with each sentence for the log as it comes up, and once for each fact: what runs slower than it could, and why.
@@ -54,8 +61,10 @@ impl Default for CudaOptions {
             cache: None,
             shipped: None,
             graphs: true,
+            overlap: false,
             deterministic: false,
             any_capability: false,
+            unpack_rows: UNPACK_ROWS,
             matmul_workspace: 32 << 20,
             on_note: |_| {},
         }

@@ -1,7 +1,8 @@
 //! Tokens drawn from logits: what the kernels are told of each row, and which rows' lists are on the device at once.
 //!
 //! ```text
-//! rows of parameters -> device;   for each group of rows: lists of bias and seen tokens -> device, penalize;   sample_tokens
+//! rows of parameters -> device;   for each group of rows: lists of bias and seen tokens -> device, penalize;
+//! sample_best;   sample_mass where a row is not greedy;   sample_list where one has top-k or top-p;   sample_tokens
 //! ```
 
 use std::ops::Range;
@@ -11,7 +12,7 @@ use super::{
     executor::Executor,
     graph::Command,
     kernels::{Ptr, Rows, Side},
-    launch::sample::{self as launch, Lists, SampleRow},
+    launch::sample::{self as launch, Drawn, Lists, SampleRow},
     operations::{fits, number, read, write},
     scratch::Slot,
 };
@@ -86,10 +87,17 @@ impl Group {
     }
 }
 
-/// Bytes of the scratch that draws of so many rows at once take: parameters, lists, tokens.
-pub(super) fn scratch_bytes(rows: usize, vocab: usize) -> [usize; 3] {
+/// Bytes of the scratch that draws of so many rows at once take: parameters, lists, parts, tokens.
+pub(super) fn scratch_bytes(rows: usize, vocab: usize) -> [usize; 4] {
     let listed = MOST_LISTED.max(2 * vocab);
-    [rows * size_of::<SampleRow>(), listed * 2 * size_of::<u32>(), rows * size_of::<u32>()]
+    let parts = launch::work_bytes(rows, vocab, true);
+    [rows * size_of::<SampleRow>(), listed * 2 * size_of::<u32>(), parts, rows * size_of::<u32>()]
+}
+
+/// Whether top-k or top-p may leave out some of so many tokens; as `is_truncated` of `kernels/sample.cuh`.
+fn is_truncated(draw: &Draw, vocab: usize) -> bool {
+    let top_k = draw.top_k > 0 && (draw.top_k as usize) < vocab;
+    !draw.is_greedy() && (top_k || draw.top_p < 1.0)
 }
 
 /// Draws tokens of rows from `first` on; gives where they will be, none where the kernels do not take such a vocabulary.
@@ -116,9 +124,19 @@ pub(super) fn tokens<E: Executor>(
         let launch = launch::penalize(count, row(start), parameters.offset(start), &lists, entries, vocab);
         on.submit(Command::Launch(launch))?;
     }
+    let drawn = Drawn {
+        rows,
+        logits: row(0),
+        how: parameters,
+        vocab,
+        greedy: draws.iter().filter(|draw| draw.is_greedy()).count(),
+        truncated: draws.iter().filter(|draw| is_truncated(draw, width)).count(),
+    };
+    let parts = Ptr::new(on.scratch(Slot::Parts, drawn.work_bytes())?);
     let tokens = Ptr::new(on.scratch(Slot::Tokens, rows.get() * size_of::<u32>())?);
-    let greedy = draws.iter().filter(|draw| draw.is_greedy()).count();
-    on.submit(Command::Launch(launch::tokens(rows, tokens, row(0), parameters, greedy, vocab)))?;
+    for launch in drawn.launches(parts, tokens) {
+        on.submit(Command::Launch(launch))?;
+    }
     Ok(Some(tokens))
 }
 

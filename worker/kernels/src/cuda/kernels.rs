@@ -16,7 +16,7 @@ use super::{
     driver::{Address, Context, Function, Module, Parameters, Stream},
     launch::{
         attention::{decode_shared, prefill_shared},
-        linear::grouped_shared,
+        linear::{GROUPED_M16_SHARED, grouped_shared},
     },
     work::Work,
 };
@@ -247,20 +247,24 @@ kernels! {
         "linear_int4.cu", "linear_int4_gemv.cu", "unpack_int4.cu", "epilogue.cu",
     ] {
         Bf16M8 "linear_bf16_m8" 256 0,
+        Bf16M16 "linear_bf16_m16" 256 0,
         Bf16M32 "linear_bf16_m32" 256 0,
         Fp8M8 "linear_fp8_m8" 256 0,
+        Fp8M16 "linear_fp8_m16" 256 0,
         Fp8M32 "linear_fp8_m32" 256 0,
         Fp8BlockM8 "linear_fp8_block_m8" 256 0,
+        Fp8BlockM16 "linear_fp8_block_m16" 256 0,
         Fp8BlockM32 "linear_fp8_block_m32" 256 0,
         Int8M8 "linear_int8_m8" 256 0,
+        Int8M16 "linear_int8_m16" 256 0,
         Int8M32 "linear_int8_m32" 256 0,
         Int4M8 "linear_int4_m8" 256 0,
-        Int4M16 "linear_int4_m16" 128 grouped_shared(16, 1),
+        Int4M16 "linear_int4_m16" 256 GROUPED_M16_SHARED,
         Int4M32 "linear_int4_m32" 128 grouped_shared(32, 1),
-        Int4M64 "linear_int4_m64" 256 grouped_shared(64, 1),
+        Int4M64 "linear_int4_m64" 128 grouped_shared(64, 1),
         Int8GroupM8 "linear_int8g_m8" 256 0,
-        Int8GroupM16 "linear_int8g_m16" 128 grouped_shared(16, 2),
-        Int8GroupM64 "linear_int8g_m64" 256 grouped_shared(64, 2),
+        Int8GroupM16 "linear_int8g_m16" 256 GROUPED_M16_SHARED,
+        Int8GroupM64 "linear_int8g_m64" 128 grouped_shared(64, 2),
         UnpackInt4 "unpack_bf16_int4" 256 0,
         UnpackInt8Group "unpack_bf16_int8g" 256 0,
         ScaleStoreInt32 "scale_store_int32" 256 0,
@@ -319,8 +323,11 @@ kernels! {
         PrefillE5m2256 "attention_prefill_e5m2_256" 128 prefill_shared(256, 1),
         Reduce256 "attention_reduce" 128 0,
     }
-    sample = ["prim.cuh", "sample.cuh", "penalize.cu", "sample.cu"] {
+    sample = ["prim.cuh", "sample.cuh", "penalize.cu", "sample_parts.cu", "sample.cu"] {
         Penalize "penalize" 256 0,
+        SampleBest "sample_best" 256 0,
+        SampleMass "sample_mass" 256 0,
+        SampleList "sample_list" 256 0,
         SampleTokens "sample_tokens" 1024 0,
     }
     calibrate = ["prim.cuh", "rows.cuh", "tiles.cuh", "gram.cu", "rounding.cu", "quadratic.cu"] {

@@ -3,14 +3,14 @@
 //! # Which kernel
 //! A product of few rows waits for the weight's bytes, one of many for its multiplications. Own kernels stream the weight
 //! once and are made for few rows; cuBLASLt's are made for many. Modelled for an H100 (3.35 TB/s; 989 TFLOP/s BF16, 1,979
-//! FP8 and INT8 of which a library reaches some 70 %; no hardware has run this):
+//! FP8 and INT8 of which a library reaches some 70 %; measured on one: `docs/h100.md`):
 //!
 //! | weight | bytes bound up to | own kernel | beyond |
 //! |---|---|---|---|
-//! | BF16 | 200 rows | up to 32 rows, one pass over the weight | cuBLASLt |
+//! | BF16 | 200 rows | up to 16 rows, one pass over the weight | cuBLASLt |
 //! | FP8, INT8 | 200 rows | up to 32 rows | cuBLASLt |
 //! | FP8 with blocks | | 32 rows a pass | own kernel (cuBLASLt's block mode has other scales) |
-//! | 4-bit groups | 75 rows | up to 4 rows GEMV; 16, 32 and 64 rows a block | 256 rows: unpacked to BF16, cuBLASLt |
+//! | 4-bit groups | 75 rows | up to 8 rows GEMV; 16, 32 and 64 rows a block | 256 rows: unpacked to BF16, cuBLASLt |
 //! | 8-bit groups | 130 rows | the same | the same |
 //!
 //! Own kernels end at 32 rows although bytes bound a product up to 200: both then take the time of the bytes, and the
@@ -37,10 +37,12 @@ use crate::{KernelError, Result, WeightKind};
 
 /// Rows up to which own kernels compute what cuBLASLt could.
 const FEW_ROWS: usize = 32;
+/// The same for BF16, which the library does as fast from few rows on.
+const FEW_ROWS_BF16: usize = 16;
 /// Rows from which group-wise weights are unpacked for cuBLASLt.
 pub(super) const UNPACK_ROWS: usize = 256;
-/// Rows that the GEMV of group-wise weights takes best (it takes 8; see `kernels/linear_int4_gemv.cu`).
-const GEMV_ROWS: usize = 4;
+/// Rows that the GEMV of group-wise weights takes.
+const GEMV_ROWS: usize = 8;
 
 /// Rows of a launch that has one block row for each (the second dimension of a grid).
 const MOST_ROWS: usize = 65_535;
@@ -70,9 +72,11 @@ fn route(
         Weight::Grouped(_) if rows > 32 => Tile::M64,
         Weight::Grouped(_) => Tile::M32,
         _ if rows <= 8 => Tile::M8,
+        _ if rows <= 16 => Tile::M16,
         _ => Tile::M32,
     });
-    if deterministic || rows <= FEW_ROWS {
+    let few = if matches!(weight, Weight::Bf16(_)) { FEW_ROWS_BF16 } else { FEW_ROWS };
+    if deterministic || rows <= few {
         return Ok(own);
     }
     let first = |choices: &[Operands]| -> Result<Option<Operands>> {
@@ -287,9 +291,12 @@ mod tests {
         let all = |_| Ok(true);
         let of = |weight: &Weight, rows| route(weight, rows, (false, UNPACK_ROWS), all).unwrap();
         assert_eq!(of(&FP8, 8), Route::Own(Tile::M8));
+        assert_eq!(of(&FP8, 9), Route::Own(Tile::M16));
+        let bf16 = Weight::Bf16(Ptr::NULL);
+        assert_eq!([16, 17].map(|rows| of(&bf16, rows)), [Route::Own(Tile::M16), Route::Library(Operands::Bf16)]);
         assert_eq!(of(&FP8, 32), Route::Own(Tile::M32));
         assert_eq!(of(&FP8, 33), Route::Library(Operands::Fp8Scaled));
-        assert_eq!([1, 5, 17, 33, 255].map(|rows| of(&INT4, rows)), {
+        assert_eq!([8, 9, 17, 33, 255].map(|rows| of(&INT4, rows)), {
             [Tile::M8, Tile::M16, Tile::M32, Tile::M64, Tile::M64].map(Route::Own)
         });
         assert_eq!(of(&INT4, 256), Route::Unpacked);

@@ -53,6 +53,7 @@ impl Cuda {
     /// [`KernelError::OutOfMemory`] when the budget does not even hold the workspace.
     pub fn new(options: CudaOptions) -> Result<Self> {
         let gpu = Gpu::open(&options)?;
+        gpu.compute.overlap(options.overlap);
         let (free, _) = gpu.context.free_and_total()?;
         let budget = options.budget.unwrap_or(free / 100 * BUDGET_PERCENT);
         if budget > free {

@@ -11,7 +11,7 @@ use cudarc::driver::sys;
 use super::{
     Cuda,
     driver::{Pinned, Stream, check},
-    graph::Command,
+    graph::{Command, Queue},
     work::Work,
 };
 use crate::Result;
@@ -53,6 +53,23 @@ impl Cuda {
                 Ok(Profiled { name, grid, work, count: group.len(), seconds })
             })
             .collect()
+    }
+
+    /// From now on kernels overlap, or do not ([`CudaOptions::overlap`](super::CudaOptions::overlap)): to measure what it is worth.
+    /// Recorded steps are forgotten.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn set_overlap(&mut self, on: bool) -> Result<()> {
+        self.shared.finish()?;
+        self.shared.queue(Queue::forget);
+        self.shared.gpu.compute.overlap(on);
+        Ok(())
+    }
+
+    /// From now on products with group-wise weights unpack these from so many rows on: to measure where it begins to pay.
+    pub fn unpack_from(&mut self, rows: usize) {
+        self.options.unpack_rows = rows;
     }
 
     /// Every command that a step submits, in order: name, blocks, work. Steps are not recorded as graphs meanwhile.

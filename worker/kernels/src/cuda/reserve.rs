@@ -34,7 +34,7 @@ impl Cuda {
     }
 
     /// Bytes of each piece of scratch.
-    fn needs(&self, workload: &Workload) -> Result<[(Slot, usize); 14]> {
+    fn needs(&self, workload: &Workload) -> Result<[(Slot, usize); 15]> {
         let attention = &workload.attention;
         let padded = |count: usize| graph::bucket(count).unwrap_or(count).max(count);
         let (rows, logit_rows) = (padded(workload.rows), padded(workload.logit_rows).min(padded(workload.rows)));
@@ -57,7 +57,7 @@ impl Cuda {
         let blocks = workload.tokens.div_ceil(BLOCK_TOKENS);
         let step = (4 * rows + 4 * sequences + sequences * blocks) * size_of::<u32>();
         let moves = 2 * workload.blocks * size_of::<u32>();
-        let [draws, lists, tokens] = draw::scratch_bytes(logit_rows, workload.output.0);
+        let [draws, lists, parts, tokens] = draw::scratch_bytes(logit_rows, workload.output.0);
         Ok([
             (Slot::Codes, codes),
             (Slot::Scales, scales),
@@ -72,6 +72,7 @@ impl Cuda {
             (Slot::Moves, moves),
             (Slot::Draws, draws),
             (Slot::Lists, lists),
+            (Slot::Parts, parts),
             (Slot::Tokens, tokens),
         ])
     }

@@ -34,6 +34,8 @@ pub(super) enum Slot {
     Draws,
     /// Their lists of tokens.
     Lists,
+    /// What is known of the parts of rows that tokens are drawn from.
+    Parts,
     /// The tokens drawn.
     Tokens,
     /// Parts of quadratic forms, and the forms.

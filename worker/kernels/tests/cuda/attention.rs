@@ -244,8 +244,11 @@ impl<'g> Rig<'g> {
         }
         if longest > 1 {
             // One tile more than there are rows for, as a step has that was padded.
-            let grid = (longest.div_ceil(64 / group) + 1, kv_heads, parts.len());
-            launch(&format!("attention_prefill_{}", self.suffix()), grid, 64 * query + 6 * block);
+            let (lines, tokens) = if dim <= 128 { (128, 32) } else { (64, 16) };
+            let (tiles, pieces) = if bytes == 1 { (2, 4 * tokens * dim) } else { (3, 0) };
+            let grid = (longest.div_ceil(lines / group) + 1, kv_heads, parts.len());
+            let shared = (lines + tiles * 2 * tokens) * (2 * dim + 16) + pieces;
+            launch(&format!("attention_prefill_{}", self.suffix()), grid, shared);
         }
         gpu.download(&out)
     }

@@ -24,6 +24,9 @@ const INT8: f32 = 0.05;
 const BF16: f32 = 0.02;
 /// Of one product whose inputs have the same codes: only the order of sums differs.
 const SUMS: f32 = 1e-4;
+/// The same by FP8 tensor cores of Hopper, whose sums keep some 14 bits until the library adds them up in FP32 (DeepSeek-V3, 2024,
+/// section 3.3.2). 2.4e-4 on an H100; the emulated device adds in FP32.
+const FP8_CORES: f32 = 1e-3;
 /// The same with a weight that was unpacked: its values are rounded to BF16, half of 2^-8 each.
 pub const UNPACKED: f32 = 4e-3;
 
@@ -107,7 +110,7 @@ fn head_norms_biases_and_a_sliding_window() {
 
 #[test]
 fn without_graphs_and_deterministic() {
-    let options = CudaOptions { graphs: false, deterministic: true, ..options() };
+    let options = CudaOptions { graphs: false, deterministic: true, overlap: false, ..options() };
     compare(TINY, WeightKind::Int4 { group: 32 }, WeightKind::Bf16, KvFormat::Bf16, options, BF16);
 }
 
@@ -124,11 +127,13 @@ fn without_graphs_and_deterministic() {
 #[case(WeightKind::Int4 { group: 64 }, 256)]
 #[case(WeightKind::Int8Group { group: 32 }, 256)]
 #[case(WeightKind::Bf16, 1)]
+#[case(WeightKind::Bf16, 12)]
 #[case(WeightKind::Bf16, 17)]
 #[case(WeightKind::Fp8, 1)]
 #[case(WeightKind::Fp8, 17)]
 #[case(WeightKind::Fp8Static, 9)]
 #[case(WeightKind::Fp8Block, 1)]
+#[case(WeightKind::Fp8Block, 12)]
 #[case(WeightKind::Fp8Block, 17)]
 #[case(WeightKind::Int8, 9)]
 #[case(WeightKind::Int8Outliers { columns: 20 }, 3)]
@@ -139,7 +144,11 @@ fn without_graphs_and_deterministic() {
 #[case(WeightKind::Int8Group { group: 128 }, 20)]
 fn a_product_of_few_or_many_rows(#[case] kind: WeightKind, #[case] rows: usize) {
     let _alone = alone();
-    let budget = if rows >= 256 { UNPACKED } else { SUMS };
+    let budget = match kind {
+        WeightKind::Fp8 | WeightKind::Fp8Static if rows > 32 && Sim::find().is_none() => FP8_CORES,
+        _ if rows >= 256 => UNPACKED,
+        _ => SUMS,
+    };
     // 80 outputs are no whole number of strips of 32, and 100 are none of what cuBLASLt takes.
     for n in [80, 100] {
         let (mut cpu, mut gpu) = (cpu(), Cuda::new(options()).unwrap());

@@ -135,8 +135,13 @@ fn a_failure_of_the_driver_is_an_error_and_passes() {
     let mut gpu = Cuda::new(options()).unwrap();
     let rows = [logits(1000, 5)];
     let draw = Draw { bias: vec![(7, 1.0)], ..Draw::default() };
-    let calls =
-        [("cuLaunchKernel", 1), ("cuLaunchKernel", 2), ("cuMemcpyHtoDAsync_v2", 2), ("cuMemcpyDtoHAsync_v2", 1)];
+    let calls = [
+        ("cuLaunchKernelEx", 1),
+        ("cuLaunchKernelEx", 2),
+        ("cuLaunchKernelEx", 4),
+        ("cuMemcpyHtoDAsync_v2", 2),
+        ("cuMemcpyDtoHAsync_v2", 1),
+    ];
     for (function, nth) in calls {
         let mut buffer = upload(&gpu, &rows);
         sim.fail(function, nth, 999);

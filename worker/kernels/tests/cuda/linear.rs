@@ -136,16 +136,24 @@ struct Kernel {
     name: &'static str,
     rows: usize,
     any_rows: bool,
+    /// Outputs of a block.
+    strip: usize,
     threads: u32,
     shared: usize,
 }
 
 fn few(name: &'static str, rows: usize) -> Kernel {
-    Kernel { name, rows, any_rows: false, threads: 256, shared: 0 }
+    Kernel { name, rows, any_rows: false, strip: 32, threads: 256, shared: 0 }
 }
 
-fn tiled(name: &'static str, rows: usize, threads: u32, planes: usize) -> Kernel {
-    Kernel { name, rows, any_rows: true, threads, shared: 4 * (rows * 256 + planes * 8192 + 2048) }
+fn two_strips(name: &'static str) -> Kernel {
+    Kernel { name, rows: 16, any_rows: true, strip: 64, threads: 256, shared: 96 << 10 }
+}
+
+fn tiled(name: &'static str, rows: usize, planes: usize) -> Kernel {
+    let stages = if planes == 1 { 4 } else { 3 };
+    let shared = stages * (rows * 256 + planes * 8192) + (stages + 1) * 2048 + 32 * rows;
+    Kernel { name, rows, any_rows: true, strip: 128, threads: 128, shared }
 }
 
 /// All kernels of a kind.
@@ -159,15 +167,13 @@ fn kernels(kind: WeightKind) -> Vec<Kernel> {
         }
         WeightKind::Int4 { .. } => vec![
             few("linear_int4_m8", 8),
-            tiled("linear_int4_m16", 16, 128, 1),
-            tiled("linear_int4_m32", 32, 128, 1),
-            tiled("linear_int4_m64", 64, 256, 1),
+            two_strips("linear_int4_m16"),
+            tiled("linear_int4_m32", 32, 1),
+            tiled("linear_int4_m64", 64, 1),
         ],
-        WeightKind::Int8Group { .. } => vec![
-            few("linear_int8g_m8", 8),
-            tiled("linear_int8g_m16", 16, 128, 2),
-            tiled("linear_int8g_m64", 64, 256, 2),
-        ],
+        WeightKind::Int8Group { .. } => {
+            vec![few("linear_int8g_m8", 8), two_strips("linear_int8g_m16"), tiled("linear_int8g_m64", 64, 2)]
+        }
     }
 }
 
@@ -210,9 +216,9 @@ fn product(gpu: &Gpu, kernel: Kernel, w: &Weight, x: &Operand, rows: usize, into
     args.extend(w.group().map(Arg::from));
     args.push(add.into());
     let grid = if kernel.any_rows {
-        (w.n.div_ceil(128), rows.div_ceil(kernel.rows), into.splits)
+        (w.n.div_ceil(kernel.strip), rows.div_ceil(kernel.rows), into.splits)
     } else {
-        (w.n.div_ceil(32), into.splits, 1)
+        (w.n.div_ceil(kernel.strip), into.splits, 1)
     };
     gpu.launch(kernel.name, Shape { grid, threads: kernel.threads, shared: kernel.shared }, &args);
     if into.splits > 1 {

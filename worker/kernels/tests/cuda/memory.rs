@@ -271,7 +271,7 @@ const CALLS: [&str; 33] = [
     "cuMemcpyHtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemsetD32Async",
-    "cuLaunchKernel",
+    "cuLaunchKernelEx",
     "cuEventCreate",
     "cuEventRecord",
     "cuEventQuery",

@@ -348,8 +348,8 @@ fn gpus_that_cannot_be_joined_are_refused_with_a_sentence() {
 /// A failure of one GPU in a step: at most an error, never a wait for ever, and then everything goes on or says to restart.
 #[rstest]
 // One GPU's own work fails: the step does, and the next one is as if nothing had been.
-#[case("cuLaunchKernel", 1, false)]
-#[case("cuLaunchKernel", 20, false)]
+#[case("cuLaunchKernelEx", 1, false)]
+#[case("cuLaunchKernelEx", 20, false)]
 #[case("cuMemcpyHtoDAsync_v2", 1, false)]
 #[case("cuMemsetD32Async", 1, false)]
 #[case("cuStreamSynchronize", 1, false)]
@@ -452,11 +452,11 @@ fn a_step_without_logits_tells_its_failure_at_its_end() {
     parallel.embed(&step, &table, &mut out).unwrap();
     parallel.end(step).unwrap();
     let step = parallel.begin(&chunk).unwrap();
-    sim.fail("cuLaunchKernel", 1, 999);
+    sim.fail("cuLaunchKernelEx", 1, 999);
     parallel.embed(&step, &table, &mut out).unwrap();
     let text = parallel.end(step).unwrap_err().to_string();
     sim.calm();
-    assert!(text.contains("cuLaunchKernel"), "{text}");
+    assert!(text.contains("cuLaunchKernelEx"), "{text}");
     let step = parallel.begin(&chunk).unwrap();
     parallel.embed(&step, &table, &mut out).unwrap();
     parallel.end(step).unwrap();

@@ -63,18 +63,25 @@ fn compare(sizes: Sizes, kind: WeightKind, ends: WeightKind, format: KvFormat, o
         assert_eq!(listed, given, "{kind:?} {format:?}, step {index}");
     }
     let plain = Draw::default();
-    let draws = [
-        Draw { temperature: 0.0, ..plain.clone() },
-        Draw { bias: vec![(1, 2.0)], seen: vec![(3, 1), (4, 0)], frequency: 0.5, ..plain.clone() },
-        plain,
-    ];
+    let greedy = Draw { temperature: 0.0, ..plain.clone() };
+    let penalized = Draw { bias: vec![(1, 2.0)], seen: vec![(3, 1), (4, 0)], frequency: 0.5, ..plain.clone() };
+    let truncated = Draw { top_k: 5, ..plain.clone() };
     let mut there = gpu.buffer(4, sizes.vocab).unwrap();
-    let given = gpu.trace(|gpu| gpu.sample(&mut there, 1, &draws).map(|_| ())).unwrap();
     let mut here = planner.buffer(4, sizes.vocab).unwrap();
-    assert!(planner.sample(&mut here, 1, &draws).unwrap().is_some());
-    let names: Vec<_> = given.iter().map(|entry| entry.0).collect();
-    assert_eq!(names, ["penalize", "sample_tokens"]);
-    assert_eq!(launches(&planner), given);
+    for (draws, expected) in [
+        (
+            vec![greedy.clone(), penalized, plain.clone()],
+            &["penalize", "sample_best", "sample_mass", "sample_tokens"][..],
+        ),
+        (vec![greedy.clone(), greedy], &["sample_best", "sample_tokens"]),
+        (vec![truncated, plain], &["sample_best", "sample_mass", "sample_list", "sample_tokens"]),
+    ] {
+        let given = gpu.trace(|gpu| gpu.sample(&mut there, 1, &draws).map(|_| ())).unwrap();
+        assert!(planner.sample(&mut here, 1, &draws).unwrap().is_some());
+        let names: Vec<_> = given.iter().map(|entry| entry.0).collect();
+        assert_eq!(names, expected);
+        assert_eq!(launches(&planner), given);
+    }
 }
 
 #[rstest]

@@ -96,13 +96,27 @@ fn padded(logits: &[Vec<f32>], stride: usize) -> Vec<f32> {
     logits.iter().flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(1e30, stride - row.len()))).collect()
 }
 
+/// Of sample.cuh: tokens of a part of a row, and words of truncated rows behind those of the parts.
+const PART_TOKENS: usize = 4096;
+const TRUNCATED_WORDS: usize = 1 + 1024 + 4096;
+
+/// All kernels, also those that the backend would leave out.
 fn sampled(gpu: &Gpu, logits: &[Vec<f32>], rows: &[SampleRow]) -> Vec<u32> {
     let vocab = logits[0].len();
     let stride = vocab.next_multiple_of(4) + 4;
     let (on_device, how) = (gpu.upload(&padded(logits, stride)), gpu.upload(rows));
     let out = gpu.output::<u32>(rows.len());
+    let parts = vocab.div_ceil(PART_TOKENS);
+    let words = 2 * parts + TRUNCATED_WORDS;
+    let work = gpu.output::<u64>(rows.len() * words);
+    let over_parts = Shape { grid: (rows.len(), parts, 1), threads: 256, shared: 0 };
+    for kernel in ["sample_best", "sample_mass", "sample_list"] {
+        gpu.launch(kernel, over_parts, args![&work, &on_device, &how, vocab, stride, words]);
+    }
     let shape = Shape { grid: (rows.len(), 1, 1), threads: 1024, shared: 0 };
-    gpu.launch("sample_tokens", shape, args![&out, &on_device, &how, vocab, stride]);
+    gpu.launch("sample_tokens", shape, args![&out, &work, &on_device, &how, vocab, stride, words]);
+    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    assert!(bits(gpu.download(&on_device)) == bits(padded(logits, stride)), "logits stay");
     gpu.download(&out)
 }
 
@@ -124,8 +138,8 @@ fn assert_sampled(gpu: &Gpu, logits: &[Vec<f32>], rows: &[SampleRow]) {
     }
 }
 
-/// Sizes with a part of a quad, of a tile and of a block's walk at the end.
-const VOCABULARIES: [usize; 5] = [1, 6, 1000, 4099, 9216];
+/// Sizes with a part of a quad, of a warp's and of a block's tokens at the end.
+const VOCABULARIES: [usize; 6] = [1, 6, 1000, 4096, 4099, 9216];
 
 #[test]
 fn greedy_takes_the_lowest_of_equal_tokens() {
@@ -171,6 +185,10 @@ fn truncations_keep_exactly_their_candidates() {
                 SampleRow { top_k: 7, ..plain },
                 SampleRow { top_k: 50, temperature: 1.7, ..plain },
                 SampleRow { top_k: 100_000, ..plain },
+                // More than a list has room for, of the largest vocabulary.
+                SampleRow { top_k: 5000, ..plain },
+                SampleRow { top_k: 8000, top_p: 0.9999, temperature: 2.0, ..plain },
+                SampleRow { top_p: 0.999_999, temperature: 4.0, ..plain },
                 SampleRow { top_p: 0.01, ..plain },
                 SampleRow { top_p: 0.5, ..plain },
                 SampleRow { top_p: 0.95, temperature: 2.0, ..plain },
@@ -190,8 +208,9 @@ fn truncations_keep_exactly_their_candidates() {
 #[test]
 fn equals_are_cut_by_token() {
     let gpu = Gpu::new(&["sample"]);
-    for vocab in [1000, 4099] {
-        // Two likely tokens at the end, a thousand equals, some unlikely ones in front.
+    // The largest has more equals than a list has room for.
+    for vocab in [1000, 4099, 9216] {
+        // Two likely tokens at the end, equals, some unlikely ones in front.
         let mut row = vec![1.0f32; vocab];
         row[..10].fill(-3.0);
         row[vocab - 2..].fill(2.0);

@@ -66,3 +66,10 @@ DEV_RECURSIVE u32 deep(volatile u32* p, u32 n) {
 extern "C" __global__ void __launch_bounds__(64) endless_stack(u32* out) {
     out[threadIdx.x] = deep(out, 100000);
 }
+// Every thread but the last waits for the kernel ahead.
+extern "C" __global__ void __launch_bounds__(64) waits_for_all_but(u32* out, u32 thread) {
+    if (threadIdx.x != thread) {
+        grid_wait();
+    }
+    out[threadIdx.x] = 1;
+}

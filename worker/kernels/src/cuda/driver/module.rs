@@ -72,10 +72,13 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Function {
-    /// Submits a launch.
+    /// Submits a launch. On a stream whose kernels overlap and right behind another kernel its blocks may start before that one is
+    /// done (programmatic dependent launch): the kernel waits for it itself, by `grid_wait` of `kernels/prim.cuh`. Behind anything
+    /// else, a wait for a copy among it, it starts when that is done.
     ///
     /// # Safety
-    /// Parameters must be what the kernel takes, and its pointers mapped when the stream gets there.
+    /// Parameters must be what the kernel takes, and its pointers mapped when the stream gets there. Every thread of the kernel
+    /// must wait.
     pub(in crate::cuda) unsafe fn launch(
         &self,
         stream: &Stream,
@@ -86,22 +89,26 @@ impl Function {
     ) -> Result<()> {
         let mut pointers = parameters.pointers();
         let [x, y, z] = grid;
-        // SAFETY: the caller's promise; the driver copies the parameters before it returns.
-        let launched = unsafe {
-            sys::cuLaunchKernel(
-                self.raw,
-                x,
-                y,
-                z,
-                block,
-                1,
-                1,
-                shared,
-                stream.raw(),
-                pointers.as_mut_ptr(),
-                ptr::null_mut(),
-            )
+        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+        let (stream, overlaps) = stream.raw_for_kernel();
+        value.programmaticStreamSerializationAllowed = i32::from(overlaps);
+        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: stream,
+            attrs: &raw mut attribute,
+            numAttrs: 1,
         };
-        check("cuLaunchKernel", launched)
+        // SAFETY: the caller's promise; the driver copies configuration and parameters before it returns.
+        let launched =
+            unsafe { sys::cuLaunchKernelEx(&raw const config, self.raw, pointers.as_mut_ptr(), ptr::null_mut()) };
+        check("cuLaunchKernelEx", launched)
     }
 }

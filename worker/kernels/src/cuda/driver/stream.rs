@@ -1,6 +1,12 @@
 //! Work in order: streams, and points in them that others can wait for.
 
-use std::{ptr, sync::Arc};
+use std::{
+    ptr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use cudarc::driver::sys;
 
@@ -12,6 +18,9 @@ use crate::Result;
 pub(in crate::cuda) struct Stream {
     raw: sys::CUstream,
     context: Arc<Context>,
+    /// The last thing submitted is a kernel of ours, which lets the next one start.
+    behind_kernel: AtomicBool,
+    overlaps: AtomicBool,
 }
 
 // SAFETY: the driver's streams may be used from any thread.
@@ -27,11 +36,30 @@ impl Stream {
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: the context is current.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&raw mut raw, flags) })?;
-        Ok(Arc::new(Self { raw, context: context.clone() }))
+        Ok(Arc::new(Self {
+            raw,
+            context: context.clone(),
+            behind_kernel: AtomicBool::new(false),
+            overlaps: AtomicBool::new(false),
+        }))
     }
 
+    /// For a call that submits something. What follows it waits for all of it.
     pub(in crate::cuda) fn raw(&self) -> sys::CUstream {
+        self.behind_kernel.store(false, Ordering::Relaxed);
         self.raw
+    }
+
+    /// For the launch of a kernel that waits for the one ahead itself; whether it comes right behind such a one. Streams are
+    /// submitted to by one thread at a time.
+    pub(super) fn raw_for_kernel(&self) -> (sys::CUstream, bool) {
+        let behind_kernel = self.behind_kernel.swap(true, Ordering::Relaxed);
+        (self.raw, behind_kernel && self.overlaps.load(Ordering::Relaxed))
+    }
+
+    /// Whether kernels that come right behind each other may overlap, from now on.
+    pub(in crate::cuda) fn overlap(&self, on: bool) {
+        self.overlaps.store(on, Ordering::Relaxed);
     }
 
     pub(in crate::cuda) fn context(&self) -> &Arc<Context> {
@@ -66,7 +94,7 @@ impl Stream {
     /// Work submitted from now on waits for the event.
     pub(in crate::cuda) fn wait(&self, event: &Event) -> Result<()> {
         // SAFETY: both live.
-        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(self.raw, event.raw, 0) })
+        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(self.raw(), event.raw, 0) })
     }
 
     /// Copies pinned host memory to the device when the stream gets there.
@@ -76,7 +104,7 @@ impl Stream {
     /// `len` bytes then.
     pub(in crate::cuda) unsafe fn upload(&self, to: Address, from: *const u8, len: usize) -> Result<()> {
         // SAFETY: the caller's promise.
-        check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), len, self.raw) })
+        check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), len, self.raw()) })
     }
 
     /// Copies from the device to host memory.
@@ -85,7 +113,7 @@ impl Stream {
     /// `to` must be valid for `len` bytes until the stream has done the copy; `from` must be mapped for `len` bytes.
     pub(in crate::cuda) unsafe fn download(&self, to: *mut u8, from: Address, len: usize) -> Result<()> {
         // SAFETY: the caller's promise.
-        check("cuMemcpyDtoHAsync", unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, len, self.raw) })
+        check("cuMemcpyDtoHAsync", unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, len, self.raw()) })
     }
 
     /// Fills a range with a word.
@@ -94,7 +122,7 @@ impl Stream {
     /// The range must be mapped when the stream gets there.
     pub(in crate::cuda) unsafe fn fill(&self, at: Address, word: u32, count: usize) -> Result<()> {
         // SAFETY: the caller's promise.
-        check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(at, word, count, self.raw) })
+        check("cuMemsetD32Async", unsafe { sys::cuMemsetD32Async(at, word, count, self.raw()) })
     }
 }
 
@@ -128,7 +156,7 @@ impl Event {
         check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut raw, flags) })?;
         let event = Self { raw, context: stream.context.clone() };
         // SAFETY: both live.
-        check("cuEventRecord", unsafe { sys::cuEventRecord(event.raw, stream.raw) })?;
+        check("cuEventRecord", unsafe { sys::cuEventRecord(event.raw, stream.raw()) })?;
         Ok(event)
     }
 

@@ -1,9 +1,9 @@
 // What the attention kernels share: out = softmax(scale q K^T) V over a sequence's cached tokens, online over blocks of 16
-// (online softmax: Milakov and Gimelshein 2018), K and V read as stored.
+// (32 in prefill; online softmax: Milakov and Gimelshein 2018), K and V read as stored.
 //
 // A *line* is one query head of one row. All query heads that share a KV head are lines of one block, so that K and V are
 // read once for them; sixteen lines are the rows of an mma tile. attention_block() takes one block of the cache for sixteen
-// lines and is all the arithmetic there is, for decode and for prefill.
+// lines and is all the arithmetic of decode; prefill, which has more lines, has its own (attention_prefill.cu).
 //
 // Numbers: queries times `scale`, and probabilities, are rounded to the format of the products; scores, maxima, sums and
 // outputs are FP32. A BF16 cache is multiplied in BF16. FP16, E4M3 and E5M2 caches are multiplied in FP16, which holds every
@@ -11,9 +11,10 @@
 // E5M2. The scale of K goes onto the scores, the scale of V onto the output.
 //
 // A line's result depends on its own tokens only: blocks come in order, what a line does not see has probability zero, and
-// adding zero or multiplying by one changes no bit. So a prompt gives the same however it is cut into chunks.
+// adding zero or multiplying by one changes no bit. So a prompt gives the same however it is cut into chunks. Blocks and steps
+// begin at multiples of their length in the sequence for that, never at a chunk's or a window's first token.
 //
-// Fragments without shuffles. The order of the summed index inside mma is free as long as both operands agree:
+// Decode has its fragments without shuffles. The order of the summed index inside mma is free as long as both operands agree:
 //   scores: lane (g, t) takes dims 8 t .. 8 t + 7 of a unit of 32 of token g (and of line g): 16 (or 8) bytes at once;
 //   output: lane (g, t) takes dims 4 g .. 4 g + 3 of tokens 2 t, 2 t + 1, 2 t + 8, 2 t + 9 and exchanges halves (or bytes) of
 //           two tokens into pairs. Column g of output tile j of a unit then is dim 4 g + j, and a lane ends up with eight
@@ -94,12 +95,14 @@ DEV u32 attention_f16x2(float lo, float hi) {
     return pack_f16x2(lo, hi);
 }
 
+// Of a format: `pack` rounds two queries, `pack_small` two probabilities, which are far from the largest FP16.
 struct CacheBf16 {
     static constexpr u32 BYTES = 2;
     static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
         mma_bf16_16816(d, a, b);
     }
     static __device__ __forceinline__ u32 pack(float lo, float hi) { return pack_bf16x2(lo, hi); }
+    static __device__ __forceinline__ u32 pack_small(float lo, float hi) { return pack_bf16x2(lo, hi); }
     static __device__ __forceinline__ void keys(const u8* at, u32 (&pairs)[4]) { attention_keys_16bit(at, pairs); }
     static __device__ __forceinline__ void values(const u8* first, const u8* second, u32 (&pairs)[4]) {
         attention_values_16bit(first, second, pairs);
@@ -112,6 +115,7 @@ struct CacheFp16 {
         mma_f16_16816(d, a, b);
     }
     static __device__ __forceinline__ u32 pack(float lo, float hi) { return attention_f16x2(lo, hi); }
+    static __device__ __forceinline__ u32 pack_small(float lo, float hi) { return pack_f16x2(lo, hi); }
     static __device__ __forceinline__ void keys(const u8* at, u32 (&pairs)[4]) { attention_keys_16bit(at, pairs); }
     static __device__ __forceinline__ void values(const u8* first, const u8* second, u32 (&pairs)[4]) {
         attention_values_16bit(first, second, pairs);
@@ -126,6 +130,7 @@ struct CacheFp8 {
         mma_f16_16816(d, a, b);
     }
     static __device__ __forceinline__ u32 pack(float lo, float hi) { return attention_f16x2(lo, hi); }
+    static __device__ __forceinline__ u32 pack_small(float lo, float hi) { return pack_f16x2(lo, hi); }
     static __device__ __forceinline__ void decode(u32 low, u32 high, u32 (&pairs)[4]) {
         u32 h[2];
         Code::decode(low, h);

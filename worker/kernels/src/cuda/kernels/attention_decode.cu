@@ -170,32 +170,33 @@ DEV void attention_decode(const Attention& a) {
 // Grid: x = splits, y = KV heads times tiles of 16 lines, z = sequences. 128 threads.
 // A program that needs one head size compiles that alone, by ATTENTION_DIM: a size takes the compiler seconds.
 #if !defined(ATTENTION_DIM) || ATTENTION_DIM == 64
-extern "C" __global__ void __launch_bounds__(128) attention_decode_bf16_64(Attention a) { attention_decode<CacheBf16, 64>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_decode_fp16_64(Attention a) { attention_decode<CacheFp16, 64>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_decode_e4m3_64(Attention a) { attention_decode<CacheE4m3, 64>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_decode_e5m2_64(Attention a) { attention_decode<CacheE5m2, 64>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_bf16_64(Attention a) { grid_wait(); attention_decode<CacheBf16, 64>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_fp16_64(Attention a) { grid_wait(); attention_decode<CacheFp16, 64>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_e4m3_64(Attention a) { grid_wait(); attention_decode<CacheE4m3, 64>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_e5m2_64(Attention a) { grid_wait(); attention_decode<CacheE5m2, 64>(a); }
 #endif
 #if !defined(ATTENTION_DIM) || ATTENTION_DIM == 96
-extern "C" __global__ void __launch_bounds__(128) attention_decode_bf16_96(Attention a) { attention_decode<CacheBf16, 96>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_decode_fp16_96(Attention a) { attention_decode<CacheFp16, 96>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_decode_e4m3_96(Attention a) { attention_decode<CacheE4m3, 96>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_decode_e5m2_96(Attention a) { attention_decode<CacheE5m2, 96>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_bf16_96(Attention a) { grid_wait(); attention_decode<CacheBf16, 96>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_fp16_96(Attention a) { grid_wait(); attention_decode<CacheFp16, 96>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_e4m3_96(Attention a) { grid_wait(); attention_decode<CacheE4m3, 96>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_e5m2_96(Attention a) { grid_wait(); attention_decode<CacheE5m2, 96>(a); }
 #endif
 #if !defined(ATTENTION_DIM) || ATTENTION_DIM == 128
-extern "C" __global__ void __launch_bounds__(128) attention_decode_bf16_128(Attention a) { attention_decode<CacheBf16, 128>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_decode_fp16_128(Attention a) { attention_decode<CacheFp16, 128>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_decode_e4m3_128(Attention a) { attention_decode<CacheE4m3, 128>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_decode_e5m2_128(Attention a) { attention_decode<CacheE5m2, 128>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_bf16_128(Attention a) { grid_wait(); attention_decode<CacheBf16, 128>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_fp16_128(Attention a) { grid_wait(); attention_decode<CacheFp16, 128>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_e4m3_128(Attention a) { grid_wait(); attention_decode<CacheE4m3, 128>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_e5m2_128(Attention a) { grid_wait(); attention_decode<CacheE5m2, 128>(a); }
 #endif
 #if !defined(ATTENTION_DIM) || ATTENTION_DIM == 256
-extern "C" __global__ void __launch_bounds__(128) attention_decode_bf16_256(Attention a) { attention_decode<CacheBf16, 256>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_decode_fp16_256(Attention a) { attention_decode<CacheFp16, 256>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_decode_e4m3_256(Attention a) { attention_decode<CacheE4m3, 256>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_decode_e5m2_256(Attention a) { attention_decode<CacheE5m2, 256>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_bf16_256(Attention a) { grid_wait(); attention_decode<CacheBf16, 256>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_fp16_256(Attention a) { grid_wait(); attention_decode<CacheFp16, 256>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_e4m3_256(Attention a) { grid_wait(); attention_decode<CacheE4m3, 256>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_decode_e5m2_256(Attention a) { grid_wait(); attention_decode<CacheE5m2, 256>(a); }
 #endif
 
 // Joins the parts of each head. A row of one part is there already. Grid: x = heads, y = sequences. 128 threads.
 extern "C" __global__ void __launch_bounds__(128) attention_reduce(Attention a) {
+    grid_start();
     const u32 head = blockIdx.x, sequence = blockIdx.y;
     if (a.row_count[sequence] != 1) {
         return;

@@ -1,148 +1,462 @@
 // Attention of chunks of a prompt: many rows of a sequence, causal, K and V of the chunk itself read as stored, too.
 //
-// A block of four warps takes 64 lines of one sequence and one KV head: 64 / group rows with all query heads that share the
-// KV head, so that a group of 4 reads the cache once for 16 rows. Each warp has 16 lines; all warps walk the same blocks of the
-// cache, two at a time, through a ring of three stages in shared memory. A warp leaves out blocks that none of its lines
-// sees (those behind the diagonal, those before the window).
+// A block of four warps takes 128 lines (64 for heads of 256) of one sequence and one KV head: 128 / group rows with all query
+// heads that share the KV head, so that a group of 4 reads the cache once for 32 rows. Each warp has 32 (16) lines; all walk
+// the same steps of 32 (16) tokens, which begin at multiples of 32 (16) of the sequence, whatever the chunk. A warp leaves out
+// steps that none of its lines sees (those behind the diagonal, those before the window).
 //
-// What bounds it. Per 16 tokens of 128 dims a warp does 32 mma, some 210 clocks of a quarter SM at 60 % of its rate, and
-// about 150 other instructions for softmax, loading and decoding: products decide (modelled). Bytes: 64 lines use a token's
-// 256 (8 bit) or 512 bytes for 16 k multiply-adds, 32 or more a byte; the bus is far from full, and two stages in flight (16 or
-// 32 KB of a block, of the 15.2 KB that an SM needs at full rate) hide its latency.
+// K and V of a step lie in shared memory in the format of the products, and ldmatrix gives the fragments. Where the cache has
+// 8 bits each thread copies pieces of 16 bytes to a place of its own (two steps ahead), and converts them, once for the block,
+// into the tile of the next step, between the products of this one. With 16 bits the copies go into the tiles.
+//
+// What bounds it, for a step of 32 tokens of 128 dims in 8 bits (modelled): 128 mma of a warp, some 830 clocks of a quarter SM
+// at 60 % of its rate; 960 clocks of shared memory (128 bytes each): 512 for the keys and values of four warps, 192 for
+// queries, 256 for the conversion; about 450 other instructions of a warp. Two blocks on an SM keep products and shared memory
+// busy while one waits at its barrier. Warps of 16 lines would read the same keys and values for half the products, and warps
+// that decode for themselves repeat the conversions. Measured on an H100 80GB HBM3 for 2,048 rows of 32 heads, 8 KV heads and
+// 128 dims: 133 us, some 130 of the 600 TFLOP/s that mma.sync has (297 us where each warp of 16 lines decodes). 512 rows are
+// 128 blocks, one for each SM, and take 35 us: a block by itself waits for itself most of the time.
+//
+// A line's reference, which is subtracted from its scores, follows their maximum only where this has grown by more than
+// PREFILL_SLACK: else one of a warp's 32 lines would ask for new outputs in most steps. Probabilities are up to 2^8 then, which
+// all formats hold as well as 1.
 //
 //   dim  cache    shared memory   registers   blocks per SM
-//    64  8 bit         29 KB          78           6
-//   128  8 bit         49 KB         124           4
-//   128  16 bit        76 KB         126           2
-//   256  16 bit       140 KB         194           1
+//    64  8 bit         44 KB         166           3
+//   128  8 bit         84 KB         255           2
+//   128  16 bit        85 KB         255           2
+//   256  8 bit         82 KB         241           2
 //
-// Blocks of the last rows of a sequence have most to do and are numbered first, so that they do not start last.
+// Tiles of the last rows have most to do and are numbered first, those of all KV heads and sequences, so that none of them
+// starts last.
 
 #define PREFILL_WARPS 4
-#define PREFILL_STAGES 3
-#define PREFILL_LINES 64
-// Blocks of the cache in a stage.
-#define PREFILL_BLOCKS 2
+#define PREFILL_THREADS (32 * PREFILL_WARPS)
+// Steps that are on their way to a block; tiles of 16-bit caches are one more.
+#define PREFILL_AHEAD 2
+// Maxima may grow by this, as a power of two, before outputs are rescaled.
+#define PREFILL_SLACK 8.0f
+
+template <class Cache, int DIM>
+struct Prefill {
+    // Tiles of 16 lines of a warp, and tokens of a step: what registers hold.
+    static constexpr int TILES = DIM <= 128 ? 2 : 1;
+    static constexpr u32 TOKENS = DIM <= 128 ? 32 : 16;
+    static constexpr int PAIRS = TOKENS / 16;
+    static constexpr u32 LINES = PREFILL_WARPS * TILES * 16;
+    // Bytes of a row of queries, keys or values: eight rows of 16 bytes meet different banks.
+    static constexpr u32 PITCH = 2 * DIM + 16;
+    // Keys and then values of a step.
+    static constexpr u32 TILE = 2 * TOKENS * PITCH;
+    static constexpr bool STAGED = Cache::BYTES == 1;
+    // Pieces of 16 bytes of a row as it is stored, and those of a step that a thread has.
+    static constexpr u32 PIECES = DIM * Cache::BYTES / 16;
+    static constexpr u32 EACH = 2 * TOKENS * PIECES / PREFILL_THREADS;
+    static constexpr u32 STAGE = EACH * PREFILL_THREADS * 16;
+    static_assert(2 * TOKENS * PIECES % PREFILL_THREADS == 0, "pieces are left over");
+    // Whether the next step is converted between the products with keys, else before them: heads of 64 have registers for three
+    // blocks on an SM without.
+    static constexpr bool SPREAD = STAGED && DIM != 64;
+
+    // The number of this thread's piece n (of a thread that is less than 128, from which the compiler knows rows).
+    static __device__ __forceinline__ u32 piece(u32 n) { return n * PREFILL_THREADS + threadIdx.x % PREFILL_THREADS; }
+
+    // Where the eight dims of a chunk lie in a row of shared memory, and the inverse. A piece of sixteen 8-bit elements becomes
+    // two chunks, which lie half a row apart, so that neighbouring threads write neighbouring chunks.
+    static __device__ __forceinline__ constexpr u32 place(u32 chunk) {
+        return STAGED ? chunk % 2 * (DIM / 16) + chunk / 2 : chunk;
+    }
+    static __device__ __forceinline__ constexpr u32 chunk(u32 place) {
+        return STAGED ? place % (DIM / 16) * 2 + place / (DIM / 16) : place;
+    }
+};
+
+// Cache blocks of a step.
+template <int PAIRS>
+struct PrefillBlocks {
+    u32 number[PAIRS];
+};
+
+// The tokens that a block's lines see, and the sequence's block numbers.
+struct PrefillTokens {
+    const u32* table;
+    u32 from;
+    u32 end;
+
+    // The numbers of a step's blocks. Those that no line sees are not looked at; a neighbour stands for them.
+    template <int PAIRS>
+    __device__ __forceinline__ PrefillBlocks<PAIRS> blocks(u32 step) const {
+        const u32 first = from / ATTENTION_TOKENS, last = (end - 1) / ATTENTION_TOKENS;
+        PrefillBlocks<PAIRS> found;
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            const u32 block = step * PAIRS + i;
+            found.number[i] = table[block < first ? first : block > last ? last : block];
+        }
+        return found;
+    }
+};
+
+// Starts copying this thread's pieces of a step: each to a place of its own, or into the tile. Tokens that no line sees are
+// zeros: what lies there could be NaN, and no probability makes that a zero.
+template <class Cache, int DIM>
+DEV void prefill_fetch(u8* to, const Attention& a, const PrefillTokens& tokens,
+                       const PrefillBlocks<Prefill<Cache, DIM>::PAIRS>& blocks, u32 kv_head, u32 step) {
+    typedef Prefill<Cache, DIM> P;
+    constexpr u32 ROW = DIM * Cache::BYTES;
+#pragma unroll
+    for (u32 n = 0; n < P::EACH; n++) {
+        const u32 i = P::piece(n), row = i / P::PIECES, piece = i % P::PIECES;
+        const u32 value = row / P::TOKENS, token = row % P::TOKENS, position = step * P::TOKENS + token;
+        const u32 block = token < ATTENTION_TOKENS ? blocks.number[0] : blocks.number[P::PAIRS - 1];
+        const u32 place = (value * a.kv_heads + kv_head) * ATTENTION_TOKENS + token % ATTENTION_TOKENS;
+        const u8* from = a.kv + block * a.block_bytes + (u64)place * ROW + piece * 16;
+        cp_async16(to + (P::STAGED ? i * 16 : row * P::PITCH + piece * 16), from,
+                   position >= tokens.from && position < tokens.end);
+    }
+}
+
+// Writes eight elements of one of this thread's pieces to the tile: its first half, then its second.
+template <class Cache, int DIM>
+DEV void prefill_convert(u8* tile, u32 n, u32 half, u32 low, u32 high) {
+    typedef Prefill<Cache, DIM> P;
+    const u32 i = P::piece(n), row = i / P::PIECES, piece = i % P::PIECES;
+    u32 pairs[4];
+    Cache::decode(low, high, pairs);
+    *reinterpret_cast<uint4*>(tile + row * P::PITCH + (half * P::PIECES + piece) * 16) =
+        make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+
+// All of this thread's pieces of a step.
+template <class Cache, int DIM>
+DEV void prefill_convert_all(u8* tile, const u8* stage) {
+#pragma unroll
+    for (u32 n = 0; n < Prefill<Cache, DIM>::EACH; n++) {
+        const uint4 v = *reinterpret_cast<const uint4*>(stage + Prefill<Cache, DIM>::piece(n) * 16);
+        prefill_convert<Cache, DIM>(tile, n, 0, v.x, v.y);
+        prefill_convert<Cache, DIM>(tile, n, 1, v.z, v.w);
+    }
+}
+
+// The state of a warp's lines; lane (g, t) has lines g and g + 8 of each tile. `out`[tile][n][i]: element 2 t + i % 2 of the
+// chunk at place n, of line g + 8 (i / 2). `sum` is this lane's part of it.
+template <class Cache, int DIM>
+struct PrefillLines {
+    typedef Prefill<Cache, DIM> P;
+    float out[P::TILES][DIM / 8][4];
+    float reference[P::TILES][2];
+    float sum[P::TILES][2];
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int m = 0; m < P::TILES; m++) {
+#pragma unroll
+            for (int n = 0; n < DIM / 8; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    out[m][n][i] = 0.0f;
+                }
+            }
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                reference[m][r] = ATTENTION_NONE;
+                sum[m][r] = 0.0f;
+            }
+        }
+    }
+
+    // Moves the reference of lines whose highest score (of this lane's tokens in `highest`) is far above it.
+    __device__ __forceinline__ void rescale(float (&highest)[P::TILES][2]) {
+#pragma unroll
+        for (int m = 0; m < P::TILES; m++) {
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                float high = highest[m][r];
+                high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
+                high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
+                const bool grows = high > reference[m][r] + PREFILL_SLACK;
+                const float correction = grows ? exp2_fast(reference[m][r] - high) : 1.0f;
+                reference[m][r] = grows ? high : reference[m][r];
+                sum[m][r] *= correction;
+#pragma unroll
+                for (int n = 0; n < DIM / 8; n++) {
+                    out[m][n][2 * r] *= correction;
+                    out[m][n][2 * r + 1] *= correction;
+                }
+            }
+        }
+    }
+
+    // Scores, not yet times `factor`, become probabilities.
+    __device__ __forceinline__ void probabilities(float (&s)[P::TILES][2 * P::PAIRS][4], float factor) {
+        float highest[P::TILES][2];
+        bool grows = false;
+#pragma unroll
+        for (int m = 0; m < P::TILES; m++) {
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                float high = fmaxf(s[m][0][2 * r], s[m][0][2 * r + 1]);
+#pragma unroll
+                for (int n = 1; n < 2 * P::PAIRS; n++) {
+                    high = fmaxf(high, fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
+                }
+                highest[m][r] = high * factor;
+                grows = grows || highest[m][r] > reference[m][r] + PREFILL_SLACK;
+            }
+        }
+        // A line's own tokens decide: for the warp's other lines the correction is one, which changes no bit.
+        if (__any_sync(0xffffffffu, grows)) {
+            rescale(highest);
+        }
+#pragma unroll
+        for (int m = 0; m < P::TILES; m++) {
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                // Before its first token a line has no reference; any does, since all its probabilities are zero.
+                const float from = reference[m][r] == ATTENTION_NONE ? 0.0f : reference[m][r];
+                float total = 0.0f;
+#pragma unroll
+                for (int n = 0; n < 2 * P::PAIRS; n++) {
+#pragma unroll
+                    for (int i = 2 * r; i < 2 * r + 2; i++) {
+                        s[m][n][i] = exp2_fast(s[m][n][i] * factor - from);
+                        total += s[m][n][i];
+                    }
+                }
+                sum[m][r] += total;
+            }
+        }
+    }
+};
 
 template <class Cache, int DIM>
 DEV void attention_prefill(const Attention& a) {
+    typedef Prefill<Cache, DIM> P;
     DYN_SMEM(smem);
-    const u32 sequence = blockIdx.z, rows = a.row_count[sequence];
-    const u32 group = a.heads / a.kv_heads, tile_rows = PREFILL_LINES / group;
-    const u32 first = (gridDim.x - 1 - blockIdx.x) * tile_rows;
+    const u32 group = a.heads / a.kv_heads, tile_rows = P::LINES / group;
+    const u32 number = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z), beside = gridDim.y * gridDim.z;
+    const u32 kv_head = number % beside % gridDim.y, sequence = number % beside / gridDim.y;
+    const u32 first = (gridDim.x - 1 - number / beside) * tile_rows, rows = a.row_count[sequence];
     if (rows < 2 || first >= rows) {
         return;
     }
-    const u32 kv_head = blockIdx.y, first_row = a.first_row[sequence] + first;
-    const u32 first_position = a.first_position[sequence] + first;
+    const u32 first_row = a.first_row[sequence] + first, first_position = a.first_position[sequence] + first;
     const u32 count = (rows - first < tile_rows ? rows - first : tile_rows) * group;
+    const PrefillTokens tokens = {a.tables + a.table_start[sequence], attention_seen(a, first_position).from,
+                                  attention_seen(a, first_position + (count - 1) / group).to};
+    const u32 first_step = tokens.from / P::TOKENS, end_step = (tokens.end + P::TOKENS - 1) / P::TOKENS;
 
-    constexpr u32 QUERY = attention_query_pitch(DIM);
-    for (u32 i = threadIdx.x; i < PREFILL_LINES * DIM / 2; i += 32 * PREFILL_WARPS) {
-        const u32 line = i / (DIM / 2);
-        const u64 head = (u64)(first_row + line / group) * (a.heads + 2 * a.kv_heads) + kv_head * group + line % group;
-        const float* query = line < count ? a.qkv + head * DIM : nullptr;
-        attention_query<Cache, DIM>(smem + line * QUERY, query, a.scale, i % (DIM / 2));
-    }
-
-    // What this lane's two lines see, and what the warp's and the block's do.
-    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, warp_line = warp * 16;
-    AttentionRange seen[2];
-#pragma unroll
-    for (u32 r = 0; r < 2; r++) {
-        const u32 line = warp_line + lane / 4 + 8 * r;
-        const AttentionRange nothing = {0, 0};
-        seen[r] = line < count ? attention_seen(a, first_position + line / group) : nothing;
-    }
-    const u32 warp_last = warp_line + 16 < count ? warp_line + 15 : count - 1;
-    const AttentionRange nothing = {0, 0};
-    const AttentionRange of_warp = {attention_seen(a, first_position + warp_line / group).from,
-                                    attention_seen(a, first_position + warp_last / group).to};
-    const AttentionRange warp_seen = warp_line < count ? of_warp : nothing;
-    const u32 from = attention_seen(a, first_position).from / ATTENTION_TOKENS;
-    const u32 tokens = attention_seen(a, first_position + (count - 1) / group).to;
-    const u32 blocks = (tokens + ATTENTION_TOKENS - 1) / ATTENTION_TOKENS - from;
-    const u32 steps = (blocks + PREFILL_BLOCKS - 1) / PREFILL_BLOCKS;
-
-    constexpr u32 BLOCK = attention_block_bytes(DIM, Cache::BYTES), STAGE = PREFILL_BLOCKS * BLOCK;
-    u8* stages = smem + PREFILL_LINES * QUERY;
-    const u32* table = a.tables + a.table_start[sequence] + from;
+    u8* tiles = smem + P::LINES * P::PITCH;
+    u8* stages = tiles + (P::STAGED ? 2 * P::TILE : 0);
+    PrefillBlocks<P::PAIRS> blocks = tokens.blocks<P::PAIRS>(first_step);
     auto start = [&](u32 step) {
-        for (u32 i = step * PREFILL_BLOCKS; i < (step + 1) * PREFILL_BLOCKS && i < blocks; i++) {
-            attention_fetch<Cache, DIM>(stages + step % PREFILL_STAGES * STAGE + i % PREFILL_BLOCKS * BLOCK, a, table[i],
-                                        kv_head, (from + i) * ATTENTION_TOKENS, tokens, threadIdx.x, 32 * PREFILL_WARPS);
+        // The second step's pieces are zeros where there is no such step: they are converted all the same.
+        if (step < end_step || (P::STAGED && step == first_step + 1)) {
+            u8* to = P::STAGED ? stages + step % PREFILL_AHEAD * P::STAGE : tiles + step % (PREFILL_AHEAD + 1) * P::TILE;
+            prefill_fetch<Cache, DIM>(to, a, tokens, blocks, kv_head, step);
+            // Known by the time that they are asked for.
+            blocks = tokens.blocks<P::PAIRS>(step + 1);
         }
         cp_async_commit();
     };
-    AttentionLines<DIM> lines;
-    lines.clear();
-    const float factor = a.k_scales[kv_head] * ATTENTION_LOG2E;
 #pragma unroll
-    for (u32 step = 0; step < PREFILL_STAGES - 1; step++) {
-        start(step);
+    for (u32 ahead = 0; ahead < PREFILL_AHEAD; ahead++) {
+        start(first_step + ahead);
     }
-    for (u32 step = 0; step < steps; step++) {
-        cp_async_wait<PREFILL_STAGES - 2>();
-        // The step's bytes of all threads are there (in the first step the queries, too), and all warps are done with the
-        // stage that is filled next.
-        __syncthreads();
-        start(step + PREFILL_STAGES - 1);
-        for (u32 i = step * PREFILL_BLOCKS; i < (step + 1) * PREFILL_BLOCKS && i < blocks; i++) {
-            const u32 token = (from + i) * ATTENTION_TOKENS;
-            if (token >= warp_seen.to || token + ATTENTION_TOKENS <= warp_seen.from) {
-                continue;
-            }
-            const u8* keys = stages + step % PREFILL_STAGES * STAGE + i % PREFILL_BLOCKS * BLOCK;
-            attention_block<Cache, DIM>(lines, smem + warp_line * QUERY, keys,
-                                        keys + ATTENTION_TOKENS * attention_key_pitch(DIM, Cache::BYTES), token, seen,
-                                        factor);
+
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < P::LINES * DIM / 8; i += PREFILL_THREADS) {
+        const u32 line = i / (DIM / 8), chunk = i % (DIM / 8);
+        float4 low = make_float4(0.0f, 0.0f, 0.0f, 0.0f), high = low;
+        if (line < count) {
+            const u64 head = (u64)(first_row + line / group) * (a.heads + 2 * a.kv_heads) + kv_head * group + line % group;
+            const float4* query = reinterpret_cast<const float4*>(a.qkv + head * DIM + chunk * 8);
+            low = query[0], high = query[1];
+        }
+        *reinterpret_cast<uint4*>(smem + line * P::PITCH + P::place(chunk) * 16) =
+            make_uint4(Cache::pack(low.x * a.scale, low.y * a.scale), Cache::pack(low.z * a.scale, low.w * a.scale),
+                       Cache::pack(high.x * a.scale, high.y * a.scale), Cache::pack(high.z * a.scale, high.w * a.scale));
+    }
+
+    // What the warp's lines see: all tokens of the first range, none outside the second.
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const u32 warp_line = warp * P::TILES * 16;
+    const u32 warp_last = warp_line + P::TILES * 16 < count ? warp_line + P::TILES * 16 - 1 : count - 1;
+    const AttentionRange of_first = attention_seen(a, first_position + warp_line / group);
+    const AttentionRange of_last = attention_seen(a, first_position + warp_last / group);
+    const AttentionRange warp_all = {of_last.from, of_first.to};
+    const AttentionRange warp_any = {of_first.from, warp_line < count ? of_last.to : 0};
+    u32 position[P::TILES][2];
+#pragma unroll
+    for (int m = 0; m < P::TILES; m++) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            position[m][r] = first_position + (warp_line + m * 16 + r * 8 + g) / group;
         }
     }
-    lines.add_sums();
-#pragma unroll
-    for (u32 r = 0; r < 2; r++) {
-        const u32 line = warp_line + lane / 4 + 8 * r;
-        if (line >= count) {
+
+    // Rows of this lane for ldmatrix: of 16 lines or values, and of 16 keys.
+    const u32 lane_row = lane % 16 * P::PITCH + lane / 16 * 16;
+    const u32 lane_key = (lane / 16 * 8 + lane % 8) * P::PITCH + lane / 8 % 2 * 16;
+    const u8* queries = smem + warp_line * P::PITCH + lane_row;
+    PrefillLines<Cache, DIM> lines;
+    lines.clear();
+    // Not zero: a token that is not seen has a score of -inf, which must not become NaN.
+    const float factor = fmaxf(a.k_scales[kv_head] * ATTENTION_LOG2E, 1e-30f);
+    if constexpr (P::STAGED) {
+        cp_async_wait<PREFILL_AHEAD - 1>();
+        prefill_convert_all<Cache, DIM>(tiles + first_step % 2 * P::TILE, stages + first_step % PREFILL_AHEAD * P::STAGE);
+        start(first_step + PREFILL_AHEAD);
+    }
+    for (u32 step = first_step; step < end_step; step++) {
+        // This thread's pieces of the step, or of the next one if those are to be converted, are there.
+        cp_async_wait<PREFILL_AHEAD - 1>();
+        // All threads' tiles of the step are there (in the first step the queries, too), and all warps are done with the tile
+        // that is filled next.
+        __syncthreads();
+        const u32 first_token = step * P::TOKENS;
+        const bool seen = first_token < warp_any.to && first_token + P::TOKENS > warp_any.from;
+        const u8* tile = tiles + step % (P::STAGED ? 2 : PREFILL_AHEAD + 1) * P::TILE;
+        u8* next_tile = tiles + (step + 1) % 2 * P::TILE;
+        const u8* next_stage = stages + (step + 1) % PREFILL_AHEAD * P::STAGE;
+        if constexpr (P::STAGED) {
+            // Behind the last step this is what the stage held before, for a tile that nobody reads.
+            if (!seen || !P::SPREAD) {
+                prefill_convert_all<Cache, DIM>(next_tile, next_stage);
+                start(step + 1 + PREFILL_AHEAD);
+            }
+        } else {
+            start(step + PREFILL_AHEAD);
+        }
+        if (!seen) {
             continue;
         }
-        const float scale = a.v_scales[kv_head] / lines.sum[r];
-        const u64 head = (u64)(first_row + line / group) * a.heads + kv_head * group + line % group;
+
+        float s[P::TILES][2 * P::PAIRS][4] = {};
+        uint4 piece = make_uint4(0, 0, 0, 0);
 #pragma unroll
-        for (int unit = 0; unit < DIM / 32; unit++) {
-            float4* to = reinterpret_cast<float4*>(a.out + head * DIM + unit * 32 + lane % 4 * 8);
-            const float(&tile)[DIM / 8][4] = lines.out;
-            const int u = unit * 4;
-            to[0] = make_float4(tile[u][2 * r] * scale, tile[u + 1][2 * r] * scale, tile[u + 2][2 * r] * scale,
-                                tile[u + 3][2 * r] * scale);
-            to[1] = make_float4(tile[u][2 * r + 1] * scale, tile[u + 1][2 * r + 1] * scale,
-                                tile[u + 2][2 * r + 1] * scale, tile[u + 3][2 * r + 1] * scale);
+        for (int unit = 0; unit < DIM / 16; unit++) {
+            u32 q[P::TILES][4], k[P::PAIRS][4];
+#pragma unroll
+            for (int m = 0; m < P::TILES; m++) {
+                ldmatrix_x4(q[m], queries + m * 16 * P::PITCH + unit * 32);
+            }
+#pragma unroll
+            for (int pair = 0; pair < P::PAIRS; pair++) {
+                ldmatrix_x4(k[pair], tile + pair * 16 * P::PITCH + lane_key + unit * 32);
+            }
+            if constexpr (P::SPREAD) {
+                if (unit / 2 < (int)P::EACH) {
+                    if (unit % 2 == 0) {
+                        piece = *reinterpret_cast<const uint4*>(next_stage + P::piece(unit / 2) * 16);
+                    }
+                    prefill_convert<Cache, DIM>(next_tile, unit / 2, unit % 2, unit % 2 == 0 ? piece.x : piece.z,
+                                                unit % 2 == 0 ? piece.y : piece.w);
+                }
+            }
+#pragma unroll
+            for (int pair = 0; pair < P::PAIRS; pair++) {
+                const u32 lower[2] = {k[pair][0], k[pair][1]}, upper[2] = {k[pair][2], k[pair][3]};
+#pragma unroll
+                for (int m = 0; m < P::TILES; m++) {
+                    Cache::mma(s[m][2 * pair], q[m], lower);
+                    Cache::mma(s[m][2 * pair + 1], q[m], upper);
+                }
+            }
+        }
+        if constexpr (P::SPREAD) {
+            start(step + 1 + PREFILL_AHEAD);
+        }
+        if (first_token < warp_all.from || first_token + P::TOKENS > warp_all.to) {
+#pragma unroll
+            for (int m = 0; m < P::TILES; m++) {
+#pragma unroll
+                for (int n = 0; n < 2 * P::PAIRS; n++) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        const AttentionRange visible = attention_seen(a, position[m][i / 2]);
+                        const u32 token = first_token + n * 8 + t * 2 + i % 2;
+                        s[m][n][i] = token >= visible.from && token < visible.to ? s[m][n][i] : ATTENTION_NONE;
+                    }
+                }
+            }
+        }
+        lines.probabilities(s, factor);
+        const u8* values = tile + P::TOKENS * P::PITCH + lane_row;
+#pragma unroll
+        for (int pair = 0; pair < P::PAIRS; pair++) {
+            // D of the scores has the places of A's 16 tokens.
+            u32 p[P::TILES][4];
+#pragma unroll
+            for (int m = 0; m < P::TILES; m++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const float(&of)[4] = s[m][2 * pair + i / 2];
+                    p[m][i] = Cache::pack_small(of[i % 2 * 2], of[i % 2 * 2 + 1]);
+                }
+            }
+#pragma unroll
+            for (int unit = 0; unit < DIM / 16; unit++) {
+                u32 v[4];
+                ldmatrix_x4_trans(v, values + pair * 16 * P::PITCH + unit * 32);
+                const u32 lower[2] = {v[0], v[1]}, upper[2] = {v[2], v[3]};
+#pragma unroll
+                for (int m = 0; m < P::TILES; m++) {
+                    Cache::mma(lines.out[m][2 * unit], p[m], lower);
+                    Cache::mma(lines.out[m][2 * unit + 1], p[m], upper);
+                }
+            }
+        }
+    }
+
+#pragma unroll
+    for (int m = 0; m < P::TILES; m++) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            // All lanes take part in the sum, those of lines that do not exist, too.
+            float sum = lines.sum[m][r];
+            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            const u32 line = warp_line + m * 16 + r * 8 + g;
+            if (line >= count) {
+                continue;
+            }
+            const float scale = a.v_scales[kv_head] / sum;
+            const u64 head = (u64)(first_row + line / group) * a.heads + kv_head * group + line % group;
+            float* to = a.out + head * DIM + t * 2;
+#pragma unroll
+            for (int n = 0; n < DIM / 8; n++) {
+                *reinterpret_cast<float2*>(to + P::chunk(n) * 8) =
+                    make_float2(lines.out[m][n][2 * r] * scale, lines.out[m][n][2 * r + 1] * scale);
+            }
         }
     }
 }
 
-// Grid: x = tiles of 64 / group rows of the longest chunk, y = KV heads, z = sequences. 128 threads.
+// Grid: x = tiles of 128 / group rows (64 / group for heads of 256) of the longest chunk, y = KV heads, z = sequences. 128
+// threads.
 // ATTENTION_DIM: see attention_decode.cu.
 #if !defined(ATTENTION_DIM) || ATTENTION_DIM == 64
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_64(Attention a) { attention_prefill<CacheBf16, 64>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_64(Attention a) { attention_prefill<CacheFp16, 64>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_64(Attention a) { attention_prefill<CacheE4m3, 64>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_64(Attention a) { attention_prefill<CacheE5m2, 64>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_64(Attention a) { grid_wait(); attention_prefill<CacheBf16, 64>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_64(Attention a) { grid_wait(); attention_prefill<CacheFp16, 64>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_64(Attention a) { grid_wait(); attention_prefill<CacheE4m3, 64>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_64(Attention a) { grid_wait(); attention_prefill<CacheE5m2, 64>(a); }
 #endif
 #if !defined(ATTENTION_DIM) || ATTENTION_DIM == 96
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_96(Attention a) { attention_prefill<CacheBf16, 96>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_96(Attention a) { attention_prefill<CacheFp16, 96>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_96(Attention a) { attention_prefill<CacheE4m3, 96>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_96(Attention a) { attention_prefill<CacheE5m2, 96>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_96(Attention a) { grid_wait(); attention_prefill<CacheBf16, 96>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_96(Attention a) { grid_wait(); attention_prefill<CacheFp16, 96>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_96(Attention a) { grid_wait(); attention_prefill<CacheE4m3, 96>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_96(Attention a) { grid_wait(); attention_prefill<CacheE5m2, 96>(a); }
 #endif
 #if !defined(ATTENTION_DIM) || ATTENTION_DIM == 128
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_128(Attention a) { attention_prefill<CacheBf16, 128>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_128(Attention a) { attention_prefill<CacheFp16, 128>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_128(Attention a) { attention_prefill<CacheE4m3, 128>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_128(Attention a) { attention_prefill<CacheE5m2, 128>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_128(Attention a) { grid_wait(); attention_prefill<CacheBf16, 128>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_128(Attention a) { grid_wait(); attention_prefill<CacheFp16, 128>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_128(Attention a) { grid_wait(); attention_prefill<CacheE4m3, 128>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_128(Attention a) { grid_wait(); attention_prefill<CacheE5m2, 128>(a); }
 #endif
 #if !defined(ATTENTION_DIM) || ATTENTION_DIM == 256
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_256(Attention a) { attention_prefill<CacheBf16, 256>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_256(Attention a) { attention_prefill<CacheFp16, 256>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_256(Attention a) { attention_prefill<CacheE4m3, 256>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_256(Attention a) { attention_prefill<CacheE5m2, 256>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_bf16_256(Attention a) { grid_wait(); attention_prefill<CacheBf16, 256>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_fp16_256(Attention a) { grid_wait(); attention_prefill<CacheFp16, 256>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e4m3_256(Attention a) { grid_wait(); attention_prefill<CacheE4m3, 256>(a); }
+extern "C" __global__ void __launch_bounds__(128) attention_prefill_e5m2_256(Attention a) { grid_wait(); attention_prefill<CacheE5m2, 256>(a); }
 #endif

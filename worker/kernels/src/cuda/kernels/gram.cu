@@ -13,6 +13,7 @@ DEV uint2 upper_tile(u32 i, u32 tiles) {
 // gram [k, k] += x^T x over `rows` rows of x [rows, k]. The upper triangle is continued, both are valid afterwards.
 // Grid: the tiles of the upper triangle, t (t + 1) / 2 for t = k / 128 rounded up.
 extern "C" __global__ void __launch_bounds__(256) gram(float* gram, const float* x, u32 rows, u32 k) {
+    grid_start();
     __shared__ __align__(16) float left[2][DEPTH][SIDE];
     __shared__ __align__(16) float right[2][DEPTH][SIDE];
     const uint2 tile = upper_tile(blockIdx.x, (k + SIDE - 1) / SIDE);
@@ -73,6 +74,7 @@ extern "C" __global__ void __launch_bounds__(256) gram(float* gram, const float*
 // ordered as integers are: the result does not depend on the order of the blocks.
 // Grid: (k / 128 rounded up, any number that shares the rows).
 extern "C" __global__ void __launch_bounds__(256) column_absmax(float* out, const float* x, u32 rows, u32 k) {
+    grid_start();
     __shared__ __align__(16) float tops[8][SIDE];
     const u32 warp = threadIdx.x / 32;
     const u32 lane = threadIdx.x % 32;

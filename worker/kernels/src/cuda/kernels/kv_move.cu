@@ -23,6 +23,7 @@ DEV bool reads_what_was_written(const u32* moves, u32 first, u32 later) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) kv_move(u8* pool, const u32* moves, u64 block_bytes, u32 count) {
+    grid_start();
     const u64 column = ((u64)blockIdx.x * 256 + threadIdx.x) * 16;
     if (column >= block_bytes) {
         return;

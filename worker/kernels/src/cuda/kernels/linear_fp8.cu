@@ -3,7 +3,7 @@
 // the weight's bytes are what is waited for: a chunk of 4 KB takes 8 mma for 8 rows, that is 16 FP16 products and about 80
 // conversions, some 270 of the 1,090 clocks in which the chunks of four warps arrive at 15 bytes per clock (modelled).
 //
-// Bytes in flight and shapes: linear.cuh. 62 registers for 8 rows, 110 for 32.
+// Bytes in flight and shapes: linear.cuh. 70 registers for 8 rows, 108 for 16, 143 for 32.
 //
 // x [m, k] and w [n padded to 32, k] are E4M3, k a multiple of 16. Grid: x = n / 32, y = splits. 256 threads.
 
@@ -20,6 +20,12 @@ extern "C" __global__ void __launch_bounds__(256) linear_fp8_m8(
     linear_fp8<1>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, x_scales, w, w_scales, k);
 }
 
+extern "C" __global__ void __launch_bounds__(256) linear_fp8_m16(
+    float* out, float* partial, const u8* x, const float* x_scales, const u8* w, const float* w_scales,
+    const float* bias, u32 m, u32 n, u32 k, u32 add) {
+    linear_fp8<2>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, x_scales, w, w_scales, k);
+}
+
 extern "C" __global__ void __launch_bounds__(256) linear_fp8_m32(
     float* out, float* partial, const u8* x, const float* x_scales, const u8* w, const float* w_scales,
     const float* bias, u32 m, u32 n, u32 k, u32 add) {
@@ -34,9 +40,10 @@ DEV void linear_fp8_block(
     const LinearOut& to, const u8* x, const float* x_scales, const u8* w, const float* w_scales, u32 k) {
     const u32 first = blockIdx.x * LINEAR_OUTPUTS, blocks = k / LINEAR_CHUNK;
     float total[2][TILES][4] = {};
-    for (u32 block = to.begin(blocks) + threadIdx.x / 32; block < to.end(blocks); block += LINEAR_WARPS) {
+    const u32 begin = to.begin(blocks) + threadIdx.x / 32, end = to.end(blocks);
+    for (u32 block = begin; block < end; block += LINEAR_WARPS) {
         float sums[2][TILES][4] = {};
-        linear_chunk<LinearE4m3, TILES>(sums, w + (u64)first * k, x, k, to.m, block);
+        linear_chunk<LinearE4m3, TILES>(sums, w + (u64)first * k, x, k, to.m, block, block == begin);
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
@@ -51,6 +58,9 @@ DEV void linear_fp8_block(
             }
         }
     }
+    if (begin >= end) {
+        grid_wait();
+    }
     __shared__ float shared[LINEAR_SHARED(TILES)];
     linear_add_warps<float, TILES>(
         shared, total, [&](u32 row, u32 output, float sum) { to.store(row, first + output, sum); });
@@ -60,6 +70,12 @@ extern "C" __global__ void __launch_bounds__(256) linear_fp8_block_m8(
     float* out, float* partial, const u8* x, const float* x_scales, const u8* w, const float* w_scales,
     const float* bias, u32 m, u32 n, u32 k, u32 add) {
     linear_fp8_block<1>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, x_scales, w, w_scales, k);
+}
+
+extern "C" __global__ void __launch_bounds__(256) linear_fp8_block_m16(
+    float* out, float* partial, const u8* x, const float* x_scales, const u8* w, const float* w_scales,
+    const float* bias, u32 m, u32 n, u32 k, u32 add) {
+    linear_fp8_block<2>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, x_scales, w, w_scales, k);
 }
 
 extern "C" __global__ void __launch_bounds__(256) linear_fp8_block_m32(

@@ -15,8 +15,8 @@
 //
 // Scales and minima are applied to the FP32 sum of a group, and not folded into the unpacked values: codes are exact in
 // BF16, s q + m is not, and this is what the definition (W4A16) sums. The minimum's part is m times the sum of the group's
-// activations, for which one more mma with an operand of ones gives all rows of a tile: a quarter of the products of the
-// GEMM, half of those of the GEMV, both free while the weight's bytes are waited for (see linear_int4.cu).
+// activations, for which one more mma with an operand of ones gives all rows of a tile: half of the products for up to
+// 8 rows, a quarter for 16, an eighth and a sixteenth for 32 and 64.
 
 #define INT4_STRIP 32
 #define INT4_UNIT_BYTES 512
@@ -40,22 +40,21 @@ DEV void int4_unpack(const u32 (&words)[PLANES], u32 (&pairs)[4]) {
     }
 }
 
-// Scales and minima of outputs g, g + 8, g + 16, g + 24.
+// Four scales or four minima: those of outputs g, g + 8, g + 16, g + 24.
+DEV void int4_halves(u32 first, u32 second, float (&values)[4]) {
+    float low[2], high[2];
+    f16x2_to_f32(first, low);
+    f16x2_to_f32(second, high);
+    values[0] = low[0], values[1] = low[1], values[2] = high[0], values[3] = high[1];
+}
 struct Int4Affine {
     float scale[4];
     float min[4];
 };
 DEV Int4Affine int4_affine(uint4 v) {
-    const u32 words[4] = {v.x, v.y, v.z, v.w};
     Int4Affine affine;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        float scales[2], mins[2];
-        f16x2_to_f32(words[i], scales);
-        f16x2_to_f32(words[2 + i], mins);
-        affine.scale[2 * i] = scales[0], affine.scale[2 * i + 1] = scales[1];
-        affine.min[2 * i] = mins[0], affine.min[2 * i + 1] = mins[1];
-    }
+    int4_halves(v.x, v.y, affine.scale);
+    int4_halves(v.z, v.w, affine.min);
     return affine;
 }
 

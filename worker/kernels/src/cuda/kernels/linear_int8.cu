@@ -5,7 +5,7 @@
 // The outlier columns of LLM.int8 are zero in both operands here; their part is a BF16 product of at most 64 inputs
 // (linear_bf16.cu) added behind this one.
 //
-// Bytes in flight and shapes: linear.cuh. 54 registers for 8 rows, 88 for 32.
+// Bytes in flight and shapes: linear.cuh. 64 registers for 8 rows, 98 for 16, 114 for 32.
 //
 // x [m, k] and w [n padded to 32, k] are INT8, k a multiple of 16. Grid: x = n / 32, y = splits. 256 threads.
 
@@ -19,6 +19,12 @@ extern "C" __global__ void __launch_bounds__(256) linear_int8_m8(
     float* out, float* partial, const u8* x, const float* x_scales, const u8* w, const float* w_scales,
     const float* bias, u32 m, u32 n, u32 k, u32 add) {
     linear_int8<1>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, x_scales, w, w_scales, k);
+}
+
+extern "C" __global__ void __launch_bounds__(256) linear_int8_m16(
+    float* out, float* partial, const u8* x, const float* x_scales, const u8* w, const float* w_scales,
+    const float* bias, u32 m, u32 n, u32 k, u32 add) {
+    linear_int8<2>(LinearOut{out, partial, bias, m, n, add, blockIdx.y, gridDim.y}, x, x_scales, w, w_scales, k);
 }
 
 extern "C" __global__ void __launch_bounds__(256) linear_int8_m32(

@@ -7,6 +7,7 @@
 extern "C" __global__ void __launch_bounds__(256) penalize(
     float* logits, const SampleRow* rows, const u32* bias_tokens, const float* bias_values, const u32* seen_tokens,
     const u32* seen_counts, u32 vocab, u32 stride) {
+    grid_start();
     const SampleRow& row = rows[blockIdx.x];
     float* values = logits + (u64)blockIdx.x * stride;
     for (u32 i = threadIdx.x; i < row.bias_count; i += 256) {

@@ -40,6 +40,22 @@ DEV float exp2_fast(float x) {
     return r;
 }
 
+// ------------------------------------------------------------------------------------------------ dependent launches
+
+// Kernels can be launched to overlap with the one ahead of them in the stream (programmatic dependent launch): blocks may
+// start when all blocks of the kernel ahead have let them, or are done. Every thread calls grid_wait before it reads or
+// writes what another kernel writes or reads: then the kernel ahead, and with it all before, is done and its memory seen.
+// Before that only what no kernel writes may be read: weights. (griddepcontrol, 9.7.13.13)
+DEV void grid_wait() {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+// Lets the next kernel's blocks start as soon as all blocks of this one run: they wait for this kernel's end themselves. For
+// kernels of few small blocks: behind a wide one the next one's blocks would find places where it leaves some, and not evenly.
+DEV void grid_let_next_start() {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 // ------------------------------------------------------------------------------------------------------ conversions
 // All are elementwise, to nearest even, `lo` in the low bits. (cvt, 9.7.9.21)
 
@@ -244,6 +260,12 @@ DEV void cp_async_wait() {
 #endif  // CUDA_EMU
 
 // -------------------------------------------------------------------------------- the same on a device and emulated
+
+// What a small kernel begins with that reads nothing before the kernel ahead is done.
+DEV void grid_start() {
+    grid_let_next_start();
+    grid_wait();
+}
 
 DEV float bf16_to_f32(u16 x) {
     return __uint_as_float((u32)x << 16);

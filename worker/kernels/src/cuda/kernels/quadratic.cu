@@ -29,6 +29,7 @@ DEV void keep_upper(float (&v)[8], u32 row, u32 column, u32 part) {
 // Grid: (tiles, rows / 128 rounded up). The last tiles have the most to do and go first.
 extern "C" __global__ void __launch_bounds__(256) quadratic_partials(
     double* partials, const float* delta, const float* gram, u32 rows, u32 k) {
+    grid_start();
     __shared__ __align__(16) float left[2][SIDE][SLICE_PITCH];
     __shared__ __align__(16) float right[2][DEPTH][SIDE];
     const u32 tile = gridDim.x - 1 - blockIdx.x;
@@ -104,6 +105,7 @@ extern "C" __global__ void __launch_bounds__(256) quadratic_partials(
 // Grid: rows / 256 rounded up.
 extern "C" __global__ void __launch_bounds__(256) quadratic_forms(
     float* out, const double* partials, u32 rows, u32 tiles) {
+    grid_start();
     const u32 row = blockIdx.x * 256 + threadIdx.x;
     if (row >= rows) {
         return;

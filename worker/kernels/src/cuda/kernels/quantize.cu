@@ -8,30 +8,35 @@
 
 extern "C" __global__ void __launch_bounds__(256) quantize_bf16(
     u16* codes, const float* x, u32 width, u32 pitch) {
+    grid_start();
     store_bf16(codes, PlainRow{row_of(x, width)}, width, pitch);
 }
 
 // scales [rows].
 extern "C" __global__ void __launch_bounds__(256) quantize_e4m3(
     u8* codes, float* scales, const float* x, u32 width, u32 pitch) {
+    grid_start();
     quantize_e4m3_row(codes, scales, PlainRow{row_of(x, width)}, width, pitch);
 }
 
 // One scale for all rows, measured beforehand: an input; saturating.
 extern "C" __global__ void __launch_bounds__(256) quantize_e4m3_static(
     u8* codes, const float* scale, const float* x, u32 width, u32 pitch) {
+    grid_start();
     store_e4m3(codes, *scale, PlainRow{row_of(x, width)}, width, pitch);
 }
 
 // scales [rows, width / 128].
 extern "C" __global__ void __launch_bounds__(256) quantize_e4m3_block(
     u8* codes, float* scales, const float* x, u32 width) {
+    grid_start();
     quantize_e4m3_blocks(codes, scales, PlainRow{row_of(x, width)}, width);
 }
 
 // scales [rows].
 extern "C" __global__ void __launch_bounds__(256) quantize_int8(
     u8* codes, float* scales, const float* x, u32 width, u32 pitch) {
+    grid_start();
     quantize_int8_row(codes, scales, PlainRow{row_of(x, width)}, width, pitch);
 }
 
@@ -55,6 +60,7 @@ struct RestRow {
 extern "C" __global__ void __launch_bounds__(256) quantize_int8_outliers(
     u8* codes, float* scales, u16* picked, const float* x, const u32* columns, u32 width, u32 pitch, u32 count,
     u32 picked_pitch) {
+    grid_start();
     DYN_SMEM(flags);
     for (u32 i = threadIdx.x; i < width / 4; i += ROW_THREADS) {
         reinterpret_cast<u32*>(flags)[i] = 0;

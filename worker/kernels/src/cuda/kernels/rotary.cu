@@ -26,6 +26,7 @@ constexpr u32 NO_SLOT = 0xffffffffu;
 // Grid: rows * pairs / 256 blocks, rounded up.
 extern "C" __global__ void __launch_bounds__(256) rotary_angles(
     float* angles, const u32* positions, const float* inverse_frequencies, u32 rows, u32 pairs, float factor) {
+    grid_start();
     const u32 index = blockIdx.x * 256 + threadIdx.x;
     if (index >= rows * pairs) {
         return;
@@ -246,6 +247,7 @@ DEV void rotate_and_store(float* qkv, const float* angles, const u32* slots, con
 extern "C" __global__ void __launch_bounds__(256) rotate_store_bf16(
     float* qkv, u8* pool, const float* angles, const u32* slots, const float* query_norm, const float* key_norm,
     u32 heads, u32 kv_heads, u32 head_dim, u32 rotary_dim, float epsilon, u64 block_bytes, u64 layer_offset) {
+    grid_start();
     rotate_and_store<StoreBf16>(qkv, angles, slots, RotaryShape{heads, kv_heads, head_dim, rotary_dim},
                                 HeadNorms{query_norm, key_norm, epsilon},
                                 PoolPlace{pool, block_bytes, layer_offset, nullptr, nullptr});
@@ -254,6 +256,7 @@ extern "C" __global__ void __launch_bounds__(256) rotate_store_bf16(
 extern "C" __global__ void __launch_bounds__(256) rotate_store_f16(
     float* qkv, u8* pool, const float* angles, const u32* slots, const float* query_norm, const float* key_norm,
     u32 heads, u32 kv_heads, u32 head_dim, u32 rotary_dim, float epsilon, u64 block_bytes, u64 layer_offset) {
+    grid_start();
     rotate_and_store<StoreF16>(qkv, angles, slots, RotaryShape{heads, kv_heads, head_dim, rotary_dim},
                                HeadNorms{query_norm, key_norm, epsilon},
                                PoolPlace{pool, block_bytes, layer_offset, nullptr, nullptr});
@@ -263,6 +266,7 @@ extern "C" __global__ void __launch_bounds__(256) rotate_store_e4m3(
     float* qkv, u8* pool, const float* angles, const u32* slots, const float* query_norm, const float* key_norm,
     const float* k_scales, const float* v_scales, u32 heads, u32 kv_heads, u32 head_dim, u32 rotary_dim, float epsilon,
     u64 block_bytes, u64 layer_offset) {
+    grid_start();
     rotate_and_store<StoreE4m3>(qkv, angles, slots, RotaryShape{heads, kv_heads, head_dim, rotary_dim},
                                 HeadNorms{query_norm, key_norm, epsilon},
                                 PoolPlace{pool, block_bytes, layer_offset, k_scales, v_scales});
@@ -271,6 +275,7 @@ extern "C" __global__ void __launch_bounds__(256) rotate_store_e4m3(
 extern "C" __global__ void __launch_bounds__(256) rotate_store_e5m2(
     float* qkv, u8* pool, const float* angles, const u32* slots, const float* query_norm, const float* key_norm,
     u32 heads, u32 kv_heads, u32 head_dim, u32 rotary_dim, float epsilon, u64 block_bytes, u64 layer_offset) {
+    grid_start();
     rotate_and_store<StoreE5m2>(qkv, angles, slots, RotaryShape{heads, kv_heads, head_dim, rotary_dim},
                                 HeadNorms{query_norm, key_norm, epsilon},
                                 PoolPlace{pool, block_bytes, layer_offset, nullptr, nullptr});

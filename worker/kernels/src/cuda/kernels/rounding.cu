@@ -85,6 +85,7 @@ DEV Range group_range(const ScaledRow& row, u32 first, u32 group, float cut) {
 // Grid: one block per row. Needs rows.cuh.
 extern "C" __global__ void __launch_bounds__(256) rounding_changes(
     float* changes, const float* weights, const float* scales, u32 k, u32 bits, u32 group, u32 grid, float cut) {
+    grid_start();
     const ScaledRow row = {weights + (u64)blockIdx.x * k, scales};
     float* out = changes + (u64)blockIdx.x * k;
     const u32 lane = threadIdx.x % 32;

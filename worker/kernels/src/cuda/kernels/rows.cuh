@@ -1,6 +1,7 @@
-// Rows of FP32 activations and the forms that products take them in: shared by norm.cu, quantize.cu and activation.cu.
+// Rows of FP32 activations and the forms that products take them in: norm.cu and quantize.cu, whose rows are short enough to
+// be walked again, and the parts of it that activation.cu needs too.
 //
-//   source (plain, normed, gated)  ->  float4 i of the row  ->  FP32, BF16, E4M3 or INT8 with scales
+//   source (plain, normed)  ->  float4 i of the row  ->  FP32, BF16, E4M3 or INT8 with scales
 //
 // What bounds these kernels: bytes when there are many rows (4 to 8 read, 1 to 4 written per value, some ten instructions
 // between), latency when there are few. The shape follows: one block of 256 threads per row, so that a decode step of
@@ -60,7 +61,7 @@ DEV float block_max(float v) {
 }
 
 // --------------------------------------------------------------------------------------------------------- sources
-// A source gives float4 i of its row: at(i).
+// A source gives float4 i of its row: at(i). The gated activation's is in activation.cu.
 
 // The block's row of a matrix.
 DEV const float* row_of(const float* x, u32 width) {
@@ -101,27 +102,6 @@ DEV NormedRow normed_row(const float* x, const float* gain, u32 width, float eps
     }
     const float mean = block_sum(sum) / (float)width;
     return NormedRow{row, gain, 1.0f / sqrtf(mean + epsilon)};
-}
-
-// x * sigmoid(x), some 4 ulp off. Beyond -88 the exponential would leave FP32's range; the result is nearly zero there.
-DEV float silu(float x) {
-    return __fdividef(x, 1.0f + __expf(fminf(-x, 88.0f)));
-}
-
-// silu(gate) * up, the two halves of a row of twice the width (SwiGLU, Shazeer 2020).
-struct GatedRow {
-    const float* gate;
-    const float* up;
-    __device__ __forceinline__ float4 at(u32 i) const {
-        const float4 g = float4_at(gate, i);
-        const float4 u = float4_at(up, i);
-        return make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w);
-    }
-};
-
-DEV GatedRow gated_row(const float* x, u32 width) {
-    const float* row = row_of(x, 2 * width);
-    return GatedRow{row, row + width};
 }
 
 // ----------------------------------------------------------------------------------------------------------- codes

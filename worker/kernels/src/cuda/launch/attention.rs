@@ -13,12 +13,11 @@ use crate::{
 
 /// Lines (query heads of a row) of a decode block.
 const DECODE_LINES: usize = 16;
-/// Lines of a prefill block.
-const PREFILL_LINES: usize = 64;
-/// Stages of shared memory of both, and what one holds.
-const STAGES: u32 = 3;
+/// Stages of shared memory of a decode block's warps, of a block of the cache each.
+const DECODE_STAGES: u32 = 3;
 const DECODE_WARPS: u32 = 4;
-const PREFILL_BLOCKS: u32 = 2;
+/// Steps that are on their way to a prefill block.
+const PREFILL_AHEAD: u32 = 2;
 
 /// The arguments, as `struct Attention` of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -105,9 +104,10 @@ impl Attention {
         out: Ptr<f32>,
     ) -> Result<Self> {
         let group = shape.heads / shape.kv_heads;
-        if group > PREFILL_LINES {
+        let most = prefill_lines(shape.head_dim as u32);
+        if group > most {
             return Err(KernelError::Shape(format!(
-                "{group} query heads share a KV head; the GPU's attention takes up to {PREFILL_LINES}"
+                "{group} query heads share a KV head; the GPU's attention takes up to {most}"
             )));
         }
         let window = match shape.sliding_window {
@@ -191,7 +191,8 @@ impl Attention {
 
     /// Sequences with more rows, of which the longest has `longest`.
     pub(in crate::cuda) fn prefill(&self, longest: usize) -> Result<Launch> {
-        let grid = [blocks(longest, PREFILL_LINES / self.group), self.arguments.kv_heads, self.sequences as u32];
+        let tiles = blocks(longest, prefill_lines(self.arguments.dim) / self.group);
+        let grid = [tiles, self.arguments.kv_heads, self.sequences as u32];
         let kernel = match (self.format, self.arguments.dim) {
             (KvFormat::Bf16, 64) => Kernel::PrefillBf1664,
             (KvFormat::Bf16, 96) => Kernel::PrefillBf1696,
@@ -238,15 +239,24 @@ impl Attention {
 
 /// Shared memory of a decode block: its queries, and the stages of all warps.
 pub(in crate::cuda) const fn decode_shared(dim: u32, bytes: u32) -> u32 {
-    DECODE_LINES as u32 * query_pitch(dim) + STAGES * DECODE_WARPS * block_bytes(dim, bytes)
+    DECODE_LINES as u32 * query_pitch(dim) + DECODE_STAGES * DECODE_WARPS * block_bytes(dim, bytes)
 }
 
-/// Shared memory of a prefill block: its queries, and the stages of the block.
+/// Lines (query heads of a row) of a prefill block: what the registers of four warps hold.
+const fn prefill_lines(dim: u32) -> usize {
+    if dim <= 128 { 128 } else { 64 }
+}
+
+/// Shared memory of a prefill block: its queries, the tiles of keys and values of its steps, and the pieces of 8-bit keys and
+/// values that are to be converted into tiles.
 pub(in crate::cuda) const fn prefill_shared(dim: u32, bytes: u32) -> u32 {
-    PREFILL_LINES as u32 * query_pitch(dim) + STAGES * PREFILL_BLOCKS * block_bytes(dim, bytes)
+    let (lines, tokens) = (prefill_lines(dim) as u32, if dim <= 128 { 32 } else { 16 });
+    let row = 2 * dim + 16;
+    let (tiles, pieces) = if bytes == 1 { (2, PREFILL_AHEAD * 2 * tokens * dim) } else { (PREFILL_AHEAD + 1, 0) };
+    (lines + tiles * 2 * tokens) * row + pieces
 }
 
-/// Bytes from query to query in shared memory: neighbours meet different banks.
+/// Bytes from query to query in shared memory of a decode block: neighbours meet different banks.
 const fn query_pitch(dim: u32) -> u32 {
     if 2 * dim % 128 == 64 { 2 * dim } else { 2 * dim + 64 }
 }

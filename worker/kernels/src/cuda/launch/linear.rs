@@ -99,15 +99,17 @@ impl Output {
 
 /// Outputs of a block of the kernels for few rows; weights are padded to it.
 pub(in crate::cuda) const STRIP: usize = 32;
-/// Outputs of a block of the group-wise kernels for more rows.
+/// Outputs of a block of the group-wise kernels for more than 16 rows.
 pub(in crate::cuda) const WIDE_STRIP: usize = 128;
+/// Outputs of a block of those for 16.
+const TWO_STRIPS: usize = 64;
 
 /// The rows of a tile: which kernel of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cuda) enum Tile {
     /// Up to 8 rows.
     M8,
-    /// 16 rows a block; group-wise weights.
+    /// Up to 16 rows; with group-wise weights 16 a block.
     M16,
     /// Up to 32 rows; with 4-bit groups 32 a block.
     M32,
@@ -115,11 +117,14 @@ pub(in crate::cuda) enum Tile {
     M64,
 }
 
-/// Shared memory of a block of the group-wise kernels for more rows: four stages of activations, codes (one plane of 4 bits
-/// or two), scales and minima.
+/// Shared memory of a block of the group-wise kernels for more than 16 rows: four stages (three with two planes) of activations
+/// and codes (planes of 4 bits), one more of scales and minima, and the sums of two stages' activations.
 pub(in crate::cuda) const fn grouped_shared(rows: u32, planes: u32) -> u32 {
-    4 * (rows * 256 + planes * 8192 + 2048)
+    let stages = if planes == 1 { 4 } else { 3 };
+    stages * (rows * 256 + planes * 8192) + (stages + 1) * 2048 + 32 * rows
 }
+/// And of those for 16: eight rings of four stages of 3 KiB, or with 8 bits of three of 4 KiB.
+pub(in crate::cuda) const GROUPED_M16_SHARED: u32 = 96 << 10;
 
 /// A kernel for a weight and a number of rows: what [`product`] launches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,15 +144,16 @@ impl Choice {
     pub(in crate::cuda) fn new(weight: &Weight, tile: Tile) -> Self {
         let few = |kernel, tile| Self { kernel, tile, any_rows: false, strip: STRIP, shared: 0 };
         let small = tile == Tile::M8;
+        let sized = |kernels: [Kernel; 3]| match tile {
+            Tile::M8 => few(kernels[0], 8),
+            Tile::M16 => few(kernels[1], 16),
+            Tile::M32 | Tile::M64 => few(kernels[2], 32),
+        };
         match weight {
-            Weight::Bf16(_) if small => few(Kernel::Bf16M8, 8),
-            Weight::Bf16(_) => few(Kernel::Bf16M32, 32),
-            Weight::Fp8 { .. } if small => few(Kernel::Fp8M8, 8),
-            Weight::Fp8 { .. } => few(Kernel::Fp8M32, 32),
-            Weight::Fp8Block { .. } if small => few(Kernel::Fp8BlockM8, 8),
-            Weight::Fp8Block { .. } => few(Kernel::Fp8BlockM32, 32),
-            Weight::Int8 { .. } if small => few(Kernel::Int8M8, 8),
-            Weight::Int8 { .. } => few(Kernel::Int8M32, 32),
+            Weight::Bf16(_) => sized([Kernel::Bf16M8, Kernel::Bf16M16, Kernel::Bf16M32]),
+            Weight::Fp8 { .. } => sized([Kernel::Fp8M8, Kernel::Fp8M16, Kernel::Fp8M32]),
+            Weight::Fp8Block { .. } => sized([Kernel::Fp8BlockM8, Kernel::Fp8BlockM16, Kernel::Fp8BlockM32]),
+            Weight::Int8 { .. } => sized([Kernel::Int8M8, Kernel::Int8M16, Kernel::Int8M32]),
             Weight::Grouped(w) if small => few(if w.eight_bits { Kernel::Int8GroupM8 } else { Kernel::Int4M8 }, 8),
             Weight::Grouped(w) => {
                 let (kernel, tile) = match (tile, w.eight_bits) {
@@ -157,8 +163,11 @@ impl Choice {
                     (_, false) => (Kernel::Int4M64, 64),
                     (_, true) => (Kernel::Int8GroupM64, 64),
                 };
-                let shared = grouped_shared(tile as u32, if w.eight_bits { 2 } else { 1 });
-                Self { kernel, tile, any_rows: true, strip: WIDE_STRIP, shared }
+                let (strip, shared) = match tile {
+                    16 => (TWO_STRIPS, GROUPED_M16_SHARED),
+                    _ => (WIDE_STRIP, grouped_shared(tile as u32, if w.eight_bits { 2 } else { 1 })),
+                };
+                Self { kernel, tile, any_rows: true, strip, shared }
             }
         }
     }
@@ -173,8 +182,7 @@ impl Choice {
     fn operations(&self, w: &Weight, rows: usize, [n, k]: [usize; 2]) -> usize {
         let products = 2 * rows.next_multiple_of(self.tile) * n * k;
         match w {
-            Weight::Grouped(_) if self.any_rows => products / 4 * 5,
-            Weight::Grouped(_) => products / 2 * 3,
+            Weight::Grouped(_) => products + products / (self.tile / 4),
             _ => products,
         }
     }

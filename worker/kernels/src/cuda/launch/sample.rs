@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::per_row;
+use super::{blocks, per_row};
 use crate::{
     Draw,
     cuda::{
@@ -87,19 +87,75 @@ pub(in crate::cuda) fn penalize(
     Launch::new(Kernel::Penalize, per_row(rows), parameters).with_work(Work::bytes(read, floats(entries)))
 }
 
-/// `out[r]`: the token of each row. The rows are changed, but for the `greedy` ones among them.
-pub(in crate::cuda) fn tokens(
-    rows: Rows,
-    out: Ptr<u32>,
-    logits: Ptr<f32>,
-    how: Ptr<SampleRow>,
-    greedy: usize,
-    vocab: Side,
-) -> Launch {
-    let parameters = Parameters::new().ptr(out).ptr(logits).ptr(how).side(vocab).side(vocab);
-    let row = floats(vocab.get());
-    // Keys take the logits' place; a row is then in the L2 cache, however often it is walked.
-    let read = rows.get() * (size_of::<SampleRow>() + row);
-    let work = Work::bytes(read, (rows.get() - greedy) * row + floats(rows.get()));
-    Launch::new(Kernel::SampleTokens, per_row(rows), parameters).with_work(work)
+/// As `kernels/sample.cuh` has them: tokens of a part of a row, bins of a histogram, candidates that a list has room for.
+const PART_TOKENS: usize = 4096;
+const BINS: usize = 1024;
+const LISTED: usize = 4096;
+const WORD: usize = size_of::<u64>();
+
+/// Words that the kernels keep of a row of so many tokens (`SampleWork`), with or without what truncated rows need.
+const fn row_words(vocab: usize, truncated: bool) -> usize {
+    2 * vocab.div_ceil(PART_TOKENS) + if truncated { 1 + BINS + LISTED } else { 0 }
+}
+
+/// Draws from rows of logits.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cuda) struct Drawn {
+    pub(in crate::cuda) rows: Rows,
+    pub(in crate::cuda) logits: Ptr<f32>,
+    pub(in crate::cuda) how: Ptr<SampleRow>,
+    pub(in crate::cuda) vocab: Side,
+    /// Rows that are greedy, and those that top-k or top-p truncates.
+    pub(in crate::cuda) greedy: usize,
+    pub(in crate::cuda) truncated: usize,
+}
+
+impl Drawn {
+    /// Bytes of what kernels leave to those behind them.
+    pub(in crate::cuda) fn work_bytes(&self) -> usize {
+        work_bytes(self.rows.get(), self.vocab.get(), self.truncated > 0)
+    }
+
+    /// `out[r]`: the token of each row.
+    pub(in crate::cuda) fn launches(&self, work: Ptr<u64>, out: Ptr<u32>) -> Vec<Launch> {
+        let (rows, vocab) = (self.rows.get(), self.vocab.get());
+        let (row, part) = (floats(vocab), floats(vocab.min(PART_TOKENS)));
+        let words = vocab.div_ceil(PART_TOKENS) * WORD;
+        let bins = BINS * WORD;
+        let drawn = rows - self.greedy;
+        let how = rows * size_of::<SampleRow>();
+
+        let best = Work::bytes(how + rows * row, rows * words + self.truncated * (bins + WORD));
+        let mass = Work::bytes(how + drawn * (words + row), drawn * words + self.truncated * bins);
+        // How much is listed only the logits know; it is little.
+        let list = Work::bytes(how + self.truncated * (words + bins + row), 0);
+        let tokens = Work::bytes(how + rows * words + drawn * (words + part), floats(rows));
+
+        let mut launches = vec![self.over_parts(Kernel::SampleBest, work, best)];
+        if drawn > 0 {
+            launches.push(self.over_parts(Kernel::SampleMass, work, mass));
+        }
+        if self.truncated > 0 {
+            launches.push(self.over_parts(Kernel::SampleList, work, list));
+        }
+        let parameters = self.parameters(Parameters::new().ptr(out), work);
+        launches.push(Launch::new(Kernel::SampleTokens, per_row(self.rows), parameters).with_work(tokens));
+        launches
+    }
+
+    fn over_parts(&self, kernel: Kernel, left: Ptr<u64>, work: Work) -> Launch {
+        let grid = [self.rows.get() as u32, blocks(self.vocab.get(), PART_TOKENS), 1];
+        Launch::new(kernel, grid, self.parameters(Parameters::new(), left)).with_work(work)
+    }
+
+    #[allow(clippy::large_types_passed_by_value, reason = "moved into its place")]
+    fn parameters(&self, parameters: Parameters, work: Ptr<u64>) -> Parameters {
+        let words = row_words(self.vocab.get(), self.truncated > 0) as u32;
+        parameters.ptr(work).ptr(self.logits).ptr(self.how).side(self.vocab).side(self.vocab).with(words)
+    }
+}
+
+/// Bytes of what the kernels keep of rows.
+pub(in crate::cuda) fn work_bytes(rows: usize, vocab: usize, truncated: bool) -> usize {
+    rows * row_words(vocab, truncated) * WORD
 }
