@@ -130,6 +130,9 @@ timeout "$limit_check" "$check" --seconds $((limit_check * 2 / 3)) "${options[@]
   --json "$out/gpu-check.json" --markdown "$out/gpu-check.md" || { failed=$?; say "the measurement ended with exit code $failed"; }
 if [ "$mode" = --emulated ] && [ "$failed" = 0 ]; then
   python3 tests/cuda/check_report.py "$out/gpu-check.json" "$out/gpu-check.md"
+  say "a model served under load (tests/cuda/serve.py)"
+  python3 tests/cuda/serve.py "$(binaries)/modelprofile-worker" --shape tiny --budget 256Mi --streams 2 --prompt 20 --tokens 12 \
+    --seconds 2 --switches 2 --json "$out/serve.json" --log "$out/serve.log" >/dev/null || failed=$?
 fi
 say "results are in $out"
 exit "$failed"

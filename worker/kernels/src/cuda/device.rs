@@ -37,8 +37,8 @@ pub struct CudaOptions {
     pub shipped: Option<PathBuf>,
     /// Record decode steps and replay them.
     pub graphs: bool,
-    /// Let kernels start before the one ahead of them is done (programmatic dependent launch). Right in any case; off until it was
-    /// measured to pay in decode steps: see the design notes.
+    /// Let kernels start before the one ahead of them is done (programmatic dependent launch). Right in any case; off until
+    /// `make gpu-check` shows that decode steps gain by it: see docs/h100.md.
     pub overlap: bool,
     /// The same kernels whatever the number of rows, so that a sequence's text does not depend on what else is in the
     /// batch. Slower for long prompts.

@@ -396,7 +396,8 @@ impl Kernels {
         let loaded = self.unit(entry.unit)?;
         let function = &loaded.functions[launch.kernel as usize - loaded.first];
         // SAFETY: launches are made by `launch`'s functions alone, with the parameters that the kernel declares; their
-        // pointers are the backend's, which unmaps memory only when the work before has been done.
+        // pointers are the backend's, which unmaps memory only when the work before has been done. Every kernel of the table
+        // waits for the one ahead (`grid_wait`), which the emulated device sees to.
         unsafe { function.launch(stream, launch.grid, entry.threads, launch.shared, &launch.parameters) }
     }
 }

@@ -14,8 +14,8 @@
 // queries, 256 for the conversion; about 450 other instructions of a warp. Two blocks on an SM keep products and shared memory
 // busy while one waits at its barrier. Warps of 16 lines would read the same keys and values for half the products, and warps
 // that decode for themselves repeat the conversions. Measured on an H100 80GB HBM3 for 2,048 rows of 32 heads, 8 KV heads and
-// 128 dims: 133 us, some 130 of the 600 TFLOP/s that mma.sync has (297 us where each warp of 16 lines decodes). 512 rows are
-// 128 blocks, one for each SM, and take 35 us: a block by itself waits for itself most of the time.
+// 128 dims: 145 us, 237 of the 600 TFLOP/s that mma.sync has (297 us where each warp of 16 lines decodes). 512 rows are 128
+// blocks, one for each SM, and take 36 us: a block by itself waits for itself most of the time.
 //
 // A line's reference, which is subtracted from its scores, follows their maximum only where this has grown by more than
 // PREFILL_SLACK: else one of a warp's 32 lines would ask for new outputs in most steps. Probabilities are up to 2^8 then, which
