@@ -53,7 +53,8 @@ clippy:
 .PHONY: doc
 doc:
 	$(call step,documentation)
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	@# With all features and the examples: else the crates below have other features than they had for the lints, and are read anew.
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --all-features --lib --bins --examples --no-deps --quiet
 
 .PHONY: test-rust
 test-rust: model

@@ -9,64 +9,67 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/scripts/lib.sh
 
-# In the order in which others can begin to work with them. Those of one module share most of what they compile.
 node_tools=(kubectl helm etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy)
 control_plane_tools=(kubectl etcd kube-apiserver kube-controller-manager)
 packages=(containerd runc containernetworking-plugins conntrack iptables iproute2)
 folder="$cache/cluster/bin"
+module=tests/cluster/tools
 
-# module_of TOOL: its module's folder below tests/cluster/tools and its package.
-module_of() {
+# package_of TOOL: where its main function is.
+package_of() {
   case "$1" in
-    helm) echo "helm helm.sh/helm/v3/cmd/helm" ;;
-    etcd) echo "etcd go.etcd.io/etcd/server/v3" ;;
-    kubectl | kubelet | kube-apiserver | kube-controller-manager | kube-scheduler | kube-proxy)
-      echo "kubernetes k8s.io/kubernetes/cmd/$1" ;;
+    helm) echo helm.sh/helm/v3/cmd/helm ;;
+    etcd) echo go.etcd.io/etcd/server/v3 ;;
+    kubectl | kubelet | kube-apiserver | kube-controller-manager | kube-scheduler | kube-proxy) echo "k8s.io/kubernetes/cmd/$1" ;;
     *) die "no tool is called $1; there are: ${node_tools[*]}" ;;
   esac
 }
 
-# version_of DIRECTORY MODULE: the version that its module file pins, as v1.2.3.
-version_of() { awk -v module="$2" '$1 == module {print $2} $1 == "require" && $2 == module {print $3}' "$1/go.mod"; }
+# version_of MODULE: the version that the module file pins, as v1.2.3.
+version_of() { awk -v module="$1" '$1 == module {print $2} $1 == "require" && $2 == module {print $3}' "$module/go.mod"; }
 
-# link_flags TOOL: without symbols; with the versions that the tools' own releases set, because what depends on them (Helm's
+# link_flags: without symbols; with the versions that the tools' own releases set, because what depends on them (Helm's
 # kubeVersion, the node's version) would else see none. Helm is told the version of the cluster here.
 link_flags() {
   local version minor at
-  version="$(version_of tests/cluster/tools/kubernetes k8s.io/kubernetes)"
+  version="$(version_of k8s.io/kubernetes)"
   minor="$(cut -d. -f2 <<<"$version")"
   printf -- '-s -w'
-  case "$1" in
-    kube*)
-      for at in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
-        printf -- ' -X %s.gitVersion=%s -X %s.gitMajor=1 -X %s.gitMinor=%s' $at "$version" $at $at "$minor"
-      done
-      ;;
-    helm)
-      printf -- ' -X helm.sh/helm/v3/internal/version.version=%s' "$(version_of tests/cluster/tools/helm helm.sh/helm/v3)"
-      for at in helm.sh/helm/v3/pkg/lint/rules helm.sh/helm/v3/pkg/chartutil; do
-        printf -- ' -X %s.k8sVersionMajor=1 -X %s.k8sVersionMinor=%s' $at $at "$minor"
-      done
-      ;;
-  esac
+  for at in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+    printf -- ' -X %s.gitVersion=%s -X %s.gitMajor=1 -X %s.gitMinor=%s' $at "$version" $at $at "$minor"
+  done
+  printf -- ' -X helm.sh/helm/v3/internal/version.version=%s' "$(version_of helm.sh/helm/v3)"
+  for at in helm.sh/helm/v3/pkg/lint/rules helm.sh/helm/v3/pkg/chartutil; do
+    printf -- ' -X %s.k8sVersionMajor=1 -X %s.k8sVersionMinor=%s' $at $at "$minor"
+  done
 }
 
-# build TOOL: into the folder, unless it is there from these module files.
+# build TOOL...: those into the folder that are not there from these module files; all by one command, so that one is linked
+# while the next is compiled.
 build() {
-  local tool="$1" where module package flags key start=$SECONDS
-  where="$(module_of "$tool")"
-  module="tests/cluster/tools/${where% *}" package="${where#* }"
-  flags="$(link_flags "$tool")"
+  local tool flags key program missing=() start=$SECONDS
+  flags="$(link_flags)"
   key="$(cat "$module/go.mod" "$module/go.sum" <(echo "$flags") | sha256)"
-  [ ! -x "$folder/$tool" ] || [ "$(cat "$folder/.$tool.key" 2>/dev/null)" != "$key" ] || return 0
+  for tool in "$@"; do
+    [ -x "$folder/$tool" ] && [ "$(cat "$folder/.$tool.key" 2>/dev/null)" = "$key" ] || missing+=("$tool")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
   need_go
-  say "building $tool"
-  # Under another name first: a build that is cut short leaves nothing that looks complete, and one that runs can be replaced.
-  (cd "$module" && go build -buildvcs=false -trimpath -ldflags "$flags" -o "$folder/.$tool.new" "$package") ||
-    die "$tool did not build; its module is $module"
-  mv "$folder/.$tool.new" "$folder/$tool"
-  printf '%s\n' "$key" >"$folder/.$tool.key"
-  say "built $tool in $((SECONDS - start)) s"
+  say "building ${missing[*]}"
+  # Elsewhere first: a build that is cut short leaves nothing that looks complete, and a tool that runs can be replaced.
+  rm -rf "$folder/.new"
+  mkdir "$folder/.new"
+  for tool in "${missing[@]}"; do package_of "$tool"; done |
+    (cd "$module" && xargs go build -buildvcs=false -trimpath -ldflags "$flags" -o "$folder/.new/") ||
+    die "${missing[*]} did not build; their module is $module"
+  for tool in "${missing[@]}"; do
+    program="$tool"
+    [ "$tool" != etcd ] || program=server
+    mv "$folder/.new/$program" "$folder/$tool"
+    printf '%s\n' "$key" >"$folder/.$tool.key"
+  done
+  rm -rf "$folder/.new"
+  say "built in $((SECONDS - start)) s"
 }
 
 # need_go: the one that is installed if it is new enough (1.21 and later get the version that a module asks for by themselves),
@@ -110,7 +113,9 @@ case "${1:-}" in
   --control-plane) tools=("${control_plane_tools[@]}") ;;
   *) tools=("$@") ;;
 esac
+wanted=()
 for tool in "${tools[@]}"; do
-  [ -n "${KUBEBUILDER_ASSETS:-}" ] && [ -x "$KUBEBUILDER_ASSETS/$tool" ] || build "$tool"
+  [ -n "${KUBEBUILDER_ASSETS:-}" ] && [ -x "$KUBEBUILDER_ASSETS/$tool" ] || wanted+=("$tool")
 done
+[ ${#wanted[@]} -eq 0 ] || build "${wanted[@]}"
 printf '%s\n' "$folder"
