@@ -25,6 +25,7 @@ use modelprofile_kernels::{BLOCK_TOKENS, Backend, HostTensor, KvFormat, KvLayout
 use crate::{
     EngineError, ModelConfig, Result,
     model::{Model, ProfileWeights},
+    quantize::in_order,
     softmax::{divergence, log_sum_exp, max},
 };
 
@@ -77,6 +78,8 @@ pub struct Evaluator<B: Backend> {
     window: usize,
     vocab: usize,
     bos: Option<u32>,
+    /// Threads that read logits, which takes as long as a GPU computes them, or longer, where the vocabulary is large.
+    threads: usize,
 }
 
 impl<B: Backend> Evaluator<B> {
@@ -101,7 +104,8 @@ impl<B: Backend> Evaluator<B> {
         let blocks = window.div_ceil(BLOCK_TOKENS);
         let kv = backend.kv(layout, scales, blocks, blocks)?;
         let model = Model::new(&backend, config, window)?;
-        Ok(Self { backend, model, kv, window, vocab: config.vocab, bos: None })
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Ok(Self { backend, model, kv, window, vocab: config.vocab, bos: None, threads })
     }
 
     /// Puts this token at each window's first position, as a vocabulary with BOS wants it.
@@ -197,11 +201,15 @@ impl<B: Backend> Evaluator<B> {
             let mut reference: Option<Vec<f32>> = None;
             for (score, weights) in scores.iter_mut().zip(profiles) {
                 let logits = self.rows(weights, leaving, &window, rows.clone())?;
-                for (row, at) in rows.clone().enumerate() {
+                let read = |(): &mut (), (row, at): (usize, usize)| {
                     let row = row * self.vocab..(row + 1) * self.vocab;
                     let reference = reference.as_ref().map(|r| &r[row.clone()]);
-                    score.add(&logits[row], window[at + 1] as usize, at >= half, reference)?;
-                }
+                    Scored::read(&logits[row], window[at + 1] as usize, at >= half, reference)
+                };
+                in_order(self.threads, rows.clone().enumerate(), read, |scored| {
+                    score.add(&scored);
+                    Ok(())
+                })?;
                 reference.get_or_insert(logits);
                 leaving = (profiles.len() > 1).then_some(*weights);
             }
@@ -211,9 +219,16 @@ impl<B: Backend> Evaluator<B> {
     }
 }
 
-impl Score {
-    /// Counts one token, `next`, that follows a row of logits.
-    fn add(&mut self, logits: &[f32], next: usize, second_half: bool, reference: Option<&[f32]>) -> Result<()> {
+/// One token that follows a row of logits.
+struct Scored {
+    nll: f64,
+    second_half: bool,
+    change: Option<TokenChange>,
+}
+
+impl Scored {
+    /// Of the token `next`; of one of the second half the change from the reference's row, too.
+    fn read(logits: &[f32], next: usize, second_half: bool, reference: Option<&[f32]>) -> Result<Self> {
         let normalizer = log_sum_exp(logits);
         let nll = normalizer - f64::from(logits[next]);
         if !nll.is_finite() {
@@ -222,22 +237,28 @@ impl Score {
                     .into(),
             ));
         }
-        self.tokens += 1;
-        self.nll += nll;
-        if !second_half {
-            return Ok(());
-        }
-        self.half.push(nll);
-        if let Some(reference) = reference {
+        let change = reference.filter(|_| second_half).map(|reference| {
             let reference_normalizer = log_sum_exp(reference);
-            self.changes.push(TokenChange {
+            TokenChange {
                 nll,
                 reference_nll: reference_normalizer - f64::from(reference[next]),
                 divergence: divergence(reference, reference_normalizer, logits, normalizer),
                 same_top: argmax(reference) == argmax(logits),
-            });
+            }
+        });
+        Ok(Self { nll, second_half, change })
+    }
+}
+
+impl Score {
+    /// Counts one token more.
+    fn add(&mut self, scored: &Scored) {
+        self.tokens += 1;
+        self.nll += scored.nll;
+        if scored.second_half {
+            self.half.push(scored.nll);
         }
-        Ok(())
+        self.changes.extend(scored.change);
     }
 }
 
@@ -253,10 +274,15 @@ mod tests {
 
     use super::*;
 
+    fn scored(logits: &[f32], next: usize, second_half: bool, reference: Option<&[f32]>) -> Score {
+        let mut score = Score::default();
+        score.add(&Scored::read(logits, next, second_half, reference).unwrap());
+        score
+    }
+
     #[test]
     fn a_uniform_distribution_has_the_vocabulary_as_perplexity() {
-        let mut score = Score::default();
-        score.add(&[0.5; 8], 3, true, Some(&[0.5; 8])).unwrap();
+        let score = scored(&[0.5; 8], 3, true, Some(&[0.5; 8]));
         assert!((score.perplexity() - 8.0).abs() < 1e-9);
         assert!((score.half_perplexity().value - 8.0).abs() < 1e-9);
         assert!(score.mean_divergence().abs() < 1e-12);
@@ -266,23 +292,20 @@ mod tests {
     #[test]
     fn divergence_is_the_textbook_sum() {
         let (p, q) = ([0.75f32, 0.25], [0.5f32, 0.5]);
-        let mut score = Score::default();
-        score.add(&q.map(f32::ln), 0, true, Some(&p.map(f32::ln))).unwrap();
+        let score = scored(&q.map(f32::ln), 0, true, Some(&p.map(f32::ln)));
         let expected = 0.75 * (0.75f64 / 0.5).ln() + 0.25 * (0.25f64 / 0.5).ln();
         assert!((score.mean_divergence() - expected).abs() < 1e-6);
     }
 
     #[test]
     fn tokens_of_the_first_half_count_for_the_whole_perplexity_alone() {
-        let mut score = Score::default();
-        score.add(&[0.0; 4], 0, false, Some(&[0.0; 4])).unwrap();
+        let score = scored(&[0.0; 4], 0, false, Some(&[0.0; 4]));
         assert_eq!((score.tokens, score.half.len(), score.comparison().tokens), (1, 0, 0));
     }
 
     #[test]
     fn the_reference_is_compared_with_itself() {
-        let mut score = Score::default();
-        score.add(&[0.0; 4], 0, true, None).unwrap();
+        let score = scored(&[0.0; 4], 0, true, None);
         let found = score.comparison();
         assert!((found.perplexity.value - 4.0).abs() < 1e-9);
         assert_eq!(found.perplexity, found.reference_perplexity);
@@ -291,8 +314,8 @@ mod tests {
 
     #[test]
     fn logits_that_are_not_numbers_are_an_error() {
-        assert!(Score::default().add(&[f32::NAN, 0.0], 0, true, None).is_err());
-        assert!(Score::default().add(&[f32::NEG_INFINITY, 0.0], 0, true, None).is_err());
+        assert!(Scored::read(&[f32::NAN, 0.0], 0, true, None).is_err());
+        assert!(Scored::read(&[f32::NEG_INFINITY, 0.0], 0, true, None).is_err());
     }
 
     proptest! {
@@ -304,8 +327,7 @@ mod tests {
         ) {
             let (p, q): (Vec<f32>, Vec<f32>) = rows.into_iter().unzip();
             let next = next.index(p.len());
-            let mut score = Score::default();
-            score.add(&q, next, true, Some(&p)).unwrap();
+            let score = scored(&q, next, true, Some(&p));
             let normal = |logits: &[f32]| logits.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
             let (zp, zq) = (normal(&p), normal(&q));
             let terms = p.iter().zip(&q).map(|(p, q)| (f64::from(*p) - zp, f64::from(*q) - zq));
@@ -315,8 +337,7 @@ mod tests {
             prop_assert!((found.divergence - expected).abs() < 1e-5 * expected.max(1.0));
             prop_assert!((found.nll - (zq - f64::from(q[next]))).abs() < 1e-5);
             prop_assert!((found.reference_nll - (zp - f64::from(p[next]))).abs() < 1e-5);
-            let mut itself = Score::default();
-            itself.add(&p, next, true, Some(&p)).unwrap();
+            let itself = scored(&p, next, true, Some(&p));
             prop_assert!(itself.changes[0].divergence.abs() < 1e-6 && itself.changes[0].same_top);
         }
     }

@@ -9,9 +9,9 @@ use super::{
     graph::{Command, Queue},
     kernels::Side,
     launch::rows::Vocabulary,
-    memory::Physical,
     operations::{self, fits, number, read, write},
     parallel::Member,
+    physical::Physical,
     step::CudaStep,
     weights::CudaWeight,
 };

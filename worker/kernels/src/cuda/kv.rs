@@ -22,7 +22,8 @@ use super::{
     driver::Address,
     executor::Paged,
     launch::Pool,
-    memory::{Arena, Block, Physical, Region},
+    memory::{Arena, Block, Region},
+    physical::Physical,
     shared::Shared,
 };
 use crate::{BLOCK_TOKENS, BlockMove, KernelError, KvLayout, KvScales, Result};

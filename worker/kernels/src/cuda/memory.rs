@@ -23,7 +23,10 @@ use std::{
 
 use cudarc::driver::sys;
 
-use super::driver::{Address, Context, check};
+use super::{
+    driver::{Address, check},
+    physical::{Chunk, Physical},
+};
 use crate::{KernelError, Result};
 
 /// Buffers start at multiples of this: what the widest loads and cuBLASLt want.
@@ -31,133 +34,6 @@ pub(super) const ALIGNMENT: usize = 256;
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Chunks of a budget, at least, where they are larger than the driver's granularity. What rounding to chunks loses is a share
-/// of the budget, some thirteen chunks of so many (see `reserve`).
-const CHUNKS: usize = 2048;
-
-/// The largest chunk. Mapping one, allowing access and unmapping it take the driver some 55 microseconds whatever its size
-/// (H100, driver 580: 3, 31 and 20 of 2 MiB; 2, 28 and 16 of 32 MiB), in which 2.8 MB come over PCIe: in chunks of 2 MiB a switch
-/// would wait for the driver, not for the copies.
-const LARGEST_CHUNK: usize = 32 << 20;
-
-/// Bytes of a chunk for a budget: a power of two times the driver's granularity, which is one itself.
-fn chunk_size(granularity: usize, budget: usize) -> usize {
-    let mut chunk = granularity;
-    while chunk * 2 <= LARGEST_CHUNK && budget / (chunk * 2) >= CHUNKS {
-        chunk *= 2;
-    }
-    chunk
-}
-
-/// Physical memory, one chunk of it.
-type Chunk = sys::CUmemGenericAllocationHandle;
-
-/// The device's physical memory within a budget.
-#[derive(Debug)]
-pub struct Physical {
-    context: Arc<Context>,
-    properties: Properties,
-    chunk: usize,
-    budget: usize,
-    state: Mutex<Chunks>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Properties(sys::CUmemAllocationProp);
-// SAFETY: plain numbers; its one pointer is null.
-unsafe impl Send for Properties {}
-// SAFETY: as above.
-unsafe impl Sync for Properties {}
-
-#[derive(Debug, Default)]
-struct Chunks {
-    /// Chunks that exist.
-    created: usize,
-    /// Those of them that no region holds.
-    free: Vec<Chunk>,
-}
-
-impl Physical {
-    /// Nothing yet; at most `budget` bytes ever.
-    pub(super) fn new(context: &Arc<Context>, budget: usize) -> Result<Arc<Self>> {
-        context.bind()?;
-        // SAFETY: a C structure of numbers and a pointer: all zeros is a value of it.
-        let mut properties: sys::CUmemAllocationProp = unsafe { std::mem::zeroed() };
-        properties.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
-        properties.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
-        properties.location.id = context.device();
-        let recommended = sys::CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_RECOMMENDED;
-        let mut chunk = 0;
-        // SAFETY: a place to write, properties that live for the call.
-        let asked = unsafe { sys::cuMemGetAllocationGranularity(&raw mut chunk, &raw const properties, recommended) };
-        check("cuMemGetAllocationGranularity", asked)?;
-        if !chunk.is_power_of_two() || chunk < 4096 {
-            return Err(KernelError::Device(format!("a granularity of {chunk} bytes is no page size")));
-        }
-        Ok(Arc::new(Self {
-            context: context.clone(),
-            properties: Properties(properties),
-            chunk: chunk_size(chunk, budget),
-            budget,
-            state: Mutex::default(),
-        }))
-    }
-
-    /// Bytes of a chunk.
-    pub fn chunk_bytes(&self) -> usize {
-        self.chunk
-    }
-
-    /// Most bytes that may exist.
-    pub fn budget(&self) -> usize {
-        self.budget
-    }
-
-    /// Bytes that regions hold.
-    pub fn used(&self) -> usize {
-        let state = lock(&self.state);
-        (state.created - state.free.len()) * self.chunk
-    }
-
-    /// Bytes that exist, held or kept for the next use.
-    pub fn created(&self) -> usize {
-        lock(&self.state).created * self.chunk
-    }
-
-    fn take(&self) -> Result<Chunk> {
-        let mut state = lock(&self.state);
-        if let Some(chunk) = state.free.pop() {
-            return Ok(chunk);
-        }
-        if (state.created + 1) * self.chunk > self.budget {
-            return Err(KernelError::OutOfMemory(format!(
-                "the GPU's budget of {} bytes is in use; weights, cache and buffers must fit it together",
-                self.budget
-            )));
-        }
-        let mut chunk = 0;
-        // SAFETY: a place to write, properties that live for the call.
-        let made = unsafe { sys::cuMemCreate(&raw mut chunk, self.chunk, &raw const self.properties.0, 0) };
-        check("cuMemCreate", made)?;
-        state.created += 1;
-        Ok(chunk)
-    }
-
-    fn give(&self, chunk: Chunk) {
-        lock(&self.state).free.push(chunk);
-    }
-}
-
-impl Drop for Physical {
-    fn drop(&mut self) {
-        self.context.bind_if_possible();
-        for chunk in lock(&self.state).free.drain(..) {
-            // SAFETY: ours, mapped nowhere.
-            unsafe { sys::cuMemRelease(chunk) };
-        }
-    }
 }
 
 /// A reserved range of addresses, with memory below some of its chunks.
@@ -173,13 +49,13 @@ pub(super) struct Region {
 impl Region {
     /// Reserves addresses for at least `bytes` bytes, without memory.
     pub(super) fn reserve(physical: &Arc<Physical>, bytes: usize) -> Result<Self> {
-        physical.context.bind()?;
-        let count = bytes.div_ceil(physical.chunk).max(1);
+        physical.context().bind()?;
+        let count = bytes.div_ceil(physical.chunk_bytes()).max(1);
         let too_large = || KernelError::OutOfMemory(format!("{bytes} bytes of the GPU's addresses"));
-        let size = count.checked_mul(physical.chunk).ok_or_else(too_large)?;
+        let size = count.checked_mul(physical.chunk_bytes()).ok_or_else(too_large)?;
         let mut base = 0;
         // SAFETY: a place to write.
-        let reserved = unsafe { sys::cuMemAddressReserve(&raw mut base, size, physical.chunk, 0, 0) };
+        let reserved = unsafe { sys::cuMemAddressReserve(&raw mut base, size, physical.chunk_bytes(), 0, 0) };
         check("cuMemAddressReserve", reserved)?;
         Ok(Self { physical: physical.clone(), base, chunks: vec![None; count], peers: Vec::new() })
     }
@@ -196,18 +72,18 @@ impl Region {
 
     /// Bytes with memory.
     pub(super) fn mapped_bytes(&self) -> usize {
-        self.chunks.iter().flatten().count() * self.physical.chunk
+        self.chunks.iter().flatten().count() * self.physical.chunk_bytes()
     }
 
     /// The chunks that hold a range of bytes.
     pub(super) fn chunks_of(&self, bytes: Range<usize>) -> Range<usize> {
-        let chunk = self.physical.chunk;
+        let chunk = self.physical.chunk_bytes();
         if bytes.is_empty() { 0..0 } else { bytes.start / chunk..bytes.end.div_ceil(chunk) }
     }
 
     /// Puts memory below the chunks of a range that have none: all of them, or on an error none.
     pub(super) fn map(&mut self, range: Range<usize>) -> Result<()> {
-        self.physical.context.bind()?;
+        self.physical.context().bind()?;
         if range.end > self.chunks.len() {
             return Err(KernelError::OutOfMemory(format!(
                 "chunk {} of a range of {}: the addresses are used up",
@@ -234,7 +110,7 @@ impl Region {
 
     fn map_one(&mut self, index: usize) -> Result<()> {
         let chunk = self.physical.take()?;
-        let size = self.physical.chunk;
+        let size = self.physical.chunk_bytes();
         // SAFETY: inside the reservation, where nothing is mapped.
         let mapped = unsafe { sys::cuMemMap(self.address(index), size, 0, chunk, 0) };
         if let Err(error) = check("cuMemMap", mapped) {
@@ -247,14 +123,14 @@ impl Region {
 
     /// Lets other devices read and write it, too, now and whenever memory is mapped.
     fn share(&mut self, peers: &[sys::CUdevice]) -> Result<()> {
-        self.physical.context.bind()?;
+        self.physical.context().bind()?;
         self.peers = peers.to_vec();
         let mapped: Vec<usize> = (0..self.chunks.len()).filter(|index| self.chunks[*index].is_some()).collect();
         mapped.chunk_by(|a, b| a + 1 == *b).try_for_each(|run| self.allow(run[0], run.len()))
     }
 
     fn allow(&self, first: usize, count: usize) -> Result<()> {
-        let own = self.physical.properties.0.location;
+        let own = self.physical.location();
         let of = |device| sys::CUmemLocation { id: device, ..own };
         let access: Vec<_> = std::iter::once(own)
             .chain(self.peers.iter().map(|peer| of(*peer)))
@@ -263,7 +139,7 @@ impl Region {
                 flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
             })
             .collect();
-        let size = count * self.physical.chunk;
+        let size = count * self.physical.chunk_bytes();
         // SAFETY: mapped just now, or by the caller's word; as many descriptions as are told.
         let set = unsafe { sys::cuMemSetAccess(self.address(first), size, access.as_ptr(), access.len()) };
         check("cuMemSetAccess", set)
@@ -274,8 +150,8 @@ impl Region {
     /// # Errors
     /// The driver's; chunks that it would not unmap stay mapped and counted.
     pub(super) fn unmap(&mut self, range: Range<usize>) -> Result<()> {
-        self.physical.context.bind()?;
-        let size = self.physical.chunk;
+        self.physical.context().bind()?;
+        let size = self.physical.chunk_bytes();
         for index in range {
             let Some(chunk) = self.chunks[index] else { continue };
             // SAFETY: mapped, and unused by the caller's promise.
@@ -294,7 +170,7 @@ impl Region {
     }
 
     fn address(&self, index: usize) -> Address {
-        self.base + (index * self.physical.chunk) as Address
+        self.base + (index * self.physical.chunk_bytes()) as Address
     }
 }
 
@@ -302,7 +178,7 @@ impl Drop for Region {
     fn drop(&mut self) {
         let all: Vec<usize> = (0..self.chunks.len()).collect();
         self.unmap_all(&all);
-        let size = self.chunks.len() * self.physical.chunk;
+        let size = self.chunks.len() * self.physical.chunk_bytes();
         // SAFETY: ours, and nothing is mapped in it.
         unsafe { sys::cuMemAddressFree(self.base, size) };
     }
@@ -429,22 +305,5 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         lock(&self.arena.state).free(self.offset, self.len);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_are_large_where_the_budget_is() {
-        const GIB: usize = 1 << 30;
-        let mib = |budget| chunk_size(2 << 20, budget) >> 20;
-        assert_eq!(
-            [GIB / 4, 4 * GIB, 8 * GIB - 1, 8 * GIB, 24 * GIB, 72 * GIB, 180 * GIB].map(mib),
-            [2, 2, 2, 4, 8, 32, 32]
-        );
-        // A device with larger pages keeps them.
-        assert_eq!(chunk_size(64 << 20, GIB), 64 << 20);
     }
 }

@@ -7,9 +7,10 @@
 //! | `libraries` | finding the driver's and CUDA's libraries |
 //! | `driver` | the driver's objects as values that free themselves |
 //! | `compile` | kernel sources into device images, kept on disk |
-//! | `kernels` | the table of entry points; launches as values |
+//! | `table`, `arguments` | the table of kernels; what they take, by type |
+//! | `kernels` | a device's kernels; launches of them as values |
 //! | `launch` | typed launches: grids and shared memory |
-//! | `memory` | address ranges, physical chunks, the budget |
+//! | `memory`, `physical` | address ranges; the chunks below them, the budget |
 //! | `kv` | the paged pool |
 //! | `weights` | weights on the host and, while used, on the device |
 //! | `cublaslt` | products of cuBLASLt |
@@ -38,10 +39,13 @@
 //! ```
 //!
 //! # Threads
-//! One thread computes (of several devices, one each). Buffers, weights and pools may be dropped on any other; everything they share is locked.
+//! One thread computes (of several devices, one each). Buffers, weights and pools may be dropped on any other; everything they
+//! share is locked.
 
 pub mod layout;
 
+#[cfg(feature = "cuda")]
+mod arguments;
 #[cfg(feature = "cuda")]
 mod attention;
 #[cfg(feature = "cuda")]
@@ -89,6 +93,8 @@ mod operations;
 #[cfg(feature = "cuda")]
 mod parallel;
 #[cfg(feature = "cuda")]
+mod physical;
+#[cfg(feature = "cuda")]
 mod plan;
 #[cfg(feature = "cuda")]
 mod present;
@@ -107,6 +113,8 @@ mod step;
 #[cfg(feature = "cuda")]
 mod storage;
 #[cfg(feature = "cuda")]
+mod table;
+#[cfg(feature = "cuda")]
 mod weights;
 #[cfg(feature = "cuda")]
 mod work;
@@ -116,15 +124,16 @@ pub use self::{
     compile::{Images, Origin, Unit, nvrtc_options},
     content::CudaBuffer,
     device::{CudaOptions, DeviceInfo, available, usable},
-    kernels::{EntryPoint, entry_points, ship, units},
+    kernels::ship,
     kv::CudaKv,
     libraries::look_first_in,
-    memory::Physical,
     open::Cuda,
     parallel::{Parallel, ParallelBuffer, ParallelKv, ParallelStep, ParallelWeight},
+    physical::Physical,
     plan::{PlanBuffer, PlanKv, PlanOptions, PlanStep, PlanWeight, Planned, Planner, What},
     profile::{Bandwidth, Profiled},
     step::CudaStep,
+    table::{EntryPoint, entry_points, units},
     weights::CudaWeight,
     work::{Cores, MMA_SYNC_SHARE, Work},
 };

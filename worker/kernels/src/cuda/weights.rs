@@ -26,8 +26,9 @@ use super::{
     driver::{Address, Event, Pinned},
     executor::Located,
     layout::{self, GpuLayout},
-    memory::{ALIGNMENT, Physical, Region, lock},
+    memory::{ALIGNMENT, Region, lock},
     operand::Placed,
+    physical::Physical,
     shared::Shared,
 };
 use crate::{HostWeight, KernelError, PackedWeight, Presence, Result, WeightSpec};
