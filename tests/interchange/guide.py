@@ -1,7 +1,8 @@
 """GUIDE.md as a user follows it: every manifest is validated and every command of ours run, in order, as it stands there.
 
-Two things differ. The model is another path, the first layers of the demo's, so that it takes seconds; and a file of the
-repository is named by its whole path, because the commands run in a folder of their own. What the pipelines for other
+Three things differ. The model is another path, the first layers of the demo's, so that it takes seconds; `evaluate` gives short
+answers and hides numbers in one short text, since that model's answers never end; and a file of the repository is named by its
+whole path, because the commands run in a folder of their own. What the pipelines for other
 engines write is then read by readers that are not ours.
 """
 
@@ -18,6 +19,7 @@ import check_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "models/SmolLM2-135M-Instruct-Q4_1.gguf"
+SHORT = {"evaluate": ["--max-tokens", "16", "--needle", "1024"]}
 
 
 def blocks(text, language):
@@ -63,7 +65,7 @@ def follow(worker, operator, model, folder):
         if MODEL in words and "--model" not in words:
             sys.exit(f"error: GUIDE.md's command names the model elsewhere than in --model: {line}")
         named = {MODEL: str(model)} | {word: str(ROOT / word) for word in words if (ROOT / word).is_file() and word != MODEL}
-        run(programs[words[0]], *(named.get(word, word) for word in words[1:]))
+        run(programs[words[0]], *(named.get(word, word) for word in words[1:]), *SHORT.get(words[1], []))
         yield {"guide": line}
 
 

@@ -35,7 +35,8 @@ venv() {
     say "installing Python packages of $2"
     rm -rf "$dir"
     python3 -m venv "$dir"
-    "$dir/bin/python" -m pip install --quiet --disable-pip-version-check -r "$2" >&2
+    # Without bytecode: Python compiles what is imported when it is, which of torch and transformers is a small part.
+    "$dir/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -r "$2" >&2
     touch "$dir/complete"
   fi
   printf '%s\n' "$dir/bin/python"
