@@ -18,6 +18,8 @@ from fleet_parts import Kubelet, addresses, as_wanted, fakes, fakes_told, profil
 from layout import NODE_ADDRESS  # noqa: E402
 
 MODELS, WORKERS, SECONDS = 20, 2, 60
+# Events are written after the status that they tell of: the minute begins when so many seconds went by without a write.
+SETTLED = 5
 
 
 def steady(world: World) -> str:
@@ -59,8 +61,20 @@ def undisturbed(world: World, namespace: str) -> str:
             as_wanted(one) and one["status"]["lastDecision"].get("pressurePercent") is not None for one in look().values()
         )
 
+    log = Audit(STATE / "audit.log")
+
+    def writes(position: int) -> list[str]:
+        # What scenarios beside this one ask for is written in their namespaces; anywhere else nothing may be.
+        return log.writes(position, Operator.user, apart=set(world.everyones) - {namespace})
+
+    def told_all() -> bool:
+        position = log.position()
+        time.sleep(SETTLED)
+        return not writes(position)
+
     world.wait("all are Available", well, 180, every=1)
-    before, log = look(), Audit(STATE / "audit.log")
+    world.wait("the last Events are told", told_all, 60)
+    before = look()
     expect(len(before) == MODELS, f"there are {MODELS}: {list(before)}")
     position, asked = log.position(), fakes_told()["counts"]
     time.sleep(SECONDS)
@@ -68,9 +82,7 @@ def undisturbed(world: World, namespace: str) -> str:
     for name, then in before.items():
         changes = differences(then["status"], after[name]["status"])
         expect(not changes, f"nothing happened, and the status of {name} became another one: {changes}")
-    # What scenarios beside this one ask for is written in their namespaces; anywhere else nothing may be.
-    others = set(world.everyones) - {namespace}
-    written = log.writes(position, Operator.user, apart=others)
+    written = writes(position)
     expect(not written, f"in {SECONDS} s of nothing the operator wrote: {written}")
     # Passes are a second apart, but the machine may be slow.
     least = MODELS * WORKERS * SECONDS // 3

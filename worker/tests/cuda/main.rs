@@ -10,7 +10,6 @@ mod process;
 mod tiny;
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -243,41 +242,4 @@ fn without_a_driver_or_a_gpu_the_cpu_is_taken() {
     let log = setup.log(setup.command(&quantize).env_remove("LD_LIBRARY_PATH"));
     // A machine with a driver of its own cannot show this.
     assert!(log.contains("computing on the CPU") && log.contains("libcuda.so.1") || log.contains("cuda:0"), "{log}");
-}
-
-#[test]
-fn kernels_that_were_compiled_beforehand_are_used_and_others_are_not_needed() {
-    let setup = Setup::new();
-    let out = setup.path("shipped");
-    let ship = || {
-        // That of the emulated device.
-        let mut command = setup.command(&["kernels", "--capability", "9.0", "--out"]);
-        // It needs none.
-        let output = command.arg(&out).env("CUDASIM_DEVICES", "0").output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let files = fs::read_dir(&out).unwrap().map(Result::unwrap);
-        files.map(|file| (file.file_name(), file.metadata().unwrap().modified().unwrap())).collect::<BTreeMap<_, _>>()
-    };
-    let written = ship();
-    assert!(written.len() > 10, "{written:?}");
-    // What is there is not compiled again.
-    assert_eq!(ship(), written);
-
-    // A cache of its own: nothing was compiled into it.
-    let cache = setup.path("other-cache");
-    let mut command = tiny::worker(&cache);
-    command.env_remove("MODELPROFILE_DEVICE").env("RUST_LOG", "info").env("MODELPROFILE_KERNELS", &out).args([
-        "quantize",
-        "--device",
-        "cuda:0",
-        "--format",
-        "FP8:static",
-        "--calibration-tokens",
-        "512",
-    ]);
-    setup.log(&mut command);
-    assert!(!cache.join("kernels").exists());
-
-    let error = tiny::fail(setup.command(&["kernels", "--capability", "sm_90", "--out", "unused"]));
-    assert!(error.contains("sm_90 is not a compute capability"), "{error}");
 }
