@@ -2,8 +2,8 @@
 
 Three things differ. The model is another path, the first layers of the demo's, so that it takes seconds; `evaluate` gives short
 answers and hides numbers in one short text, since that model's answers never end; and a file of the repository is named by its
-whole path, because the commands run in a folder of their own. What the pipelines for other
-engines write is then read by readers that are not ours.
+whole path, because the commands run in a folder of their own. What the pipelines for other engines write is then read by
+readers that are not ours.
 """
 
 import os
@@ -19,6 +19,7 @@ import check_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "models/SmolLM2-135M-Instruct-Q4_1.gguf"
+# Options that a command gets here beside the guide's.
 SHORT = {"evaluate": ["--max-tokens", "16", "--needle", "1024"]}
 
 
