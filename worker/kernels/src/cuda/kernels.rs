@@ -134,7 +134,7 @@ impl Kernels {
 /// Whether all kernels came with the program, or can be compiled.
 ///
 /// # Errors
-/// [`KernelError::Device`] when NVRTC is needed and missing.
+/// [`KernelError::Device`](crate::KernelError::Device) when NVRTC is needed and missing.
 pub(super) fn obtainable(images: &Images, capability: (i32, i32)) -> Result<()> {
     images.obtainable(UNITS, capability)
 }
@@ -142,7 +142,8 @@ pub(super) fn obtainable(images: &Images, capability: (i32, i32)) -> Result<()> 
 /// Compiles all kernels for a compute capability into a folder that is shipped beside the program; returns the files.
 ///
 /// # Errors
-/// [`KernelError::Device`] when NVRTC is missing or refuses a source; [`KernelError::Io`] for the folder.
+/// [`KernelError::Device`](crate::KernelError::Device) when NVRTC is missing or refuses a source;
+/// [`KernelError::Io`](crate::KernelError::Io) for the folder.
 pub fn ship(folder: &Path, capability: (i32, i32)) -> Result<Vec<PathBuf>> {
     UNITS.iter().map(|unit| Images::ship(folder, unit, capability)).collect()
 }
