@@ -63,6 +63,7 @@ build() {
     (cd "$module" && xargs go build -buildvcs=false -trimpath -ldflags "$flags" -o "$folder/.new/") ||
     die "${missing[*]} did not build; their module is $module"
   for tool in "${missing[@]}"; do
+    # Go names a program after its package.
     program="$tool"
     [ "$tool" != etcd ] || program=server
     mv "$folder/.new/$program" "$folder/$tool"
