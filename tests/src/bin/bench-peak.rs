@@ -67,7 +67,7 @@ async fn run(args: &Args) -> anyhow::Result<bool> {
         );
     }
     let source = trace::Source::open(Some(&args.trace))?;
-    let shape = trace::Shape { lead: args.lead, requests: args.requests, longest: None, tail: args.tail };
+    let shape = trace::Shape { lead: args.lead, requests: args.requests, longest: None, tail: args.tail, alone: None };
     let modelprofile = std::env::current_exe()?.with_file_name("modelprofile");
     let manifest = variant(&args.file, &args.out, "whole.yaml", Mode::ByHand, None)?;
     let mut local = Local::start(&modelprofile, &manifest)?;

@@ -79,11 +79,13 @@ impl Scenario {
         };
         let quality = state.profiles.first().context("the worker has no profile")?.name.clone();
         let context = valid.spec().model.max_context_tokens.unwrap_or(2048);
+        let runner = Runner::new(modelprofile);
+        let file = manifest::variant(manifest, folder, "peak-pinned.yaml", Mode::Pinned(&quality), None)?;
+        let source = &shortened(&runner, &file, source, &shape, context).await?;
         let mean = source.mean_tokens(context);
         let budget_mib = budget_mib(state, REQUESTS_IN_CACHE * mean)?;
-        println!("requests: {}, {mean:.0} tokens on average within a context of {context}", source.name);
+        println!("requests: {mean:.0} tokens on average within a context of {context}");
         println!("budget: {budget_mib} MiB, so that the cache holds {REQUESTS_IN_CACHE} of them in {quality}");
-        let runner = Runner::new(modelprofile);
         let file = variant_of(manifest, folder, Mode::Pinned(&quality), budget_mib)?;
         let capacity = runner.capacity(&file, &source.probes(&shape)).await?;
         println!("{quality} serves {capacity:.2} requests/s; the burst brings {:.2}", OVERLOAD * capacity);
@@ -164,6 +166,24 @@ impl Scenario {
             timeline::svg(&run.outcome, "A peak, load decides", Some(Beside { name: &name, outcome: &pinned.outcome }));
         std::fs::write(file, svg).with_context(|| format!("cannot write {}", file.display()))
     }
+}
+
+/// The source with requests as long as the machine has the speed for.
+async fn shortened(
+    runner: &Runner,
+    manifest: &Path,
+    source: &Source,
+    shape: &Shape,
+    context: u32,
+) -> anyhow::Result<Source> {
+    println!("requests: {}", source.name);
+    if shape.alone.is_none() {
+        return Ok(source.clone());
+    }
+    let seconds = runner.alone(manifest, &source.typical(context)).await?;
+    let kept = shape.kept(seconds);
+    println!("one of mean length takes {seconds:.1} s by itself: all keep {:.0} % of their length", 100.0 * kept);
+    Ok(source.shortened(kept))
 }
 
 fn variant_of(manifest: &Path, folder: &Path, mode: Mode<'_>, budget_mib: u64) -> anyhow::Result<PathBuf> {

@@ -122,6 +122,17 @@ impl Runner {
         Ok(run)
     }
 
+    /// Seconds from the first request of `trace` being sent to its last token.
+    ///
+    /// # Errors
+    /// As for [`Runner::run`], or it was not answered.
+    pub async fn alone(&self, manifest: &Path, trace: &Trace) -> anyhow::Result<f64> {
+        let run = self.run(manifest, trace, &End::AllAnswers).await?;
+        let answered = run.outcome.records.iter().find(|record| record.failure.is_none());
+        let record = answered.context("the worker did not answer a request that it had for itself")?;
+        Ok(record.ended - record.due)
+    }
+
     /// Requests a second that `manifest` serves, from requests that are all sent at once. The first answers and the last
     /// do not count: then the worker is not yet full, or no longer. So nobody waits for the last.
     ///

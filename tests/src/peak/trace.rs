@@ -20,7 +20,13 @@ pub struct Shape {
     pub longest: Option<f64>,
     /// Quiet after it, in seconds of the replay.
     pub tail: f64,
+    /// Seconds that a request of mean length may take while no other runs: where the machine takes longer, all requests are
+    /// shortened in proportion. Without it, none is.
+    pub alone: Option<f64>,
 }
+
+/// Least part of a request's length that is kept, however slow the machine: with less, a prompt would be a few tokens.
+const SHORTEST: f64 = 0.1;
 
 /// Fewest requests of a burst, however slow the machine: with fewer, few would wait.
 const FEWEST: usize = 12;
@@ -31,6 +37,12 @@ impl Shape {
     pub fn at_rate(self, burst_rate: f64) -> Self {
         let in_time = self.longest.map_or(usize::MAX, |seconds| (seconds * burst_rate) as usize);
         Self { requests: self.requests.min(in_time.max(FEWEST)), ..self }
+    }
+
+    /// Part of their length that requests keep on a machine where one of mean length takes `seconds` by itself.
+    #[must_use]
+    pub fn kept(&self, seconds: f64) -> f64 {
+        self.alone.map_or(1.0, |limit| (limit / seconds).clamp(SHORTEST, 1.0))
     }
 }
 
@@ -77,9 +89,37 @@ impl Source {
 
     /// Mean tokens of a request, prompt and answer together, after clipping to the context.
     pub fn mean_tokens(&self, context: u32) -> f64 {
+        let (prompt, output) = self.mean(context);
+        prompt + output
+    }
+
+    /// A request of mean length, after clipping to the context.
+    pub fn typical(&self, context: u32) -> Trace {
+        let (prompt, output) = self.mean(context);
+        let tokens = |mean: f64| (mean.round() as u32).max(1);
+        Trace { arrivals: vec![Arrival { at: 0.0, prompt_tokens: tokens(prompt), output_tokens: tokens(output) }] }
+    }
+
+    /// Mean tokens of prompt and answer.
+    fn mean(&self, context: u32) -> (f64, f64) {
         let (trace, _) = self.trace.clip(context);
-        let tokens = trace.arrivals.iter().map(|arrival| f64::from(arrival.prompt_tokens + arrival.output_tokens));
-        tokens.sum::<f64>() / trace.arrivals.len().max(1) as f64
+        let mean = |tokens: fn(&Arrival) -> u32| {
+            trace.arrivals.iter().map(|arrival| f64::from(tokens(arrival))).sum::<f64>()
+                / trace.arrivals.len().max(1) as f64
+        };
+        (mean(|arrival| arrival.prompt_tokens), mean(|arrival| arrival.output_tokens))
+    }
+
+    /// The same requests at a part of their length, prompt and answer alike.
+    #[must_use]
+    pub fn shortened(&self, part: f64) -> Self {
+        let tokens = |all: u32| ((f64::from(all) * part).round() as u32).max(1);
+        let shorter = |arrival: &Arrival| Arrival {
+            at: arrival.at,
+            prompt_tokens: tokens(arrival.prompt_tokens),
+            output_tokens: tokens(arrival.output_tokens),
+        };
+        Self { name: self.name.clone(), trace: Trace { arrivals: self.trace.arrivals.iter().map(shorter).collect() } }
     }
 
     /// The requests of the burst, thinned to about one a second of the recording; the thinning alone decides which.
@@ -127,7 +167,7 @@ impl Source {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape { lead: 100.0, requests: 400, longest: None, tail: 200.0 };
+    const SHAPE: Shape = Shape { lead: 100.0, requests: 400, longest: None, tail: 200.0, alone: None };
 
     #[test]
     fn a_slow_machine_gets_fewer_requests_but_some() {
@@ -137,6 +177,23 @@ mod tests {
         assert_eq!(shape.at_rate(0.01).requests, FEWEST);
         assert_eq!(Shape { requests: 5, ..shape }.at_rate(0.01).requests, 5);
         assert_eq!(SHAPE.at_rate(0.01), SHAPE);
+    }
+
+    #[test]
+    fn a_slow_machine_gets_shorter_requests_at_the_same_times() {
+        let shape = Shape { alone: Some(4.0), ..SHAPE };
+        let percent = |shape: &Shape, seconds| (100.0 * shape.kept(seconds)).round() as u32;
+        assert_eq!([1.0, 4.0, 8.0, 4000.0].map(|seconds| percent(&shape, seconds)), [100, 100, 50, 10]);
+        assert_eq!(percent(&SHAPE, 4000.0), 100);
+        let source = Source::open(None).unwrap();
+        let half = source.shortened(0.5);
+        assert_eq!(half.trace.arrivals.len(), source.trace.arrivals.len());
+        for (whole, half) in source.trace.arrivals.iter().zip(&half.trace.arrivals) {
+            assert!((whole.at - half.at).abs() < 1e-9);
+            assert!(whole.prompt_tokens.abs_diff(2 * half.prompt_tokens) <= 1 && half.prompt_tokens > 0);
+            assert!(whole.output_tokens.abs_diff(2 * half.output_tokens) <= 1 && half.output_tokens > 0);
+        }
+        assert_eq!(source.shortened(1.0).trace, source.trace);
     }
 
     #[test]
@@ -170,5 +227,8 @@ mod tests {
         let (all, clipped) = (source.mean_tokens(u32::MAX), source.mean_tokens(2048));
         assert!((1300.0..1430.0).contains(&all), "{all}");
         assert!((0.6 * all..0.9 * all).contains(&clipped), "{clipped}");
+        let [typical] = &source.typical(2048).arrivals[..] else { panic!("one request") };
+        let tokens = typical.prompt_tokens + typical.output_tokens;
+        assert!(clipped.round() as u32 == tokens && typical.prompt_tokens > 3 * typical.output_tokens, "{typical:?}");
     }
 }

@@ -4,11 +4,14 @@
 //! |---|---|
 //! | [`blocks`] | the block pool: reference counts, the prefix cache, shrinking and growing |
 //! | [`scheduler`] | one token budget a step, decodes first, then prompts in chunks, preemption with recompute |
+//! | [`step`] | what was decided for a step |
 
 pub mod blocks;
 pub mod scheduler;
+pub mod step;
 
-pub use scheduler::{AddError, ScheduledStep, Scheduler, SchedulerConfig, Stats};
+pub use scheduler::{AddError, Scheduler, SchedulerConfig, Stats};
+pub use step::ScheduledStep;
 
 #[cfg(test)]
 mod simulation;

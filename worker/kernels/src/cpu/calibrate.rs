@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{
     Cpu, Isa,
-    backend::{Disjoint, Matrix, fits},
+    device::{Disjoint, Matrix, fits},
     gemm::{self, DEPTH, MAX_TILE, Real, Region, Target, TileShape, Update, View},
     isa::per_isa,
     rounding,

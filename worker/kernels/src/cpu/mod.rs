@@ -11,7 +11,8 @@
 //! | [`kv`] | the paged pool in reserved memory |
 //! | [`attention`] | paged attention |
 //! | [`elementwise`] | norms, rotation, gated activation |
-//! | [`backend`] | [`Cpu`], which implements the traits with these |
+//! | [`device`] | [`Cpu`]: threads, buffers, products |
+//! | `backend` | the operations of a step with these |
 //! | `gemm` | products of FP32 and FP64 matrices |
 //! | `rounding` | what rounding in groups makes of rows |
 //! | `calibrate` | the statistics of calibration with these |
@@ -23,8 +24,9 @@ pub mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-pub mod backend;
+mod backend;
 mod calibrate;
+pub mod device;
 pub mod elementwise;
 pub(crate) mod gemm;
 pub mod isa;
@@ -34,5 +36,5 @@ pub mod probe;
 mod rounding;
 pub mod threads;
 
-pub use backend::{Cpu, CpuOptions};
+pub use device::{Cpu, CpuOptions};
 pub use isa::Isa;

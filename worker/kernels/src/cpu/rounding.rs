@@ -1,7 +1,7 @@
 //! What rounding in groups makes of rows, for searches that try it many times: the values of `rtn::quantize` and
 //! `HostWeight::dequantize_row`, bit for bit, without codes in between.
 
-use super::{backend::Matrix, isa::per_isa};
+use super::{device::Matrix, isa::per_isa};
 use crate::{
     GroupRounding, KernelError, Result,
     rtn::{Grid, magnitude_scale, range_grid, top_code},

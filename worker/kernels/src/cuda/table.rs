@@ -123,7 +123,8 @@ kernels! {
         LinearReduce "linear_reduce" 256 0,
     }
     attention_64 = [
-        "attention_64.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cu",
+        "attention_64.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill_tile.cuh",
+        "attention_prefill_lines.cuh", "attention_prefill.cu",
     ] {
         DecodeBf1664 "attention_decode_bf16_64" 128 decode_shared(64, 2),
         DecodeFp1664 "attention_decode_fp16_64" 128 decode_shared(64, 2),
@@ -136,7 +137,8 @@ kernels! {
         Reduce64 "attention_reduce" 128 0,
     }
     attention_96 = [
-        "attention_96.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cu",
+        "attention_96.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill_tile.cuh",
+        "attention_prefill_lines.cuh", "attention_prefill.cu",
     ] {
         DecodeBf1696 "attention_decode_bf16_96" 128 decode_shared(96, 2),
         DecodeFp1696 "attention_decode_fp16_96" 128 decode_shared(96, 2),
@@ -149,7 +151,8 @@ kernels! {
         Reduce96 "attention_reduce" 128 0,
     }
     attention_128 = [
-        "attention_128.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cu",
+        "attention_128.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill_tile.cuh",
+        "attention_prefill_lines.cuh", "attention_prefill.cu",
     ] {
         DecodeBf16128 "attention_decode_bf16_128" 128 decode_shared(128, 2),
         DecodeFp16128 "attention_decode_fp16_128" 128 decode_shared(128, 2),
@@ -162,7 +165,8 @@ kernels! {
         Reduce128 "attention_reduce" 128 0,
     }
     attention_256 = [
-        "attention_256.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cu",
+        "attention_256.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill_tile.cuh",
+        "attention_prefill_lines.cuh", "attention_prefill.cu",
     ] {
         DecodeBf16256 "attention_decode_bf16_256" 128 decode_shared(256, 2),
         DecodeFp16256 "attention_decode_fp16_256" 128 decode_shared(256, 2),
