@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::{
-    gguf::{Metadata, Value},
+    gguf_metadata::{Metadata, Value},
     store::StoredTensor,
 };
 use crate::{Architecture, EngineError, ModelConfig, Result, RopeScaling};

@@ -13,7 +13,7 @@
 //! | `ggml` | the block formats |
 //! | `take_over` | blocks taken over exactly into our own formats |
 //! | `hugging_face`, `safetensors` | `config.json`, and the weight files of a directory |
-//! | `gguf`, `gguf_config` | the container, and the configuration in its metadata |
+//! | `gguf`, `gguf_metadata`, `gguf_config` | the container, its metadata, and the configuration in it |
 //! | [`quantized`] | linear layers that a directory stores quantized: compressed-tensors, AutoAWQ, GPTQ, ModelOpt |
 //! | `roles` | names and shapes of tensors by family and container |
 //! | `identity` | name, licence, content hash |
@@ -22,6 +22,7 @@
 pub(crate) mod ggml;
 pub(crate) mod gguf;
 pub(crate) mod gguf_config;
+mod gguf_metadata;
 mod hugging_face;
 mod identity;
 mod open;
@@ -35,7 +36,7 @@ mod tensor;
 #[doc(hidden)]
 pub mod testing;
 
-pub use gguf::{Metadata, Value};
+pub use gguf_metadata::{Metadata, Value};
 pub(crate) use hugging_face::OWN_ROPE_FACTORS;
 pub use open::Checkpoint;
 pub use pruned::{GgufHead, Remains};
