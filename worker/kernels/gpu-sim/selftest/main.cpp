@@ -1,4 +1,5 @@
-// Self tests of the emulated device: `selftest plain` or `selftest race`, as the driver was built.
+// Self tests of the emulated device: `selftest plain FOLDER` or `selftest race FOLDER`, as the driver was built; FOLDER holds the
+// sources of the kernels, whose lines messages name.
 #include "harness.h"
 
 #include <cstring>
@@ -6,15 +7,17 @@
 
 namespace test {
 
+static std::string kernels;
+
 std::string marked(const std::string& file, const std::string& mark) {
-    std::ifstream source(std::string(SELFTEST_KERNELS) + "/" + file);
+    std::ifstream source(kernels + "/" + file);
     std::string line;
     for (int number = 1; std::getline(source, line); number++) {
         if (line.size() > mark.size() && line.compare(line.size() - mark.size(), mark.size(), mark) == 0 && line.find("// MARK ") != std::string::npos) {
             return file + ":" + std::to_string(number);
         }
     }
-    fprintf(stderr, "%s has no line with the mark %s\n", file.c_str(), mark.c_str());
+    fprintf(stderr, "%s has no line with the mark %s\n", (kernels + "/" + file).c_str(), mark.c_str());
     exit(1);
 }
 
@@ -28,10 +31,11 @@ static void use_device(int ordinal) {
 
 int main(int argc, char** argv) {
     using namespace test;
-    if (argc != 2) {
-        fprintf(stderr, "usage: selftest plain|race\n");
+    if (argc != 3) {
+        fprintf(stderr, "usage: selftest plain|race FOLDER\n");
         return 2;
     }
+    kernels = argv[2];
     setenv("CUDASIM_DEVICES", "2", 1);
     setenv("CUDASIM_TIMEOUT", "5", 1);
     REQUIRE(cuInit(0) == 0);

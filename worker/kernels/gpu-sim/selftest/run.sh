@@ -7,8 +7,8 @@ out="$("$here/../build.sh" "$kind" selftest "$here/kernels")"
 program="$out/selftest"
 made_of="$(cat "$here"/*.cpp "$here"/*.h "$here"/../driver/control.h | sha256sum)"
 if [ ! -e "$program" ] || [ "$(cat "$program.made-of" 2>/dev/null)" != "$made_of" ]; then
-  "${CXX:-g++}" -std=c++17 -g -O1 -Wall -Wextra -Werror -DSELFTEST_KERNELS="\"$here/kernels\"" -o "$program" "$here"/*.cpp \
+  "${CXX:-g++}" -std=c++17 -g -O1 -Wall -Wextra -Werror -o "$program" "$here"/*.cpp \
     -L"$out" -l:libcuda.so.1 -l:libcublasLt.so.13 -l:libnccl.so.2 -lpthread -Wl,-rpath,"$out"
   printf '%s' "$made_of" >"$program.made-of"
 fi
-CUDASIM_KERNELS="$out/libcudasim_selftest.so" "$program" "$kind"
+CUDASIM_KERNELS="$out/libcudasim_selftest.so" "$program" "$kind" "$here/kernels"

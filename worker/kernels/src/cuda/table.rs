@@ -123,7 +123,7 @@ kernels! {
         LinearReduce "linear_reduce" 256 0,
     }
     attention_64 = [
-        "attention_64.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill_tile.cuh",
+        "attention_64.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cuh",
         "attention_prefill_lines.cuh", "attention_prefill.cu",
     ] {
         DecodeBf1664 "attention_decode_bf16_64" 128 decode_shared(64, 2),
@@ -137,7 +137,7 @@ kernels! {
         Reduce64 "attention_reduce" 128 0,
     }
     attention_96 = [
-        "attention_96.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill_tile.cuh",
+        "attention_96.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cuh",
         "attention_prefill_lines.cuh", "attention_prefill.cu",
     ] {
         DecodeBf1696 "attention_decode_bf16_96" 128 decode_shared(96, 2),
@@ -151,7 +151,7 @@ kernels! {
         Reduce96 "attention_reduce" 128 0,
     }
     attention_128 = [
-        "attention_128.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill_tile.cuh",
+        "attention_128.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cuh",
         "attention_prefill_lines.cuh", "attention_prefill.cu",
     ] {
         DecodeBf16128 "attention_decode_bf16_128" 128 decode_shared(128, 2),
@@ -165,7 +165,7 @@ kernels! {
         Reduce128 "attention_reduce" 128 0,
     }
     attention_256 = [
-        "attention_256.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill_tile.cuh",
+        "attention_256.cuh", "prim.cuh", "attention.cuh", "attention_decode.cu", "attention_prefill.cuh",
         "attention_prefill_lines.cuh", "attention_prefill.cu",
     ] {
         DecodeBf16256 "attention_decode_bf16_256" 128 decode_shared(256, 2),
