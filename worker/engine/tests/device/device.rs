@@ -13,13 +13,16 @@ use modelprofile_engine::{
 use modelprofile_kernels::{
     GroupedActivations,
     cpu::{Cpu, CpuOptions},
-    cuda::{Cuda, CudaOptions},
+    cuda::{Cuda, CudaOptions, Parallel, available},
 };
 
 use crate::{
     sim::{self, Sim},
     support::Ignore,
 };
+
+/// GPUs that a test shares a model between, at most.
+const MOST: usize = 2;
 
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -62,17 +65,28 @@ pub(crate) fn noted(engine: EngineHandle) -> EngineHandle {
 pub(crate) fn given_back() {
     let Some(sim) = Sim::find() else { return ended() };
     let deadline = Instant::now() + Duration::from_secs(60);
-    while sim.bytes() > 0 {
-        assert!(Instant::now() < deadline, "{} bytes are never freed", sim.bytes());
-        thread::yield_now();
+    for device in 0..MOST {
+        while sim.bytes_of(device) > 0 {
+            assert!(Instant::now() < deadline, "{} bytes of GPU {device} are never freed", sim.bytes_of(device));
+            thread::yield_now();
+        }
+        sim.peak_of(device);
     }
     sim.calm();
-    sim.peak();
 }
 
 /// The device, with this many bytes.
 pub(crate) fn gpu(budget: u64) -> Cuda {
     Cuda::new(CudaOptions { budget: Some(budget as usize), ..sim::options() }).unwrap()
+}
+
+/// Whether the machine has so many devices; says so where it has fewer.
+pub(crate) fn has(gpus: usize) -> bool {
+    let enough = available().unwrap().len() >= gpus;
+    if !enough {
+        eprintln!("skipped: {gpus} GPUs are needed");
+    }
+    enough
 }
 
 /// The CPU, computing what the device does: group-wise weights with BF16 activations.
@@ -87,6 +101,27 @@ pub(crate) fn watched(checkpoint: &Checkpoint, config: &EngineConfig, observer: 
 
 pub(crate) fn engine(checkpoint: &Checkpoint, config: &EngineConfig) -> EngineHandle {
     watched(checkpoint, config, Box::new(Ignore))
+}
+
+/// An engine on so many devices that share the model, each within the configuration's budget.
+pub(crate) fn watched_on(
+    gpus: usize,
+    checkpoint: &Checkpoint,
+    config: &EngineConfig,
+    observer: Box<dyn Observer>,
+) -> EngineHandle {
+    if gpus == 1 {
+        return watched(checkpoint, config, observer);
+    }
+    assert!(gpus <= MOST, "more GPUs than are waited for");
+    let budget = Some(config.memory_budget as usize);
+    let options: Vec<_> = (0..gpus).map(|ordinal| CudaOptions { ordinal, budget, ..sim::options() }).collect();
+    let parallel = Parallel::new(&options).unwrap();
+    noted(start(parallel, checkpoint, config, observer, &mut |_, _| {}).unwrap())
+}
+
+pub(crate) fn engine_on(gpus: usize, checkpoint: &Checkpoint, config: &EngineConfig) -> EngineHandle {
+    watched_on(gpus, checkpoint, config, Box::new(Ignore))
 }
 
 /// The same on the CPU.

@@ -18,10 +18,10 @@ use modelprofile_kernels::{
 use rstest::rstest;
 
 use crate::{
-    device::{alone, cpu, engine, gpu, noted, reference, watched},
+    device::{alone, cpu, engine, engine_on, gpu, has, noted, reference, watched},
     sim::{self, Sim},
     support::{self, gate::Gate},
-    tiny::{TINY, checkpoint, prompt},
+    tiny::{PAIRED, Shape, TINY, checkpoint, prompt},
 };
 
 const INT4: WeightFormat = WeightFormat::Int4 { group: 32, zero: ZeroPoint::Minimum };
@@ -63,14 +63,24 @@ fn text(engine: &EngineHandle, prompt: &[u32], tokens: usize) -> Vec<(u32, f32)>
 const NEAR_TIE: f32 = 0.2;
 
 #[rstest]
-#[case(WeightFormat::Bf16, KvFormat::Bf16)]
-#[case(INT4, KvFormat::Fp8E5m2)]
-fn texts_are_the_cpus_but_for_near_ties(#[case] format: WeightFormat, #[case] kv: KvFormat) {
+#[case(1, TINY, WeightFormat::Bf16, KvFormat::Bf16)]
+#[case(1, TINY, INT4, KvFormat::Fp8E5m2)]
+#[case(2, PAIRED, WeightFormat::Bf16, KvFormat::Bf16)]
+#[case(2, PAIRED, INT4, KvFormat::Fp8E5m2)]
+fn texts_are_the_cpus_but_for_near_ties(
+    #[case] gpus: usize,
+    #[case] shape: Shape,
+    #[case] format: WeightFormat,
+    #[case] kv: KvFormat,
+) {
     let _alone = alone();
-    let checkpoint = checkpoint(TINY);
+    if !has(gpus) {
+        return;
+    }
+    let checkpoint = checkpoint(shape);
     let profile = ProfileSpec { kv, ..support::profile("one", format) };
     let config = EngineConfig { profiles: vec![profile], ..two() };
-    let (found, expected) = (engine(&checkpoint, &config), reference(&checkpoint, &config));
+    let (found, expected) = (engine_on(gpus, &checkpoint, &config), reference(&checkpoint, &config));
     let mut equal = 0;
     for index in 0..4 {
         let prompt = prompt(7 + 13 * index as usize, index);
@@ -115,10 +125,15 @@ fn switch(engine: &EngineHandle, to: &str) {
     assert_eq!(result.outcome, SwitchEnd::Completed, "{result:?}");
 }
 
-#[test]
-fn quality_reuses_no_block_of_density_but_density_those_of_quality() {
+#[rstest]
+#[case(1, TINY)]
+#[case(2, PAIRED)]
+fn quality_reuses_no_block_of_density_but_density_those_of_quality(#[case] gpus: usize, #[case] shape: Shape) {
     let _alone = alone();
-    let engine = engine(&checkpoint(TINY), &two());
+    if !has(gpus) {
+        return;
+    }
+    let engine = engine_on(gpus, &checkpoint(shape), &two());
     let (one, other) = (prompt(3 * BLOCK_TOKENS, 0), prompt(3 * BLOCK_TOKENS, 1));
     // The last token is always computed, and its block with it.
     let whole = 2 * BLOCK_TOKENS;

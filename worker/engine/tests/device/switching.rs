@@ -13,10 +13,10 @@ use modelprofile_kernels::BLOCK_TOKENS;
 use rstest::rstest;
 
 use crate::{
-    device::{alone, engine, watched},
+    device::{alone, engine, engine_on, has, watched, watched_on},
     sim::Sim,
     support::{self, gate::Gate},
-    tiny::{WIDE, checkpoint, prompt},
+    tiny::{PAIRED, Tiny, WIDE, checkpoint, prompt},
 };
 
 const INT4: WeightFormat = WeightFormat::Int4 { group: 128, zero: ZeroPoint::Minimum };
@@ -34,9 +34,14 @@ fn roomy() -> EngineConfig {
     }
 }
 
-/// A budget that leaves the larger profile so few blocks; the smaller one has some hundred.
-fn config() -> EngineConfig {
-    let engine = engine(&checkpoint(WIDE), &roomy());
+/// A model for so many GPUs.
+fn model(gpus: usize) -> Tiny {
+    checkpoint(if gpus == 1 { WIDE } else { PAIRED })
+}
+
+/// A budget of each GPU that leaves the larger profile so few blocks; the smaller one has some hundred.
+fn config(gpus: usize) -> EngineConfig {
+    let engine = engine_on(gpus, &model(gpus), &roomy());
     let (plan, weights) = (engine.limits().memory, engine.snapshot().profiles[0].weight_bytes);
     drop(engine);
     crate::device::given_back();
@@ -71,20 +76,24 @@ fn all(runs: &[(String, usize)]) -> usize {
     runs.iter().map(|(_, count)| count).sum()
 }
 
-fn within_budget(what: &str, config: &EngineConfig) {
-    if let Some(sim) = Sim::find() {
-        let peak = sim.peak();
-        assert!(peak <= config.memory_budget, "{what}: {peak} bytes of {}", config.memory_budget);
-        assert!(peak > config.memory_budget / 3, "{what}: a budget of which {peak} bytes are used shows nothing");
+fn within_budget(what: &str, gpus: usize, config: &EngineConfig) {
+    let (Some(sim), budget) = (Sim::find(), config.memory_budget) else { return };
+    for gpu in 0..gpus {
+        let peak = sim.peak_of(gpu);
+        assert!(peak <= budget, "{what}: {peak} bytes of {budget} on GPU {gpu}");
+        assert!(peak > budget / 3, "{what}: a budget of which {peak} bytes of GPU {gpu} are used shows nothing");
     }
 }
 
-#[test]
-fn requests_in_flight_go_on_through_switches_both_ways_within_the_budget() {
+#[rstest]
+fn requests_in_flight_go_on_through_switches_both_ways_within_the_budget(#[values(1, 2)] gpus: usize) {
     let _alone = alone();
-    let checkpoint = checkpoint(WIDE);
-    let config = config();
-    let engine = engine(&checkpoint, &config);
+    if !has(gpus) {
+        return;
+    }
+    let checkpoint = model(gpus);
+    let config = config(gpus);
+    let engine = engine_on(gpus, &checkpoint, &config);
     let (few, many) = (blocks_of(&engine, "quality"), blocks_of(&engine, "density"));
     assert!(few == FEW && many > 10 * few, "{few} and {many} blocks");
     let mut streams: Vec<_> =
@@ -103,14 +112,14 @@ fn requests_in_flight_go_on_through_switches_both_ways_within_the_budget() {
         assert_eq!(all(&text(stream)), 24);
     }
     drop(engine);
-    within_budget("start, traffic and four switches", &config);
+    within_budget("start, traffic and four switches", gpus, &config);
 }
 
 #[test]
 fn the_pool_is_filled_to_its_last_block_in_both_profiles() {
     let _alone = alone();
     let checkpoint = checkpoint(WIDE);
-    let config = config();
+    let config = config(1);
     let engine = engine(&checkpoint, &config);
     for profile in ["quality", "density"] {
         let result = engine.switch(profile).blocking_recv().unwrap();
@@ -127,7 +136,7 @@ fn the_pool_is_filled_to_its_last_block_in_both_profiles() {
         assert!(profile == "density" || seen == 2, "{:?}", engine.snapshot());
     }
     drop(engine);
-    within_budget("a full pool", &config);
+    within_budget("a full pool", 1, &config);
 }
 
 #[test]
@@ -135,7 +144,7 @@ fn a_mixed_step_counts_as_the_less_precise_profiles_and_a_switch_back_waits_for_
     let _alone = alone();
     let checkpoint = checkpoint(WIDE);
     let gate = Gate::closed_at(3);
-    let config = config();
+    let config = config(1);
     let engine = watched(&checkpoint, &config, Box::new(gate.clone()));
     let mut stream = engine.submit(support::greedy(&prompt(5, 0), 30)).unwrap();
     gate.reached();
@@ -165,17 +174,20 @@ fn a_mixed_step_counts_as_the_less_precise_profiles_and_a_switch_back_waits_for_
     assert_eq!((names, all(&runs)), (vec!["quality", "density", "quality"], 30), "{runs:?}");
     assert_eq!(runs[0].1, 3, "mixed steps are density's");
     drop(engine);
-    within_budget("a switch there and back", &config);
+    within_budget("a switch there and back", 1, &config);
 }
 
-#[test]
-fn a_shrinking_switch_preempts_and_all_requests_finish() {
+#[rstest]
+fn a_shrinking_switch_preempts_and_all_requests_finish(#[values(1, 2)] gpus: usize) {
     let _alone = alone();
-    let checkpoint = checkpoint(WIDE);
-    let mut config = config();
+    if !has(gpus) {
+        return;
+    }
+    let checkpoint = model(gpus);
+    let mut config = config(gpus);
     config.start = Some("density".into());
     let gate = Gate::closed_at(8);
-    let engine = watched(&checkpoint, &config, Box::new(gate.clone()));
+    let engine = watched_on(gpus, &checkpoint, &config, Box::new(gate.clone()));
     let few = blocks_of(&engine, "quality");
     let count = 6;
     let mut streams: Vec<_> =
@@ -205,21 +217,24 @@ fn a_shrinking_switch_preempts_and_all_requests_finish() {
     }
     assert_eq!(engine.snapshot().blocks_total, few);
     drop(engine);
-    within_budget("a switch that preempts", &config);
+    within_budget("a switch that preempts", gpus, &config);
 }
 
-#[test]
-fn an_engine_without_requests_switches_and_serves() {
+#[rstest]
+fn an_engine_without_requests_switches_and_serves(#[values(1, 2)] gpus: usize) {
     let _alone = alone();
-    let checkpoint = checkpoint(WIDE);
-    let config = config();
-    let engine = engine(&checkpoint, &config);
+    if !has(gpus) {
+        return;
+    }
+    let checkpoint = model(gpus);
+    let config = config(gpus);
+    let engine = engine_on(gpus, &checkpoint, &config);
     for to in ["density", "quality"] {
         assert_eq!(engine.switch(to).blocking_recv().unwrap().outcome, SwitchEnd::Completed);
     }
     assert_eq!(support::generate(&engine, &prompt(5, 0), 3).len(), 3);
     drop(engine);
-    within_budget("switches without requests", &config);
+    within_budget("switches without requests", gpus, &config);
 }
 
 #[rstest]
@@ -231,7 +246,7 @@ fn a_failure_in_a_switch_leaves_an_engine_that_serves_and_switches(#[case] funct
     let Some(sim) = Sim::find() else { return };
     let checkpoint = checkpoint(WIDE);
     let gate = Gate::closed_at(2);
-    let config = config();
+    let config = config(1);
     let engine = watched(&checkpoint, &config, Box::new(gate.clone()));
     let mut stream = engine.submit(support::greedy(&prompt(5, 0), 12)).unwrap();
     gate.reached();

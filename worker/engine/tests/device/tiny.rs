@@ -46,6 +46,9 @@ pub(crate) const SMALL: Shape =
 pub(crate) const WIDE: Shape =
     Shape { family: Family::Llama, hidden: 256, intermediate: 512, heads: 2, kv_heads: 1, layers: 5 };
 
+/// The same for two GPUs: each has a head of the cache, and whole groups of 128.
+pub(crate) const PAIRED: Shape = Shape { heads: 4, kv_heads: 2, ..WIDE };
+
 impl Shape {
     pub(crate) fn of(family: Family) -> Self {
         Self { family, ..TINY }

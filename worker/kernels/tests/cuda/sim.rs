@@ -59,12 +59,18 @@ impl Sim {
 
     /// The most that were in use since the last call.
     pub fn peak(&self) -> u64 {
+        self.peak_of(0)
+    }
+
+    /// The most that were in use on a device since the last call.
+    pub fn peak_of(&self, device: usize) -> u64 {
+        let device = c_int::try_from(device).unwrap();
         // SAFETY: as above.
         unsafe {
             let peak: extern "C" fn(c_int) -> u64 = std::mem::transmute(self.symbol(c"cudasim_physical_peak"));
             let reset: extern "C" fn(c_int) = std::mem::transmute(self.symbol(c"cudasim_reset_peak"));
-            let value = peak(0);
-            reset(0);
+            let value = peak(device);
+            reset(device);
             value
         }
     }
