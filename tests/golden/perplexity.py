@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints the golden perplexities of worker/engine/tests/model/quality.rs: transformers in BF16, without a BOS.
 
-    perplexity.py ~/.cache/modelprofile/models/SmolLM2-135M-Instruct-BF16 ../shared/text/wikitext-2-valid.txt --windows 6 50
+    perplexity.py ~/.cache/modelprofile/models/SmolLM2-135M-Instruct-BF16 ../shared/text/wikitext-2-valid.txt --windows 10 50
 
 The first 100,000 characters are cut into windows of 512 tokens; tokens 1..511 of each are scored. `make test-interchange` makes
 the checkpoint and installs the packages."""
@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--windows", type=int, nargs="+", default=[6, 50], help="after so many the perplexity is printed")
+    parser.add_argument("--windows", type=int, nargs="+", default=[10, 50], help="after so many the perplexity is printed")
     arguments = parser.parse_args()
     text = arguments.text.read_text(encoding="utf-8")[:CHARACTERS]
     tokens = AutoTokenizer.from_pretrained(arguments.model)(text, add_special_tokens=False, return_tensors="pt").input_ids[0]

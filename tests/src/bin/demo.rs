@@ -41,7 +41,7 @@ struct Args {
     out: PathBuf,
 }
 
-const SHAPE: trace::Shape = trace::Shape { lead: 8.0, requests: 36, longest: Some(90.0), tail: 25.0, alone: Some(4.0) };
+const SHAPE: trace::Shape = trace::Shape { lead: 8.0, requests: 36, longest: Some(90.0), tail: 25.0, alone: Some(2.5) };
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 const QUESTIONS: [&str; 3] = [
@@ -130,6 +130,7 @@ fn add_peak(figures: &mut Map<String, Value>, scenario: &Scenario, switching: &R
         ("returned_after_s", json!(scenario.returned_after(switching).map(|after| rounded(after, 10.0)))),
         ("requests", json!(scenario.trace.arrivals.len())),
         ("clipped", json!(scenario.clipped)),
+        ("length_percent", json!(rounded(100.0 * scenario.kept, 1.0))),
     ];
     figures.extend(added.map(|(name, value)| (name.to_owned(), value)));
 }

@@ -16,8 +16,17 @@ pub enum Mode<'a> {
     ByHand,
 }
 
-/// Writes `manifest` into `folder` as `name`, with another mode and, where given, another memory budget in MiB. The rest
-/// stays, also paths relative to the current folder.
+/// What a worker has for requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Memory budget in MiB.
+    pub budget_mib: u64,
+    /// Most tokens of a request.
+    pub context: u32,
+}
+
+/// Writes `manifest` into `folder` as `name`, with another mode and, where given, another room. The rest stays, also paths
+/// relative to the current folder.
 ///
 /// # Errors
 /// The manifest cannot be read, or the new one cannot be written.
@@ -26,18 +35,18 @@ pub fn variant(
     folder: &Path,
     name: &str,
     mode: Mode<'_>,
-    budget_mib: Option<u64>,
+    room: Option<Room>,
 ) -> anyhow::Result<PathBuf> {
     let text = std::fs::read_to_string(manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
     let mut yaml: Value = serde_yaml::from_str(&text).with_context(|| format!("{} is no YAML", manifest.display()))?;
-    change(&mut yaml, mode, budget_mib);
+    change(&mut yaml, mode, room);
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let file = folder.join(name);
     std::fs::write(&file, serde_yaml::to_string(&yaml)?).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(file)
 }
 
-fn change(yaml: &mut Value, mode: Mode<'_>, budget_mib: Option<u64>) {
+fn change(yaml: &mut Value, mode: Mode<'_>, room: Option<Room>) {
     let switching = &mut yaml["spec"]["switching"];
     let word = match mode {
         Mode::Auto => "Auto",
@@ -48,8 +57,9 @@ fn change(yaml: &mut Value, mode: Mode<'_>, budget_mib: Option<u64>) {
         Mode::ByHand => "Recommend",
     };
     switching["mode"] = word.into();
-    if let Some(mib) = budget_mib {
-        yaml["spec"]["placement"]["memoryBudget"] = format!("{mib}Mi").into();
+    if let Some(Room { budget_mib, context }) = room {
+        yaml["spec"]["placement"]["memoryBudget"] = format!("{budget_mib}Mi").into();
+        yaml["spec"]["model"]["maxContextTokens"] = context.into();
     }
 }
 
@@ -58,12 +68,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_mode_and_the_budget_change() {
+    fn only_the_mode_and_the_room_change() {
         let text =
             "{spec: {model: {uri: a}, switching: {mode: Auto, minDwellSeconds: 10}, placement: {memoryBudget: 1Gi}}}";
         let mut yaml: Value = serde_yaml::from_str(text).unwrap();
-        change(&mut yaml, Mode::Pinned("quality"), Some(264));
-        let changed = "{spec: {model: {uri: a}, placement: {memoryBudget: 264Mi},
+        change(&mut yaml, Mode::Pinned("quality"), Some(Room { budget_mib: 264, context: 512 }));
+        let changed = "{spec: {model: {uri: a, maxContextTokens: 512}, placement: {memoryBudget: 264Mi},
             switching: {mode: Pinned, minDwellSeconds: 10, pinnedProfile: quality}}}";
         assert_eq!(yaml, serde_yaml::from_str::<Value>(changed).unwrap());
     }

@@ -23,7 +23,7 @@ use modelprofile_operator::replay::timeline::{self, Beside};
 use modelprofile_operator::traces::Trace;
 
 use explain::Moves;
-use manifest::Mode;
+use manifest::{Mode, Room};
 use run::{End, Run, Runner};
 use trace::{Shape, Source};
 
@@ -44,13 +44,15 @@ pub struct Scenario {
     folder: PathBuf,
     /// The first profile.
     quality: String,
-    budget_mib: u64,
+    room: Room,
     /// Second up to which the requests of the burst arrive.
     burst_end: f64,
     /// The requests.
     pub trace: Trace,
     /// How many of them are longer than the context, and are clipped.
     pub clipped: usize,
+    /// Part of the recorded lengths that they have.
+    pub kept: f64,
     moves: Moves,
 }
 
@@ -81,12 +83,15 @@ impl Scenario {
         let context = valid.spec().model.max_context_tokens.unwrap_or(2048);
         let runner = Runner::new(modelprofile);
         let file = manifest::variant(manifest, folder, "peak-pinned.yaml", Mode::Pinned(&quality), None)?;
-        let source = &shortened(&runner, &file, source, &shape, context).await?;
+        println!("requests: {}", source.name);
+        let kept = kept(&runner, &file, source, &shape, context).await?;
+        let (source, context) = (&source.shortened(kept), (f64::from(context) * kept) as u32);
         let mean = source.mean_tokens(context);
-        let budget_mib = budget_mib(state, REQUESTS_IN_CACHE * mean)?;
-        println!("requests: {mean:.0} tokens on average within a context of {context}");
-        println!("budget: {budget_mib} MiB, so that the cache holds {REQUESTS_IN_CACHE} of them in {quality}");
-        let file = variant_of(manifest, folder, Mode::Pinned(&quality), budget_mib)?;
+        let room = Room { budget_mib: budget_mib(state, REQUESTS_IN_CACHE * mean)?, context };
+        println!("{mean:.0} tokens on average within a context of {context}");
+        let mib = room.budget_mib;
+        println!("budget: {mib} MiB, so that the cache holds {REQUESTS_IN_CACHE} of them in {quality}");
+        let file = variant_of(manifest, folder, Mode::Pinned(&quality), room)?;
         let capacity = runner.capacity(&file, &source.probes(&shape)).await?;
         println!("{quality} serves {capacity:.2} requests/s; the burst brings {:.2}", OVERLOAD * capacity);
         let shape = shape.at_rate(OVERLOAD * capacity);
@@ -104,10 +109,11 @@ impl Scenario {
             manifest: manifest.to_owned(),
             folder: folder.to_owned(),
             quality,
-            budget_mib,
+            room,
             burst_end,
             trace,
             clipped,
+            kept,
             moves,
         })
     }
@@ -131,7 +137,7 @@ impl Scenario {
     }
 
     async fn run(&self, mode: Mode<'_>, end: End) -> anyhow::Result<Run> {
-        let file = variant_of(&self.manifest, &self.folder, mode, self.budget_mib)?;
+        let file = variant_of(&self.manifest, &self.folder, mode, self.room)?;
         let run = self.runner.run(&file, &self.trace, &end).await?;
         println!("{}", run.sentence());
         Ok(run)
@@ -168,27 +174,20 @@ impl Scenario {
     }
 }
 
-/// The source with requests as long as the machine has the speed for.
-async fn shortened(
-    runner: &Runner,
-    manifest: &Path,
-    source: &Source,
-    shape: &Shape,
-    context: u32,
-) -> anyhow::Result<Source> {
-    println!("requests: {}", source.name);
+/// Part of their length that requests keep, so that the machine has the speed for them.
+async fn kept(runner: &Runner, manifest: &Path, source: &Source, shape: &Shape, context: u32) -> anyhow::Result<f64> {
     if shape.alone.is_none() {
-        return Ok(source.clone());
+        return Ok(1.0);
     }
     let seconds = runner.alone(manifest, &source.typical(context)).await?;
     let kept = shape.kept(seconds);
     println!("one of mean length takes {seconds:.1} s by itself: all keep {:.0} % of their length", 100.0 * kept);
-    Ok(source.shortened(kept))
+    Ok(kept)
 }
 
-fn variant_of(manifest: &Path, folder: &Path, mode: Mode<'_>, budget_mib: u64) -> anyhow::Result<PathBuf> {
+fn variant_of(manifest: &Path, folder: &Path, mode: Mode<'_>, room: Room) -> anyhow::Result<PathBuf> {
     let name = if mode == Mode::Auto { "peak-switching.yaml" } else { "peak-pinned.yaml" };
-    manifest::variant(manifest, folder, name, mode, Some(budget_mib))
+    manifest::variant(manifest, folder, name, mode, Some(room))
 }
 
 /// The budget in MiB at which the first profile's cache holds `tokens`, from what a worker holds at its own budget.
