@@ -234,7 +234,7 @@ def main():
     wrong = check(kernels, limits_of())
     for of, found in units.items():
         for name in found.keys() - {kernel["name"] for kernel in kernels if kernel["unit"] == of}:
-            wrong.append(f"{name}: compiled in {of}, but the table of kernels.rs does not have it")
+            wrong.append(f"{name}: compiled in {of}, but table.rs does not have it")
 
     text = TABLE.read_text()
     before, rest = text.split(BEGIN)

@@ -14,9 +14,9 @@ SIM = ROOT / "worker/kernels/gpu-sim"
 
 
 def headers_of():
-    """The headers that each kernel source is compiled behind, by the table of units in kernels.rs."""
+    """The headers that each kernel source is compiled behind, by the table of units in table.rs."""
     found = {}
-    for unit in re.findall(r"^    \w+ = \[(.*?)\] \{", (CUDA / "kernels.rs").read_text(), re.M | re.S):
+    for unit in re.findall(r"^    \w+ = \[(.*?)\] \{", (CUDA / "table.rs").read_text(), re.M | re.S):
         files = re.findall(r'"([\w.]+)"', unit)
         for source in (file for file in files if file.endswith(".cu")):
             headers = [file for file in files if file.endswith(".cuh") and (KERNELS / file).exists()]
