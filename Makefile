@@ -48,8 +48,9 @@ fmt-check:
 .PHONY: clippy
 clippy:
 	$(call step,lints)
-	@# The last two are no tests of `cargo test`: they want the emulated device.
-	cargo clippy --workspace --all-targets --test cuda --test device --all-features -- -D warnings
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	@# These want the emulated device, and are no targets by themselves.
+	cargo clippy --workspace --test cuda --test device --all-features -- -D warnings
 
 .PHONY: doc
 doc:

@@ -74,7 +74,7 @@ def lines_of_rust(programs, folder):
         key, _, value = line.partition(":")
         if key == "SF":
             path = (ROOT / value).resolve()
-            is_ours = CUDA in path.parents and path.name != "tests.rs"
+            is_ours = CUDA in path.parents and not path.stem.endswith("tests")
             of_file = counts.setdefault(path, {}) if is_ours else {}
             text = path.read_text().splitlines() if is_ours else []
             tests_at = next((at for at, line in enumerate(text, 1) if line.startswith("#[cfg(test)]")), len(text) + 1)

@@ -145,9 +145,11 @@ fn logits_that_nobody_reads_are_not_copied() {
     let (token, logits) = (size_of::<u32>() as u64, (VOCAB * size_of::<f32>()) as u64);
     let run = |requests: &[GenerateRequest]| {
         let mut streams: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
-        streams.iter_mut().for_each(|stream| assert_eq!(text(stream).0.len() as u64, tokens));
+        for stream in &mut streams {
+            assert_eq!(text(stream).0.len() as u64, tokens);
+        }
     };
-    let (bytes, graphs) = copied(&sim, || run(&[plain.clone()]));
+    let (bytes, graphs) = copied(&sim, || run(std::slice::from_ref(&plain)));
     assert_eq!(bytes, tokens * token);
     // All but the prompt's step and the first of its kind.
     assert_eq!(graphs, tokens - 2, "drawing ends no step's graph early");

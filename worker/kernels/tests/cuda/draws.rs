@@ -164,7 +164,7 @@ fn several_devices_draw_where_one_has_the_whole_logits() {
         (0..2).map(|ordinal| modelprofile_kernels::cuda::CudaOptions { ordinal, ..options() }).collect();
     let mut parallel = Parallel::new(&several).unwrap();
     let draws = draws();
-    let rows: Vec<Vec<f32>> = (0..draws.len() as u32 + 1).map(|seed| logits(1000, seed + 70)).collect();
+    let rows: Vec<Vec<f32>> = (0..=draws.len() as u32).map(|seed| logits(1000, seed + 70)).collect();
     assert_drawn(&mut parallel, &rows, 1, &draws);
     let packed = pack(&weight(WeightKind::Bf16, 64, 32, 1)).unwrap();
     let x = upload(&parallel, &[noise(32, 2)]);

@@ -13,6 +13,7 @@ mod draws;
 mod elementwise;
 mod layout;
 mod linear;
+mod measuring;
 mod memory;
 mod model;
 mod parallel;

@@ -43,7 +43,7 @@ fn launches(planner: &Planner) -> Vec<(&'static str, [u32; 3], Work)> {
     planned.map(|entry| (entry.name, entry.grid, entry.work)).collect()
 }
 
-fn compare(sizes: Sizes, kind: WeightKind, ends: WeightKind, format: KvFormat, options: CudaOptions) {
+fn compare(sizes: Sizes, kind: WeightKind, ends: WeightKind, format: KvFormat, options: &CudaOptions) {
     let _alone = alone();
     let mut gpu = Cuda::new(options.clone()).unwrap();
     let mut planner = Planner::new(PlanOptions {
@@ -94,19 +94,19 @@ fn compare(sizes: Sizes, kind: WeightKind, ends: WeightKind, format: KvFormat, o
 #[case(WeightKind::Int4 { group: 64 })]
 #[case(WeightKind::Int8Group { group: 32 })]
 fn a_plan_lists_what_the_device_is_given(#[case] kind: WeightKind) {
-    compare(SIZES, kind, WeightKind::Int8Group { group: 32 }, KvFormat::Fp8E4m3, options());
+    compare(SIZES, kind, WeightKind::Int8Group { group: 32 }, KvFormat::Fp8E4m3, &options());
 }
 
 #[test]
 fn with_head_norms_biases_and_a_window_too() {
     let sizes = Sizes { extras: true, window: Some(11), heads: 6, kv_heads: 2, hidden: 256, ..SIZES };
-    compare(sizes, WeightKind::Fp8, WeightKind::Bf16, KvFormat::Bf16, options());
+    compare(sizes, WeightKind::Fp8, WeightKind::Bf16, KvFormat::Bf16, &options());
 }
 
 #[test]
 fn deterministic_and_without_graphs_too() {
     let options = CudaOptions { graphs: false, deterministic: true, ..options() };
-    compare(SIZES, WeightKind::Int4 { group: 32 }, WeightKind::Bf16, KvFormat::Bf16, options);
+    compare(SIZES, WeightKind::Int4 { group: 32 }, WeightKind::Bf16, KvFormat::Bf16, &options);
 }
 
 /// Times of an emulated device say nothing; that every kernel has one, and how often a step has it, does.

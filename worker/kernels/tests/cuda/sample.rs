@@ -36,7 +36,7 @@ impl SampleRow {
     /// Without bias and penalties.
     pub fn of(draw: &Draw) -> Self {
         let &Draw { random, temperature, top_k, top_p, min_p, .. } = draw;
-        Self { temperature, top_k, top_p, min_p, ..Self::plain(random) }
+        Self { temperature, top_p, min_p, top_k, ..Self::plain(random) }
     }
 
     /// Plain draws.
