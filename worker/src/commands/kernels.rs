@@ -29,7 +29,7 @@ impl Kernels {
             let files = cuda::ship(&self.out, (major, minor)).with_context(|| {
                 format!("the kernels for {major}.{minor} cannot be compiled into {}", self.out.display())
             })?;
-            println!("{} kernels for {major}.{minor} in {}", files.len(), self.out.display());
+            println!("{} units of kernels for {major}.{minor} in {}", files.len(), self.out.display());
         }
         Ok(())
     }

@@ -10,9 +10,11 @@ mod process;
 mod tiny;
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::SystemTime,
 };
 
 use serde_json::json;
@@ -205,6 +207,53 @@ fn a_calibrated_quantization_runs_on_the_gpu() {
     let quality = files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("quality"));
     let quality: Vec<String> = quality.map(|path| fs::read_to_string(path).unwrap()).collect();
     assert!(quality.len() == 1 && quality[0].contains("BF16 activations"), "{quality:?}");
+}
+
+/// Compiled kernels by name, with when they were written.
+fn images(folder: &Path) -> BTreeMap<String, SystemTime> {
+    let files = fs::read_dir(folder).unwrap().map(Result::unwrap);
+    files
+        .map(|file| (file.file_name().into_string().unwrap(), file.metadata().unwrap().modified().unwrap()))
+        .filter(|(name, _)| name.ends_with(".cubin"))
+        .collect()
+}
+
+#[test]
+fn kernels_that_were_compiled_beforehand_are_used_and_others_are_not_needed() {
+    let setup = Setup::new();
+    // Kept between runs: all of them take the compiler most of a minute.
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shipped-kernels");
+    let ship = || {
+        let mut command = setup.command(&["kernels", "--capability", "9.0", "--out"]);
+        // It needs no GPU.
+        let output = command.arg(&out).env("CUDASIM_DEVICES", "0").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = ship();
+    assert!(said.contains("units of kernels for 9.0 in "), "{said}");
+    let missing: Vec<String> = images(&out).into_keys().filter(|name| name.starts_with("rotary-")).collect();
+    for name in &missing {
+        fs::remove_file(out.join(name)).unwrap();
+    }
+    let kept = images(&out);
+    assert!(!missing.is_empty() && !kept.is_empty(), "{missing:?} {kept:?}");
+    assert_eq!(ship(), said);
+    let now = images(&out);
+    assert!(missing.iter().any(|name| now.contains_key(name)), "what is missing is compiled: {now:?}");
+    assert!(kept.iter().all(|(name, written)| now.get(name) == Some(written)), "and nothing else: {kept:?} {now:?}");
+
+    // A cache of its own: nothing was compiled into it.
+    let cache = setup.path("other-cache");
+    let mut command = tiny::worker(&cache);
+    command.env_remove("MODELPROFILE_DEVICE").env("CUDASIM_DEVICES", DEVICES).env("RUST_LOG", "info");
+    command.env("MODELPROFILE_KERNELS", &out).args(["quantize", "--device", "cuda:0", "--no-measure"]);
+    let log = setup.log(command.args(["--format", "FP8:static", "--calibration-tokens", "128"]));
+    assert!(log.contains("(cuda:0)"), "{log}");
+    assert!(!cache.join("kernels").exists(), "kernels were compiled again");
+
+    let error = tiny::fail(&mut setup.command(&["kernels", "--capability", "sm_90", "--out", "unused"]));
+    assert!(error.contains("sm_90 is not a compute capability"), "{error}");
 }
 
 #[test]
