@@ -47,9 +47,10 @@ link_flags() {
 # build TOOL...: those into the folder that are not there from these module files; all by one command, so that one is linked
 # while the next is compiled.
 build() {
-  local tool flags key program missing=() start=$SECONDS
+  # Nobody debugs them: without DWARF the compiler takes an eighth less.
+  local tool flags key program missing=() start=$SECONDS compile=all=-dwarf=false
   flags="$(link_flags)"
-  key="$(cat "$module/go.mod" "$module/go.sum" <(echo "$flags") | sha256)"
+  key="$(cat "$module/go.mod" "$module/go.sum" <(echo "$compile $flags") | sha256)"
   for tool in "$@"; do
     [ -x "$folder/$tool" ] && [ "$(cat "$folder/.$tool.key" 2>/dev/null)" = "$key" ] || missing+=("$tool")
   done
@@ -60,7 +61,7 @@ build() {
   rm -rf "$folder/.new"
   mkdir "$folder/.new"
   for tool in "${missing[@]}"; do package_of "$tool"; done |
-    (cd "$module" && xargs go build -buildvcs=false -trimpath -ldflags "$flags" -o "$folder/.new/") ||
+    (cd "$module" && GOGC="${GOGC:-400}" xargs go build -buildvcs=false -trimpath -gcflags="$compile" -ldflags "$flags" -o "$folder/.new/") ||
     die "${missing[*]} did not build; their module is $module"
   for tool in "${missing[@]}"; do
     # Go names a program after its package.
