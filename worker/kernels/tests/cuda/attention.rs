@@ -509,6 +509,35 @@ fn large_scores_do_not_overflow_and_saturated_codes_are_values() {
 }
 
 #[test]
+fn what_was_summed_shrinks_when_later_scores_are_far_above_it() {
+    let gpu = Gpu::new(ATTENTION);
+    for format in FORMATS {
+        for shape in [shape(4, 2, 64, None), shape(4, 1, 128, None), shape(2, 1, 256, None)] {
+            let mut rig = Rig::new(&gpu, format, shape, 8);
+            let mut sequence = rig.sequence(0, 100, 91);
+            let AttentionShape { heads, kv_heads, head_dim: dim, .. } = shape;
+            let width = rig.width();
+            for (i, x) in sequence.qkv.iter_mut().enumerate().filter(|(i, _)| i % dim == 0) {
+                let (token, head) = (i / width, i % width / dim);
+                if head < heads {
+                    *x = (dim as f32).sqrt();
+                } else if head < heads + kv_heads {
+                    // Scores of each 32 tokens are e^6 times those before: beyond what probabilities may be above one.
+                    *x = 6.0 * (token / 32) as f32;
+                }
+            }
+            for token in 0..100 {
+                rig.store(&sequence, token);
+            }
+            for (first, rows) in [(99, 1), (0, 100), (30, 70)] {
+                let parts = [Part { sequence: &sequence, first, rows }];
+                rig.check(&rig.step(&parts, 1), &parts, "growing scores");
+            }
+        }
+    }
+}
+
+#[test]
 fn damage_shows_in_what_attends_to_it_and_nowhere_else() {
     let gpu = Gpu::new(ATTENTION);
     for format in [KvFormat::Bf16, KvFormat::Fp16] {
