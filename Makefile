@@ -49,7 +49,7 @@ fmt-check:
 clippy:
 	$(call step,lints)
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
-	@# These want the emulated device, and are no targets by themselves.
+	@# --all-targets leaves out the tests that want a device: their targets say `test = false`.
 	cargo clippy --workspace --test cuda --test device --all-features -- -D warnings
 
 .PHONY: doc

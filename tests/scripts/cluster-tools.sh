@@ -60,6 +60,7 @@ build() {
   # Elsewhere first: a build that is cut short leaves nothing that looks complete, and a tool that runs can be replaced.
   rm -rf "$folder/.new"
   mkdir "$folder/.new"
+  # A lazier collector: less of the compiler's time, for more memory. GOGC overrides it where memory is short.
   for tool in "${missing[@]}"; do package_of "$tool"; done |
     (cd "$module" && GOGC="${GOGC:-400}" xargs go build -buildvcs=false -trimpath -gcflags="$compile" -ldflags "$flags" -o "$folder/.new/") ||
     die "${missing[*]} did not build; their module is $module"

@@ -57,11 +57,12 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// Chooses the memory budget from a worker that served the manifest, then measures what the first profile can serve
-    /// with it, and makes the trace for that. Manifests go into `folder`.
+    /// Where `shape` limits how long a request may take by itself, serves one and shortens all, and the context with them. Then
+    /// chooses the memory budget from what `state` says of a worker that served the manifest, measures what the first profile
+    /// can serve with it, and makes the trace for that. Manifests go into `folder`.
     ///
     /// # Errors
-    /// The manifest has no budget to take from, or the worker does not serve.
+    /// The manifest has no budget to take from, or the worker does not serve or does not answer.
     pub async fn prepare(
         modelprofile: &Path,
         manifest: &Path,
@@ -82,9 +83,13 @@ impl Scenario {
         let quality = state.profiles.first().context("the worker has no profile")?.name.clone();
         let context = valid.spec().model.max_context_tokens.unwrap_or(2048);
         let runner = Runner::new(modelprofile);
-        let file = manifest::variant(manifest, folder, "peak-pinned.yaml", Mode::Pinned(&quality), None)?;
         println!("requests: {}", source.name);
-        let kept = kept(&runner, &file, source, &shape, context).await?;
+        let kept = if shape.alone.is_some() {
+            let file = manifest::variant(manifest, folder, "peak-alone.yaml", Mode::Pinned(&quality), None)?;
+            kept(&runner, &file, source, &shape, context).await?
+        } else {
+            1.0
+        };
         let (source, context) = (&source.shortened(kept), (f64::from(context) * kept) as u32);
         let mean = source.mean_tokens(context);
         let room = Room { budget_mib: budget_mib(state, REQUESTS_IN_CACHE * mean)?, context };
@@ -176,9 +181,6 @@ impl Scenario {
 
 /// Part of their length that requests keep, so that the machine has the speed for them.
 async fn kept(runner: &Runner, manifest: &Path, source: &Source, shape: &Shape, context: u32) -> anyhow::Result<f64> {
-    if shape.alone.is_none() {
-        return Ok(1.0);
-    }
     let seconds = runner.alone(manifest, &source.typical(context)).await?;
     let kept = shape.kept(seconds);
     println!("one of mean length takes {seconds:.1} s by itself: all keep {:.0} % of their length", 100.0 * kept);

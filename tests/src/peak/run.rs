@@ -122,7 +122,7 @@ impl Runner {
         Ok(run)
     }
 
-    /// Seconds from the first request of `trace` being sent to its last token.
+    /// Seconds that the one request of `trace` takes, from when it is due to its answer's end.
     ///
     /// # Errors
     /// As for [`Runner::run`], or it was not answered.
@@ -130,7 +130,7 @@ impl Runner {
         let run = self.run(manifest, trace, &End::AllAnswers).await?;
         let answered = run.outcome.records.iter().find(|record| record.failure.is_none());
         let record = answered.context("the worker did not answer a request that it had for itself")?;
-        Ok(record.ended - record.due)
+        Ok(record.end_to_end())
     }
 
     /// Requests a second that `manifest` serves, from requests that are all sent at once. The first answers and the last

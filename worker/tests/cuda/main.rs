@@ -216,7 +216,7 @@ fn images(folder: &Path) -> BTreeMap<String, SystemTime> {
 }
 
 #[test]
-fn kernels_that_were_compiled_beforehand_are_used_and_others_are_not_needed() {
+fn kernels_are_compiled_beforehand_once_and_then_not_by_the_worker() {
     let setup = Setup::new();
     // Kept between runs: all of them take the compiler most of a minute.
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shipped-kernels");

@@ -95,7 +95,9 @@ fn requests_in_flight_go_on_through_switches_both_ways_within_the_budget(#[value
     let config = config(gpus);
     let engine = engine_on(gpus, &checkpoint, &config);
     let (few, many) = (blocks_of(&engine, "quality"), blocks_of(&engine, "density"));
-    assert!(few == FEW && many > 8 * few, "{few} and {many} blocks");
+    // On two GPUs half of each weight is rounded up to whole chunks.
+    let times = if gpus == 1 { 10 } else { 8 };
+    assert!(few == FEW && many > times * few, "{few} and {many} blocks");
     let mut streams: Vec<_> =
         (0..3).map(|i| engine.submit(support::greedy(&prompt(7 + i, i as u32), 24)).unwrap()).collect();
     for to in ["density", "quality", "density", "quality"] {

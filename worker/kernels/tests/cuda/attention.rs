@@ -522,7 +522,8 @@ fn what_was_summed_shrinks_when_later_scores_are_far_above_it() {
                 if head < heads {
                     *x = (dim as f32).sqrt();
                 } else if head < heads + kv_heads {
-                    // Scores of each 32 tokens are e^6 times those before: beyond what probabilities may be above one.
+                    // e^6 is 403: above the 2^8 up to which prefill leaves a line's reference where it is (PREFILL_SLACK),
+                    // also where noise takes some tenths from the score.
                     *x = 6.0 * (token / 32) as f32;
                 }
             }

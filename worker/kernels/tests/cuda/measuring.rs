@@ -18,13 +18,16 @@ use crate::{
 const SIZES: Sizes = Sizes { layers: 2, vocab: 96, ..TINY };
 
 #[test]
-fn copies_and_steps_have_a_time() {
+fn copies_have_a_rate_and_work_has_a_time() {
     let _alone = alone();
     let mut gpu = Cuda::new(options()).unwrap();
     let mut used = Vec::new();
     for _ in 0..2 {
         let rates = gpu.bandwidth(1 << 20, 2).unwrap();
-        assert!([rates.device, rates.from_host, rates.to_host].iter().all(|rate| *rate > 0.0), "{rates:?}");
+        assert!(
+            [rates.device, rates.from_host, rates.to_host].iter().all(|rate| rate.is_finite() && *rate > 0.0),
+            "{rates:?}"
+        );
         used.push(gpu.memory().used());
     }
     assert_eq!(used[0], used[1], "what was copied to and fro is used again");
@@ -47,7 +50,7 @@ fn a_step_is_the_same_with_and_without_overlapping_kernels() {
     assert!(recorded > 0, "equal steps are recorded");
     gpu.set_overlap(false).unwrap();
     assert_eq!(steps(&mut gpu), overlapping);
-    assert!(gpu.replays() > recorded, "and are recorded anew");
+    assert_eq!(gpu.replays(), 2 * recorded, "and are recorded anew: the first of four is no replay");
 }
 
 #[test]
@@ -73,15 +76,11 @@ fn every_entry_point_is_declared_by_the_unit_that_it_is_in() {
     let mut seen = HashSet::new();
     for entry in entry_points() {
         let unit = units().iter().find(|unit| unit.name == entry.unit).unwrap();
-        // Some entries are made by macros, from parts of their names.
-        let stem = entry.name.rsplit_once('_').map_or(entry.name, |(stem, _)| stem);
-        assert!(unit.files.iter().any(|file| file.contains(entry.name) || file.contains(stem)), "{entry:?}");
+        assert!(unit.files.iter().any(|file| file.contains(entry.name)), "{entry:?}");
         assert!(entry.threads.is_power_of_two() && (128..=1024).contains(&entry.threads), "{entry:?}");
         assert!(entry.shared <= 227 * 1024, "{entry:?}: a block of sm_90 has no more");
         assert!(seen.insert((entry.unit, entry.name)), "{entry:?} is there twice");
     }
-    let with_entries: HashSet<_> = seen.iter().map(|(unit, _)| *unit).collect();
-    assert_eq!(with_entries.len(), units().len(), "a unit without entries is compiled for nothing");
 }
 
 #[rstest]

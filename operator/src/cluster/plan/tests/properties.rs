@@ -195,16 +195,16 @@ proptest! {
 /// Found by the property: the Service is lost while a set is recreated.
 #[test]
 fn a_service_that_is_lost_in_a_recreation_comes_back() {
-    let (pass, alone) = (true, false);
+    let (pass, no_pass) = (true, false);
     let events = vec![
         (Event::Replicas(1), pass),
-        (Event::Pods, alone),
+        (Event::Pods, no_pass),
         (Event::Want(2), pass),
-        (Event::Pods, alone),
+        (Event::Pods, no_pass),
         (Event::Pods, pass),
-        (Event::Edit(1), alone),
-        (Event::Want(0), alone),
-        (Event::LoseService, alone),
+        (Event::Edit(1), no_pass),
+        (Event::Want(0), no_pass),
+        (Event::LoseService, no_pass),
     ];
     ends_well("Recreate", events).unwrap();
 }

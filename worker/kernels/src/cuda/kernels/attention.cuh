@@ -3,7 +3,7 @@
 //
 // A *line* is one query head of one row. All query heads that share a KV head are lines of one block, so that K and V are
 // read once for them; sixteen lines are the rows of an mma tile. attention_block() takes one block of the cache for sixteen
-// lines and is all the arithmetic of decode; prefill, which has more lines, has its own (attention_prefill.cu).
+// lines and is all the arithmetic of decode; prefill, which has more lines, has its own (attention_prefill_lines.cuh).
 //
 // Numbers: queries times `scale`, and probabilities, are rounded to the format of the products; scores, maxima, sums and
 // outputs are FP32. A BF16 cache is multiplied in BF16. FP16, E4M3 and E5M2 caches are multiplied in FP16, which holds every
