@@ -26,7 +26,8 @@ fn workload(sizes: &Sizes, rows: usize, sequences: usize) -> Workload {
         attention: AttentionShape { heads, kv_heads, head_dim, sliding_window: None, scale: 1.0 },
         sequences,
         tokens: 256,
-        blocks: 100,
+        // Two for each row, and those of a prompt.
+        blocks: (2 * rows).max(100),
     }
 }
 
@@ -50,17 +51,19 @@ fn steps_take_what_was_set_aside_and_no_more(
     let _alone = alone();
     let mut gpu = Cuda::new(CudaOptions { budget: Some(256 * MIB), deterministic, ..options() }).unwrap();
     let before = gpu.memory().used();
-    let reserved = gpu.reserve(&workload(&sizes, rows, rows)).unwrap();
+    let workload = workload(&sizes, rows, rows);
+    let reserved = gpu.reserve(&workload).unwrap();
     let scratch = gpu.memory().used() - before;
     assert!(scratch <= reserved, "{scratch} of {reserved} bytes");
     let weights = Weights::new(&gpu, &sizes, kind, WeightKind::Bf16);
-    let mut model = Model::new(&gpu, sizes, KvFormat::Bf16, 100, rows);
+    let mut model = Model::new(&gpu, sizes, KvFormat::Bf16, workload.blocks, rows);
     weights.each(|weight| gpu.prefetch(weight));
     weights.each(|weight| assert_ne!(gpu.presence(weight), Presence::Absent));
     let mut logits = gpu.buffer(rows, sizes.vocab).unwrap();
     let full = gpu.memory().used();
     // A prompt, then as many sequences as there are rows, then the prompt again beside a decode.
-    let decodes: Vec<_> = (0..rows).map(|i| (17, 1, vec![i as u32 % 50, 50 + i as u32 % 50])).collect();
+    // Each has blocks of its own: two that write to one are a race.
+    let decodes: Vec<_> = (0..rows as u32).map(|i| (17, 1, vec![2 * i, 2 * i + 1])).collect();
     for spans in [vec![(0, rows, (0..17).collect())], decodes, vec![(0, rows - 1, (0..17).collect()), (5, 1, vec![60])]]
     {
         model.step(&mut gpu, &weights, None, &plan(&spans, sizes.vocab)).unwrap();
