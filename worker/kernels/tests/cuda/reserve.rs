@@ -51,7 +51,10 @@ fn steps_take_what_was_set_aside_and_no_more(
     let _alone = alone();
     let mut gpu = Cuda::new(CudaOptions { budget: Some(256 * MIB), deterministic, ..options() }).unwrap();
     let before = gpu.memory().used();
-    let workload = workload(&sizes, rows, rows);
+    // The longest lists of tokens that are on the device at once, each of one row and without a token twice.
+    let seen: Vec<_> = (0..(1 << 16) / rows as u32).map(|token| (token, 1)).collect();
+    let vocab = sizes.vocab.max(seen.len());
+    let workload = Workload { output: (vocab, sizes.hidden), ..workload(&sizes, rows, rows) };
     let reserved = gpu.reserve(&workload).unwrap();
     let scratch = gpu.memory().used() - before;
     assert!(scratch <= reserved, "{scratch} of {reserved} bytes");
@@ -59,7 +62,7 @@ fn steps_take_what_was_set_aside_and_no_more(
     let mut model = Model::new(&gpu, sizes, KvFormat::Bf16, workload.blocks, rows);
     weights.each(|weight| gpu.prefetch(weight));
     weights.each(|weight| assert_ne!(gpu.presence(weight), Presence::Absent));
-    let mut logits = gpu.buffer(rows, sizes.vocab).unwrap();
+    let mut logits = gpu.buffer(rows, vocab).unwrap();
     let full = gpu.memory().used();
     // A prompt, then as many sequences as there are rows, then the prompt again beside a decode.
     // Each has blocks of its own: two that write to one are a race.
@@ -69,8 +72,6 @@ fn steps_take_what_was_set_aside_and_no_more(
         model.step(&mut gpu, &weights, None, &plan(&spans, sizes.vocab)).unwrap();
         assert_eq!(gpu.memory().used(), full, "{kind:?}: a step took more");
     }
-    // The longest lists that are on the device at once.
-    let seen = vec![(0, 1); (1 << 16) / rows];
     gpu.sample(&mut logits, 0, &vec![Draw { presence: 1.0, seen, ..Draw::default() }; rows]).unwrap();
     assert_eq!(gpu.memory().used(), full, "{kind:?}: drawing took more");
     weights.each(|weight| assert_eq!(gpu.presence(weight), Presence::Here));
