@@ -3,8 +3,8 @@
 #   tests/scripts/cluster-tools.sh                    everything, and the distribution's packages that run containers
 #   tests/scripts/cluster-tools.sh --control-plane    only etcd, the API server, the controller manager and kubectl
 #   tests/scripts/cluster-tools.sh kubectl helm       these
-# From nothing all of it takes about 12 minutes on two cores and 2.1 GB of memory, and 3 GB of Go's build cache; after that a
-# tool is built again only when its module files change. What KUBEBUILDER_ASSETS holds is not built.
+# From nothing all of it takes 16 CPU minutes and 3 GB of Go's build cache; after that a tool is built again only when its module
+# files or flags change. What KUBEBUILDER_ASSETS holds is not built.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/scripts/lib.sh
