@@ -25,7 +25,7 @@ demo: tools model ## Serve a real model and change its precision under load
 # be compiled once more.
 test: export BINARIES := --bins --tests
 .PHONY: test
-test: tools fmt-check clippy doc test-rust test-cuda test-openai test-interchange test-charts test-cluster-harness test-cluster test-demo ## Run everything the project tests
+test: tools fmt-check clippy doc test-rust test-cuda test-openai test-charts test-cluster-beside-interchange test-demo ## Run everything the project tests
 	$(call step,all tests passed)
 
 .PHONY: tools
@@ -129,6 +129,14 @@ test-cluster-harness:
 test-cluster: model ## Run the scenarios on a real one-node cluster; names of some in SCENARIOS="..."
 	$(call step,scenarios on a real cluster)
 	tests/scripts/test-cluster.sh $(SCENARIOS)
+
+# The scenarios wait a third of their time: for clocks, and for what they took away to come back. What foreign readers do has no
+# limits of time, and takes what that leaves of the processors; so does their installation where the cluster's parts are built.
+.PHONY: test-cluster-beside-interchange
+test-cluster-beside-interchange: model
+	$(call step,the cluster and its scenarios; beside them, what foreign readers make of quantized models)
+	cargo build --workspace $(or $(BINARIES),--bins)
+	tests/scripts/beside.sh interchange tests/scripts/test-interchange.sh -- $(MAKE) --no-print-directory test-cluster-harness test-cluster
 
 .PHONY: bench-peers
 bench-peers: ## Measure the worker beside llama.cpp and vLLM; options in BENCH, e.g. BENCH="--quick --without vllm"
