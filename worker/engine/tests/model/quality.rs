@@ -88,12 +88,8 @@ fn measured() -> &'static Measured {
         let formats: Vec<WeightFormat> = [WeightFormat::Bf16].into_iter().chain(LIMITS.map(|(f, _)| f)).collect();
         Measured {
             formats: score(GroupedActivations::Int8, &formats, first),
-            exact: score(
-                GroupedActivations::Bf16,
-                &[WeightFormat::Q4_1],
-                &first[..first.len().min(exact * WINDOW)],
-            )
-            .remove(0),
+            exact: score(GroupedActivations::Bf16, &[WeightFormat::Q4_1], &first[..first.len().min(exact * WINDOW)])
+                .remove(0),
             rest: wikitext.map(|_| score(GroupedActivations::Int8, &[WeightFormat::Bf16], rest).remove(0)),
         }
     })
