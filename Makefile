@@ -59,7 +59,7 @@ doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --all-features --lib --bins --examples --no-deps --quiet
 
 # Many tests wait about as long as they compute, so that on few processors four at once end sooner than one on each.
-test-rust: export RUST_TEST_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? 4 : n)))
+test-rust test-cuda: export RUST_TEST_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? 4 : n)))
 .PHONY: test-rust
 test-rust: model
 	$(call step,Rust tests)

@@ -41,7 +41,7 @@ struct Args {
     out: PathBuf,
 }
 
-const SHAPE: trace::Shape = trace::Shape { lead: 8.0, requests: 36, longest: Some(90.0), tail: 25.0, alone: Some(2.5) };
+const SHAPE: trace::Shape = trace::Shape { lead: 8.0, requests: 32, longest: Some(90.0), tail: 25.0, alone: Some(2.0) };
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 const QUESTIONS: [&str; 3] = [
