@@ -6,7 +6,9 @@
 
 use std::ops::Range;
 
-use crate::{BlockMove, Draw, GroupedActivations, KvLayout, KvScales, PackedWeight, Result, StepPlan, WeightSpec};
+use crate::{
+    BlockMove, Draw, GroupedActivations, KernelError, KvLayout, KvScales, PackedWeight, Result, StepPlan, WeightSpec,
+};
 
 /// A row-major FP32 matrix on the host.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,6 +19,18 @@ pub struct HostTensor {
     pub width: usize,
     /// `rows * width` values.
     pub data: Vec<f32>,
+}
+
+impl HostTensor {
+    /// # Errors
+    /// [`KernelError::Shape`] if the values are not as many as rows and columns say.
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self { rows, width, data } = self;
+        if data.len() == rows * width {
+            return Ok(());
+        }
+        Err(KernelError::Shape(format!("{} values are not {rows} x {width}", data.len())))
+    }
 }
 
 /// How a weight is divided over the devices that compute one model together (tensor parallelism; Shoeybi et al. 2019,

@@ -12,7 +12,8 @@ use std::{fs::File, io::Write, path::Path, sync::Arc};
 use modelprofile_kernels::{HostWeight, Stack, WeightKind};
 
 use super::{
-    FORMAT_VERSION, Manifest, Progress, config, journal::Journal, packed::PackedWriter, store, stream::Synced, tensors,
+    FORMAT_VERSION, Manifest, Progress, config, digest::file_sha256, journal::Journal, packed::PackedWriter, store,
+    stream::Synced, tensors,
 };
 use crate::{
     EngineError, Result,
@@ -289,7 +290,7 @@ impl<'a> Writer<'a> {
         let (sha256, bytes, entries) = self.packed.finish()?;
         let [config, tensors] = store::HUB_FILES.map(str::to_owned);
         let hub = self.hub.finish()?;
-        let files = [(config.clone(), store::file_sha256(&self.directory.join(config))?), (tensors, hub)].into();
+        let files = [(config.clone(), file_sha256(&self.directory.join(config))?), (tensors, hub)].into();
         let manifest = Manifest {
             version: FORMAT_VERSION,
             key: self.key.to_owned(),

@@ -14,13 +14,17 @@
 //! | `stream` | a file written and hashed beside the work that makes its bytes |
 //! | `journal` | how far a build has come, for the one that goes on after a kill |
 //! | `tensors`, `config` | the files for other tools, in the compressed-tensors layout: weights, configuration |
-//! | [`store`] | keys, lookup, locks, verification |
+//! | [`store`] | keys, lookup, locks |
+//! | `opened` | an artifact that is there: verified, mapped, read from |
+//! | `digest` | SHA-256 of files |
 //! | `find` | lookup without the checkpoint, which may be pruned meanwhile |
 
 pub(crate) mod build;
 mod config;
+mod digest;
 mod find;
 mod journal;
+mod opened;
 mod packed;
 pub mod store;
 mod stream;
@@ -32,9 +36,10 @@ use modelprofile_kernels::WeightKind;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use config::scheme;
+pub(crate) use digest::hex;
 pub use find::{Finder, Found};
-pub(crate) use store::hex;
-pub use store::{Artifact, Store};
+pub use opened::{Artifact, check_files};
+pub use store::Store;
 
 use crate::{EngineError, Result, quantize::BlockTypes};
 
@@ -64,7 +69,7 @@ pub struct Manifest {
     pub sha256: String,
     /// Length of the packed file.
     pub bytes: u64,
-    /// SHA-256 of the files for other tools, which only [`store::check_files`] looks at: the engine never reads them.
+    /// SHA-256 of the files for other tools, which only [`check_files`] looks at: the engine never reads them.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
     /// Packed tensors, in file order.

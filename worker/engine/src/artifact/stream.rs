@@ -19,7 +19,7 @@ use std::{
 use modelprofile_kernels::HostWeight;
 use sha2::{Digest, Sha256};
 
-use super::store;
+use super::digest::hex;
 use crate::{EngineError, Result};
 
 /// Bytes that may wait to be written and hashed, so that memory is bounded by what makes them. What was written waits for the
@@ -150,7 +150,7 @@ impl Stream {
                 for piece in &hashed {
                     hash.update(piece.piece.bytes());
                 }
-                store::hex(&hash.finalize())
+                hex(&hash.finalize())
             })
             .map_err(spawning)?;
         Ok(Self {
@@ -296,7 +296,7 @@ mod tests {
     use super::*;
 
     fn digest(bytes: &[u8]) -> String {
-        store::hex(&Sha256::digest(bytes))
+        hex(&Sha256::digest(bytes))
     }
 
     #[test]

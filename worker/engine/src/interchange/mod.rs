@@ -99,7 +99,7 @@ pub fn export_with_kv_scales(
     output: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Exported> {
-    crate::artifact::store::check_files(checkpoint.directory())?;
+    crate::artifact::check_files(checkpoint.directory())?;
     let target = plan(checkpoint, layout, kv_scales)?;
     let config = config_json(checkpoint, &target)?;
     if output.exists() {

@@ -20,7 +20,7 @@ use std::{fmt::Display, hint::black_box, path::Path};
 
 use modelprofile_engine::{
     WeightFormat,
-    artifact::{Artifact, Store, store::check_files},
+    artifact::{Artifact, Store, check_files},
     checkpoint::{Checkpoint, Role, quantized::Layout},
     evaluate::Evaluator,
     gguf::{self, FileType, Importance},

@@ -161,14 +161,7 @@ impl Device for Cpu {
     }
 
     fn upload(&self, host: &HostTensor) -> Result<Matrix> {
-        if host.data.len() != host.rows * host.width {
-            return Err(KernelError::Shape(format!(
-                "{} values are not {} x {}",
-                host.data.len(),
-                host.rows,
-                host.width
-            )));
-        }
+        host.check()?;
         Ok(Matrix { width: host.width, data: host.data.clone() })
     }
 

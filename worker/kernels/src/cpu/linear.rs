@@ -55,6 +55,9 @@ impl Output<'_> {
 
 /// Computes the outputs of a range of panels for all rows.
 ///
+/// # Panics
+/// If not all of the panels are inside the weight.
+///
 /// # Safety
 /// `out` must hold `rows` rows of `w.spec.n` columns, and no other thread may use the columns of these panels meanwhile.
 /// `isa` must be one of [`Isa::available`], and `x` hold the rows as they were written for it, this weight and `grouped`.
@@ -68,6 +71,7 @@ pub unsafe fn linear_panels(
     out: Output<'_>,
 ) {
     let layout = PanelLayout::new(&w.spec);
+    assert!(w.bytes.len() >= panels.end * layout.bytes, "the panels are inside the weight");
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller's promises.

@@ -39,14 +39,7 @@ impl Device for Cuda {
     }
 
     fn upload(&self, host: &HostTensor) -> Result<CudaBuffer> {
-        if host.data.len() != host.rows * host.width {
-            return Err(KernelError::Shape(format!(
-                "{} values are not {} x {}",
-                host.data.len(),
-                host.rows,
-                host.width
-            )));
-        }
+        host.check()?;
         let buffer = self.new_buffer(host.rows, host.width)?;
         self.copy_in(bytemuck::cast_slice(&host.data), &buffer.block)?;
         Ok(buffer)
