@@ -21,6 +21,7 @@ pub mod sched;
 pub mod serve;
 mod softmax;
 pub mod text;
+pub mod trace;
 
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use error::{EngineError, Result};

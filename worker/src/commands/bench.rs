@@ -1,7 +1,14 @@
 //! `bench`: prefill and decode throughput by batch size, beside the machine's own limits measured in the same run.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `plan` | `--plan`: the same steps on hardware that is not at hand, modelled |
+//! | `trace` | `--trace`: what each kernel of a step took |
+//! | this one | the measurements |
 
 #[cfg(feature = "cuda")]
 mod plan;
+mod trace;
 
 use std::{path::PathBuf, time::Instant};
 
@@ -12,10 +19,14 @@ use modelprofile_engine::{
     artifact::Store,
     checkpoint::Checkpoint,
     model::{Forget, Model, ProfileWeights},
+    trace::Traced,
 };
-use modelprofile_kernels::{BLOCK_TOKENS, Backend, Device, KvFormat, KvScales, SequenceSpan, StepPlan};
+use modelprofile_kernels::{
+    BLOCK_TOKENS, Backend, Device, KvFormat, KvScales, SequenceSpan, StepPlan, cpu::probe::Machine,
+};
 
 use super::{Devices, Wish, on_device};
+use trace::Trace;
 
 /// Options of `bench`.
 #[derive(Debug, Args)]
@@ -45,6 +56,11 @@ pub(super) struct Bench {
     /// Print the machine's limits and the size of the first format as one line of JSON, and stop.
     #[arg(long)]
     limits: bool,
+    /// Time each kernel, too: print what a step of each measurement goes to, beside what bounds it, and write the kernels of the
+    /// last four steps of each to FILE, which https://ui.perfetto.dev opens. On the CPU.
+    #[arg(long, value_name = "FILE", conflicts_with = "limits")]
+    #[cfg_attr(feature = "cuda", arg(conflicts_with = "plan"))]
+    trace: Option<PathBuf>,
     #[cfg(feature = "cuda")]
     #[command(flatten)]
     plan: plan::PlanOptions,
@@ -52,6 +68,15 @@ pub(super) struct Bench {
     compute: super::Compute,
     #[command(flatten)]
     cache: super::Cache,
+}
+
+/// What is measured of a format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Case {
+    /// A prompt of so many tokens.
+    Prefill(usize),
+    /// So many sequences, a token each.
+    Decode(usize),
 }
 
 /// A model on a device with a cache large enough for the largest case.
@@ -146,11 +171,8 @@ impl Bench {
         let checkpoint = Checkpoint::open(model).context("the checkpoint cannot be read")?;
         let config = checkpoint.config();
         let store = Store::new(&self.cache.directory());
-        let mut rig = Rig::new(devices.open()?, self, config)?;
-        let machine = devices.limits(&rig.device);
-        let linear = (config.layers
-            * (config.hidden * (2 * config.heads + 2 * config.kv_heads) * config.head_dim
-                + 3 * config.hidden * config.intermediate)) as f64;
+        let device = devices.open()?;
+        let machine = devices.limits(&device);
         if self.limits {
             let machine = machine.context("--limits measures a CPU: run it with --device cpu")?;
             let format = *self.format.first().context("--format names no format")?;
@@ -160,11 +182,33 @@ impl Bench {
                 serde_json::json!({
                     "threads": machine.threads, "read_bytes_s": machine.read_bandwidth,
                     "int8_operations_s": machine.int8_operations, "bf16_operations_s": machine.bf16_operations,
-                    "linear_parameters": linear, "weight_bytes": artifact.weight_bytes(),
+                    "linear_parameters": linear(config), "weight_bytes": artifact.weight_bytes(),
                 })
             );
             return Ok(());
         }
+        let Some(path) = &self.trace else {
+            return self.cases(Rig::new(device, self, config)?, &store, &checkpoint, machine, &mut |_, _, _| {});
+        };
+        let machine = machine.with_context(|| trace::refusal(&device.name()))?;
+        let mut trace = Trace::create(path, machine, self.chunk)?;
+        let rig = Rig::new(Traced::new(device), self, config)?;
+        self.cases(rig, &store, &checkpoint, Some(machine), &mut |format, case, device| {
+            trace.add(format, case, device.take_steps());
+        })?;
+        trace.finish()
+    }
+
+    /// Measures every case of every format and prints a line for each; `after` sees the device behind each.
+    fn cases<B: Backend>(
+        &self,
+        mut rig: Rig<B>,
+        store: &Store,
+        checkpoint: &Checkpoint,
+        machine: Option<Machine>,
+        after: &mut dyn FnMut(WeightFormat, Case, &mut B),
+    ) -> anyhow::Result<()> {
+        let config = checkpoint.config();
         match &machine {
             Some(machine) => println!(
                 "machine: {} threads, {:.1} GB/s read, VNNI {:.2} TOP/s, BF16 {:.2} TFLOP/s",
@@ -181,7 +225,7 @@ impl Bench {
             println!("{:<14} {case:<16} {speed:>10.1}{part}", format.canonical());
         };
         for format in &self.format {
-            let artifact = store.prepare(&checkpoint, *format, &mut |_| {})?;
+            let artifact = store.prepare(checkpoint, *format, &mut |_| {})?;
             let weights = ProfileWeights::load(&rig.device, config, &artifact)?;
             let peak = machine.map(|machine| match format {
                 WeightFormat::Bf16
@@ -194,16 +238,24 @@ impl Bench {
             for tokens in &self.prefill {
                 let speed = rig.prefill(&weights, *tokens, self.chunk)?;
                 // The linear layers' two operations per weight and token; attention is not counted.
-                let part = peak.map(|(peak, of)| (2.0 * linear * speed / peak, of));
+                let part = peak.map(|(peak, of)| (2.0 * linear(config) * speed / peak, of));
                 line(*format, format!("prefill {tokens}"), speed, part);
+                after(*format, Case::Prefill(*tokens), &mut rig.device);
             }
             for batch in &self.batch {
                 let speed = rig.decode(&weights, *batch, self)?;
                 let bytes = artifact.weight_bytes() as f64 * speed / *batch as f64;
                 let part = machine.map(|machine| (bytes / machine.read_bandwidth, "bandwidth"));
                 line(*format, format!("decode x{batch}"), speed, part);
+                after(*format, Case::Decode(*batch), &mut rig.device);
             }
         }
         Ok(())
     }
+}
+
+/// Weights of the linear layers.
+fn linear(config: &ModelConfig) -> f64 {
+    let attention = config.hidden * (2 * config.heads + 2 * config.kv_heads) * config.head_dim;
+    (config.layers * (attention + 3 * config.hidden * config.intermediate)) as f64
 }

@@ -117,6 +117,23 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("{text} is not a whole number of at least 1"))
 }
 
+/// The name of a format as users write it, which [`parse_format`] reads.
+fn format_name(format: WeightFormat) -> String {
+    match format {
+        WeightFormat::Bf16 => "BF16".into(),
+        WeightFormat::Fp8 => "FP8".into(),
+        WeightFormat::Fp8Tensor => "FP8:tensor".into(),
+        WeightFormat::Fp8Static => "FP8:static".into(),
+        WeightFormat::Fp8Block => "FP8:block".into(),
+        WeightFormat::Int8 => "INT8".into(),
+        WeightFormat::Int4 { group, zero: ZeroPoint::Minimum } => format!("INT4:g{group}"),
+        WeightFormat::Int4 { group, zero } => format!("INT4:g{group}:{}", format!("{zero:?}").to_lowercase()),
+        WeightFormat::Q4_1 => "Q4_1".into(),
+        WeightFormat::Q4_0 => "Q4_0".into(),
+        WeightFormat::Q8_0 => "Q8_0".into(),
+    }
+}
+
 /// A weight format as users write it: `FP8`, `INT4:g64:integer`, `Q4_1`.
 fn parse_format(text: &str) -> Result<WeightFormat, String> {
     let upper = text.to_uppercase();
@@ -217,6 +234,9 @@ mod tests {
         assert_eq!(parse_format("fp8:Static"), Ok(WeightFormat::Fp8Static));
         assert_eq!(parse_format("FP8:block"), Ok(WeightFormat::Fp8Block));
         assert_eq!(parse_format("INT4:g64:integer"), Ok(WeightFormat::Int4 { group: 64, zero: ZeroPoint::Integer }));
+        for name in ["BF16", "FP8", "FP8:block", "INT8", "INT4:g64", "INT4:g32:symmetric", "Q4_1", "Q8_0"] {
+            assert_eq!(format_name(parse_format(name).unwrap()), name);
+        }
         for wrong in ["FP4", "INT4:g48", "FP8:g32", "FP8:block:tensor", ""] {
             assert!(parse_format(wrong).is_err(), "{wrong}");
         }

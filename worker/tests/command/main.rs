@@ -11,6 +11,7 @@
 //! | `prepare`, `prune` | `prepare`, and originals that are not kept |
 //! | `quantize_kill`, `quantize_small`, `requantize` | `quantize` |
 //! | `serve_artifacts` | which artifacts `serve` takes |
+//! | `trace` | `bench --trace` |
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the test's result")]
 
 mod device;
@@ -34,3 +35,4 @@ mod serve_artifacts;
 #[path = "../signer/mod.rs"]
 mod signer;
 mod tiny;
+mod trace;

@@ -9,6 +9,7 @@
 //! | `methods` | calibrated methods |
 //! | `preemption`, `switch` | the switch in place, with room and without |
 //! | `quality` | perplexity by format |
+//! | `trace` | the backend that times another one |
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure is the test's result")]
 
 mod architectures;
@@ -23,3 +24,4 @@ mod quality;
 #[path = "../support/mod.rs"]
 mod support;
 mod switch;
+mod trace;

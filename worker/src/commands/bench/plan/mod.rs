@@ -11,11 +11,14 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 use modelprofile_api::Manifest;
-use modelprofile_engine::{ModelConfig, WeightFormat, ZeroPoint};
+use modelprofile_engine::{ModelConfig, WeightFormat};
 use modelprofile_kernels::KvFormat;
 use modelprofile_roofline::Hardware;
 
-use crate::plan::{Crossover, Device, Profile, Step, crossovers};
+use crate::{
+    commands::format_name,
+    plan::{Crossover, Device, Profile, Step, crossovers},
+};
 
 /// Options of `bench --plan`.
 #[derive(Debug, Args)]
@@ -135,23 +138,6 @@ impl PlanOptions {
             devices,
         };
         formats.iter().flat_map(|f| self.tensor_parallel.iter().map(move |devices| named(*f, *devices))).collect()
-    }
-}
-
-/// A format as users write it.
-fn format_name(format: WeightFormat) -> String {
-    match format {
-        WeightFormat::Bf16 => "BF16".into(),
-        WeightFormat::Fp8 => "FP8".into(),
-        WeightFormat::Fp8Tensor => "FP8:tensor".into(),
-        WeightFormat::Fp8Static => "FP8:static".into(),
-        WeightFormat::Fp8Block => "FP8:block".into(),
-        WeightFormat::Int8 => "INT8".into(),
-        WeightFormat::Int4 { group, zero: ZeroPoint::Minimum } => format!("INT4:g{group}"),
-        WeightFormat::Int4 { group, zero } => format!("INT4:g{group}:{}", format!("{zero:?}").to_lowercase()),
-        WeightFormat::Q4_1 => "Q4_1".into(),
-        WeightFormat::Q4_0 => "Q4_0".into(),
-        WeightFormat::Q8_0 => "Q8_0".into(),
     }
 }
 

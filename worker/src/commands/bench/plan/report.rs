@@ -6,8 +6,11 @@ use modelprofile_engine::ModelConfig;
 use modelprofile_kernels::cuda::{Planned, What};
 use serde_json::{Value, json};
 
-use super::{Outcome, Sizes, format_name};
-use crate::plan::{Entry, Step};
+use super::{Outcome, Sizes};
+use crate::{
+    commands::format_name,
+    plan::{Entry, Step},
+};
 
 /// As text, every time called modelled.
 ///

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use clap::Parser;
+use modelprofile_engine::ZeroPoint;
 
 use super::*;
 use crate::plan::Profile;
