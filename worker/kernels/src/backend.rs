@@ -130,7 +130,7 @@ pub trait Device: Send + 'static {
     /// is lost where memory comes in large pieces, while a switch is under way, too. With the three they must fit the budget.
     ///
     /// # Errors
-    /// [`KernelError::OutOfMemory`](crate::KernelError::OutOfMemory) when the budget does not even hold the scratch.
+    /// [`KernelError::OutOfMemory`] when the budget does not even hold the scratch.
     fn reserve(&self, workload: &Workload) -> Result<usize> {
         let _ = workload;
         Ok(0)
@@ -272,7 +272,7 @@ pub trait Backend: Device {
     /// probability (`top_p`, `random`) that falls within 1e-7 of a boundary.
     ///
     /// # Errors
-    /// [`KernelError::Shape`](crate::KernelError::Shape) for rows that the buffer does not have; what failed in the computation up
+    /// [`KernelError::Shape`] for rows that the buffer does not have; what failed in the computation up
     /// to now, as with [`Device::download`].
     fn sample(&mut self, logits: &mut Self::Buffer, first: usize, draws: &[Draw]) -> Result<Option<Vec<Option<u32>>>> {
         let _ = (logits, first, draws);

@@ -154,7 +154,11 @@ impl<B: Backend> Device for Traced<B> {
         let start = self.origin.elapsed();
         let result = self.backend.download(&buffer.inner, rows, host);
         let end = self.origin.elapsed();
-        self.recorder.borrow_mut().add(Kernel::Download { rows, width: buffer.about }, start, end - start);
+        self.recorder.borrow_mut().add(
+            Kernel::Download { rows, width: buffer.about },
+            start,
+            end.saturating_sub(start),
+        );
         result
     }
 

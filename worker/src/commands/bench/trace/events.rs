@@ -58,7 +58,7 @@ fn of_step(id: usize, step: &Step, machine: &Machine) -> Value {
     args.insert("rows".into(), step.plan.rows().into());
     args.insert("sequences".into(), step.plan.sequences.len().into());
     args.insert("tokens before".into(), first.into());
-    event(id, "step", "step", step.start, step.duration, args)
+    event(id, "step", "step", step.start, step.duration, &args)
 }
 
 fn of_call(id: usize, call: &Call, step: &Step, machine: &Machine) -> Value {
@@ -68,7 +68,7 @@ fn of_call(id: usize, call: &Call, step: &Step, machine: &Machine) -> Value {
     if let Some(layer) = call.layer {
         args.insert("layer".into(), layer.into());
     }
-    event(id, &call.kernel.to_string(), call.kernel.category(), call.start, call.duration, args)
+    event(id, &call.kernel.to_string(), call.kernel.category(), call.start, call.duration, &args)
 }
 
 /// Bytes and operations by the time, and the least time by the bound.
@@ -96,7 +96,7 @@ fn event(
     category: &str,
     start: Duration,
     duration: Duration,
-    args: Map<String, Value>,
+    args: &Map<String, Value>,
 ) -> Value {
     let micros = |time: Duration| time.as_nanos() as f64 / 1e3;
     json!({
