@@ -93,8 +93,11 @@ class Files:
             self.tools.converter, HERE.parent / "quality" / "convert.py", self.tools.llama_source, self.checkpoint(), part, "bf16"])
         if kind == "BF16":
             return plain
+        # In the file that OpenVINO reads the output layer has 8 bits, as in SmolLM2's: of llama-quantize's own choice, Q6_K, it
+        # would make 16.
+        extra = ["--token-embedding-type", "q8_0"] if kind == "Q4_1" else []
         return self.make(folder / f"{kind}.gguf", f"a {kind} file for llama.cpp of {self.model.title}", lambda part: [
-            self.tools.llama / "llama-quantize", plain, part, kind, self.threads])
+            self.tools.llama / "llama-quantize", *extra, plain, part, kind, self.threads])
 
     def w8a8(self):
         """For vLLM, by this worker: INT8 rows with activations quantized as they come, in the layout compressed-tensors."""
