@@ -24,6 +24,8 @@ def main():
         print(*PLAN.families)
         return
     check()
+    # It is for this program's modules; the engines have Python of their own.
+    os.environ.pop("PYTHONPATH", None)
     # Only now: the load client needs a package that printing the plan does not.
     from . import run
 
