@@ -52,7 +52,8 @@ left_out() {
   arguments+=(--missing "$1=could not be installed")
 }
 if wanted llama; then
-  if programs="$(install_llama "$python" llama-server llama-quantize)" && converter="$(venv interchange tests/interchange/requirements.txt)"; then
+  if programs="$(install_llama "$python" llama-server llama-quantize)" &&
+    converter="$(venv interchange tests/interchange/requirements.txt)"; then
     arguments+=(--llama "$programs" --llama-source "$(dirname "$(dirname "$programs")")/source" --converter "$converter")
   else
     left_out llama

@@ -85,7 +85,8 @@ def refusal(baseline, bench):
     if "reference" not in bench:
         return "it is no file of `make bench`; run that first"
     if bench["reference"]["peer"] != baseline["reference"]:
-        return f"it is measured against {bench['reference']['peer']}, the baseline against {baseline['reference']}; run `make bench` again"
+        return (f"it is measured against {bench['reference']['peer']}, the baseline against {baseline['reference']}; "
+                "run `make bench` again")
     return None
 
 
@@ -108,15 +109,17 @@ def main():
         if bench["models"]["smollm2"]["missing"]:
             sys.exit("error: not every contestant was measured, so that a baseline of it would have gaps; run `make bench` again")
         arguments.baseline.write_text(json.dumps(update(baseline, bench), indent=2) + "\n", encoding="utf-8")
-        print(f"{arguments.baseline} has {len(bench['reference']['ratios'])} ratios for {isa} now; look at the difference and commit it")
+        print(f"{arguments.baseline} has {len(bench['reference']['ratios'])} ratios for {isa} now; look at the difference, commit it")
         return
     kept = baseline["baselines"].get(isa)
     if kept is None:
-        sys.exit(f"error: {arguments.baseline} has no ratios for {isa}; on a quiet machine, write them: make bench && make bench-compare UPDATE=1")
+        sys.exit(f"error: {arguments.baseline} has no ratios for {isa}; on a quiet machine, write them: "
+                 "make bench && make bench-compare UPDATE=1")
     lines = compare(baseline, kept["ratios"], bench["reference"]["ratios"])
     print(table(lines))
     if lost := [line[0] for line in lines if line[4] in ("fell", "missing")]:
-        sys.exit(f"error: {len(lost)} of {len(kept['ratios'])} ratios fell or are missing: {', '.join(lost)}. If that is meant, write them: make bench-compare UPDATE=1")
+        sys.exit(f"error: {len(lost)} of {len(kept['ratios'])} ratios fell or are missing: {', '.join(lost)}. "
+                 "If that is meant, write them: make bench-compare UPDATE=1")
     print(f"all {len(kept['ratios'])} ratios for {isa} hold")
 
 

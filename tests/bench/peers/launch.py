@@ -78,7 +78,8 @@ def vllm(contestant, files, room, threads, text):
     wanted = {"libtcmalloc_minimal.so.4": Path("/usr/lib"), "libiomp5.so": folder}
     preload = {name: next(iter(sorted(where.rglob(name))), None) for name, where in wanted.items()}
     if missing := [name for name, path in preload.items() if not path]:
-        print(f"note: vLLM runs without {', '.join(missing)}; apt-get install -y libtcmalloc-minimal4 gives it its best", file=sys.stderr)
+        print(f"note: vLLM runs without {', '.join(missing)}; apt-get install -y libtcmalloc-minimal4 gives it its best",
+              file=sys.stderr)
     environment["LD_PRELOAD"] = ":".join(str(path) for path in preload.values() if path)
     return Launch(
         [folder / "bin" / "vllm", "serve", model, "--dtype", "bfloat16", "--max-model-len", "4096", "--max-num-seqs", room.streams,

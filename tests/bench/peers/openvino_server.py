@@ -112,7 +112,8 @@ class Server:
         """A greedy streaming completion. A chunk carries one token, with the text that has become whole by it."""
         ids = self.tokenizer.encode(request["prompt"], add_special_tokens=False).ids
         tokens = self.engine.generate(ids, request.get("max_tokens", 16))
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
+                     b"Connection: close\r\n\r\n")
         count, held = 0, []
         while (fresh := await tokens.get()) is not None:
             for token in fresh:

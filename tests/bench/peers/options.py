@@ -40,14 +40,17 @@ def numbers(text):
 
 
 def parser():
-    result = argparse.ArgumentParser(prog="bench-peers", formatter_class=argparse.RawDescriptionHelpFormatter, epilog="keys:\n" + "\n".join(
-        f"  {key.name:<14} {key.row}; against: {key.against}" for key in rows.KEYS))
+    keys = "\n".join(f"  {key.name:<14} {key.row}; against: {key.against}" for key in rows.KEYS)
+    result = argparse.ArgumentParser(
+        prog="bench-peers", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"keys:\n{keys}")
     add = result.add_argument
     add("--rounds", type=int, help=f"default {ROUNDS}, with --quick 1, with --reference {REFERENCE_ROUNDS}")
     add("--models", default=None, help=f"with commas: {', '.join(models.BY_NAME)} (default both)")
     add("--without", action="append", default=[], metavar="NAME",
-        help=f"leave out an engine ({', '.join(contestants.FAMILIES)}) or one contestant ({', '.join(contestants.BY_NAME)}); may be repeated")
-    add("--only", nargs="+", metavar="KEY", help="only the contestants and cells that these keys need; KEY_1b is the large model's")
+        help=f"leave out an engine ({', '.join(contestants.FAMILIES)}) or one contestant ({', '.join(contestants.BY_NAME)}); "
+             "may be repeated")
+    add("--only", nargs="+", metavar="KEY",
+        help="only the contestants and cells that these keys need; KEY_1b is the large model's")
     add("--quick", action="store_true", help="one round, few tokens: shows that everything works, a result it is not")
     add("--effort", choices=EFFORTS, help="requests of a level (default full, for the 1B shape short)")
     add("--resume", action="store_true", help="go on after a run that was broken off: what it measured is not measured again")
@@ -55,7 +58,8 @@ def parser():
     add("--threads", type=int, default=2, help="cores that each server gets (default 2)")
     add("--levels", type=numbers, default=LEVELS, help="streams (default 1,4,8,16)")
     add("--prefill", type=numbers, default=rows.PREFILLS, help="prompt lengths (default 512,2048)")
-    add("--text", type=Path, default=ROOT.parent / "shared" / "text" / "wikitext-2-valid.txt", help="UTF-8 text that prompts are cut from")
+    add("--text", type=Path, default=ROOT.parent / "shared" / "text" / "wikitext-2-valid.txt",
+        help="UTF-8 text that prompts are cut from")
     add("--out", type=Path, help="file for all figures (default target/bench-peers/peers.json)")
     add("--dry-run", action="store_true", help="print the tasks and how long they will take, and stop")
     given = result.add_argument_group("given by tests/scripts/bench-peers.sh")
@@ -91,7 +95,8 @@ def left_out(arguments):
     for name in arguments.without:
         found = contestants.named(name)
         if not found:
-            refuse(f"--without: {name} is neither an engine ({', '.join(contestants.FAMILIES)}) nor a contestant ({', '.join(contestants.BY_NAME)})")
+            refuse(f"--without: {name} is neither an engine ({', '.join(contestants.FAMILIES)}) nor a contestant "
+                   f"({', '.join(contestants.BY_NAME)})")
         reasons.update(dict.fromkeys(found, f"left out by --without {name}"))
     return reasons
 

@@ -71,11 +71,13 @@ def markdown(outcome, keys_by_name):
         parts.append(f"## {model['title']}")
         if machine := model["machine"]:
             parts.append(f"The machine in the same minutes: {machine['read_bytes_s'] / 1e9:.1f} GB/s read, "
-                         f"{machine['int8_operations_s'] / 1e12:.2f} TOP/s INT8, {machine['bf16_operations_s'] / 1e12:.2f} TFLOP/s BF16.")
+                         f"{machine['int8_operations_s'] / 1e12:.2f} TOP/s INT8, "
+                         f"{machine['bf16_operations_s'] / 1e12:.2f} TFLOP/s BF16.")
         if model["figures"]:
             parts.append(figures_table(model["figures"]))
         if model["missing"]:
-            parts.append("\n".join(f"- not measured: {contestants.BY_NAME[name].title}: {why}" for name, why in model["missing"].items()))
+            parts.append("\n".join(
+                f"- not measured: {contestants.BY_NAME[name].title}: {why}" for name, why in model["missing"].items()))
     if outcome["ratios"]:
         parts += ["## Ratios, ours to the peer's", ratios_table(outcome, keys_by_name)]
     if outcome["fractions"]:

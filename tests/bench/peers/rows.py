@@ -79,11 +79,14 @@ def llama_of(bits):
 FOUR = contestants.peers(4)
 FOUR_TEXT = "best 4-bit peer"
 KEYS = (
-    Key("decode_int4", "one stream decode, INT4 g32", FOUR_TEXT, 1.5, (Cell("ours-int4", ("ours-int4",), FOUR, DECODE),)),
-    Key("decode_fp8", "one stream decode, FP8", "llama.cpp Q8_0", 1.3, (Cell("ours-fp8", ("ours-fp8",), ("llama-q8_0",), DECODE),)),
+    Key("decode_int4", "one stream decode, INT4 g32", FOUR_TEXT, 1.5,
+        (Cell("ours-int4", ("ours-int4",), FOUR, DECODE),)),
+    Key("decode_fp8", "one stream decode, FP8", "llama.cpp Q8_0", 1.3,
+        (Cell("ours-fp8", ("ours-fp8",), ("llama-q8_0",), DECODE),)),
     Key("decode_bf16", "one stream decode, BF16", "best of llama.cpp BF16, vLLM BF16", 1.2,
         (Cell("ours-bf16", ("ours-bf16",), contestants.peers(16), DECODE),)),
-    Key("prefill_fp8", "prefill 512 and 2,048, FP8 and BF16", "vLLM BF16", 1.05, prefills(("ours-fp8", "ours-bf16"), ("vllm-bf16",))),
+    Key("prefill_fp8", "prefill 512 and 2,048, FP8 and BF16", "vLLM BF16", 1.05,
+        prefills(("ours-fp8", "ours-bf16"), ("vllm-bf16",))),
     Key("prefill_int8", "prefill 512 and 2,048, INT8", "vLLM W8A8", 1.2, prefills(("ours-int8",), ("vllm-w8a8",))),
     Key("prefill_int4", "prefill 512 and 2,048, INT4", FOUR_TEXT, 1.3, prefills(("ours-int4",), FOUR)),
     Key("batch16_fp8", "8 and 16 streams, FP8", "vLLM BF16", 1.2, batches("ours-fp8", ("vllm-bf16",))),

@@ -82,7 +82,8 @@ class Run:
     def prompts_of(self, model, number):
         """From the same place for each server of a round: all get the same prompts."""
         if model.name not in self.prompts:
-            self.prompts[model.name] = load_client.Prompts(self.files_of(model).checkpoint() / "tokenizer.json", self.arguments.text)
+            tokenizer = self.files_of(model).checkpoint() / "tokenizer.json"
+            self.prompts[model.name] = load_client.Prompts(tokenizer, self.arguments.text)
         prompts = self.prompts[model.name]
         prompts.at = 11 * number
         return prompts
@@ -131,7 +132,8 @@ class Run:
     def fail(self, task, error):
         title = contestants.BY_NAME[task.contestant].title
         print(getattr(error, "log", ""), file=sys.stderr)
-        print(f"error: {title} on {task.model}: {rounds.reason(error)}; it is left out, and the rest goes on", file=sys.stderr, flush=True)
+        print(f"error: {title} on {task.model}: {rounds.reason(error)}; it is left out, and the rest goes on",
+              file=sys.stderr, flush=True)
 
     def say(self, task, left):
         title = contestants.BY_NAME[task.contestant].title
@@ -174,7 +176,8 @@ class Run:
                 parts |= machine_share.required(model, figures, missing, self.plan.needs.keys() | missing.keys())
             for part, values in parts.items():
                 outcome[part] |= values
-            limits = [result["machine"] for (of, _), each in self.results.items() if of == model.name for result in each if result["machine"]]
+            results = [result for (of, _), each in self.results.items() if of == model.name for result in each]
+            limits = [result["machine"] for result in results if result["machine"]]
             outcome["models"][model.name] = {
                 "title": model.title, "figures": figures, "missing": missing, "machine": rows.medians(limits) if limits else None,
                 "rounds": {who: self.results.get((model.name, who), []) for who in self.plan.needs},
