@@ -108,8 +108,10 @@ def chosen_models(arguments, only):
             refuse(f"--models: there is no model {name}; there are {', '.join(models.BY_NAME)}")
     if arguments.reference:
         names = [models.SMOLLM2.name]
-    elif only and not arguments.models:
+    elif only:
         names = [name for name in names if name in only]
+        if not names:
+            refuse(f"--only names no key of --models {arguments.models}: the large model's end in {models.LLAMA_1B.suffix}")
     return tuple(models.BY_NAME[name] for name in names)
 
 

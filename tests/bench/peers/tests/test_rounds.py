@@ -63,6 +63,7 @@ class Plans(unittest.TestCase):
         self.assertIn("there are decode_int4,", refused("--only", "decode"))
         self.assertIn("llama, ours, openvino, vllm", refused("--without", "tgi"))
         self.assertIn("there are smollm2, 1b", refused("--models", "8b"))
+        self.assertIn("end in _1b", refused("--only", "decode_fp8", "--models", "1b"))
         self.assertIn("nothing is left", refused("--only", "decode_fp8", "--without", "llama", "--without", "ours"))
 
 
