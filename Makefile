@@ -25,7 +25,7 @@ demo: tools model ## Serve a real model and change its precision under load
 # be compiled once more.
 test: export BINARIES := --bins --tests
 .PHONY: test
-test: tools fmt-check clippy doc test-rust test-cuda test-openai test-charts test-cluster-beside-interchange test-demo ## Run everything the project tests
+test: tools fmt-check clippy doc test-rust test-cuda test-openai test-charts test-bench test-cluster-beside-interchange test-demo ## Run everything the project tests
 	$(call step,all tests passed)
 
 .PHONY: tools
@@ -140,9 +140,22 @@ test-cluster-beside-interchange: model
 	cargo build --workspace $(or $(BINARIES),--bins)
 	tests/scripts/beside.sh interchange tests/scripts/test-interchange.sh -- $(MAKE) --no-print-directory test-cluster-harness test-cluster
 
+.PHONY: test-bench
+test-bench:
+	$(call step,what the benchmarks make of their figures)
+	PYTHONPATH=tests/bench python3 -m unittest discover -s tests/bench/peers/tests -t tests/bench
+
 .PHONY: bench-peers
-bench-peers: ## Measure the worker beside llama.cpp and vLLM; options in BENCH, e.g. BENCH="--quick --without vllm"
+bench-peers: ## Measure the worker beside llama.cpp, vLLM and OpenVINO; options in BENCH, e.g. BENCH="--quick --without vllm"
 	@tests/scripts/bench-peers.sh $(BENCH)
+
+.PHONY: bench
+bench: ## Measure the worker beside llama.cpp on SmolLM2, in minutes; writes target/bench/bench.json
+	@tests/scripts/bench-peers.sh --reference $(BENCH)
+
+.PHONY: bench-compare
+bench-compare: ## Hold what `make bench` wrote against tests/bench/baseline.json; UPDATE=1 writes the baseline
+	@PYTHONPATH=tests/bench python3 -m peers.baseline $(or $(FILE),target/bench/bench.json) tests/bench/baseline.json $(if $(UPDATE),--update)
 
 .PHONY: bench-operator
 bench-operator: ## Measure the operator with 1,000 and 5,000 models of fake workers; options in BENCH, e.g. BENCH=--quick

@@ -1,7 +1,7 @@
 """Load on an OpenAI-compatible server: streaming completions of prompts of an exact length.
 
     load_client.py --url http://127.0.0.1:8000 --model NAME --tokenizer tokenizer.json --text FILE
-                   [--levels 1,4,8,16] [--prefill 512,2048] [--quick]
+                   [--levels 1,4,8,16] [--prefill 512,2048] [--effort full|short|quick]
 
 Method. Prompts are distinct slices of the text, each exactly N tokens when tokenized again, so that no prefix cache can
 help. Requests are greedy, go on past the end-of-text token, and stream; every stream of a level is always busy until the
@@ -27,9 +27,7 @@ from pathlib import Path
 
 import tokenizers
 
-# Requests per level: enough that every stream runs at least twice, and that one stream is not over in a moment.
-REQUESTS = {1: 6, 4: 12, 8: 24, 16: 48}
-QUICK_REQUESTS = {1: 2, 4: 4, 8: 8, 16: 16}
+from effort import EFFORTS, Effort
 
 
 class Prompts:
@@ -141,9 +139,7 @@ class Client:
     model: str
     prompts: Prompts
     extra: dict
-    quick: bool = False
-    prompt_tokens: int = 256
-    output_tokens: int = 128
+    effort: Effort = EFFORTS["full"]
 
     async def one(self, prompt, max_tokens):
         return await complete(self.url, self.model, prompt, max_tokens, self.extra)
@@ -153,21 +149,21 @@ class Client:
             await self.one(self.prompts.next(64), 16)
 
     async def level(self, streams):
-        count = (QUICK_REQUESTS if self.quick else REQUESTS).get(streams, 2 * streams)
-        waiting = [self.prompts.next(self.prompt_tokens) for _ in range(count)]
+        count, length, output = self.effort.count(streams), self.effort.prompt_tokens, self.effort.output_tokens
+        waiting = [self.prompts.next(length) for _ in range(count)]
         answers = []
 
         async def stream():
             while waiting:
-                answers.append(await self.one(waiting.pop(), self.output_tokens))
+                answers.append(await self.one(waiting.pop(), output))
 
         begin = time.perf_counter()
         await asyncio.gather(*(stream() for _ in range(streams)))
         wall = time.perf_counter() - begin
-        short = [a for a in answers if a.tokens != self.output_tokens or a.prompt_tokens != self.prompt_tokens]
+        short = [a for a in answers if a.tokens != output or a.prompt_tokens != length]
         if short:
             raise RuntimeError(
-                f"{len(short)} of {count} answers are not {self.prompt_tokens} + {self.output_tokens} tokens, e.g. "
+                f"{len(short)} of {count} answers are not {length} + {output} tokens, e.g. "
                 f"{short[0].prompt_tokens} + {short[0].tokens}: not comparable")
         ttft = [a.times[0] - a.sent for a in answers]
         gaps = [b - a for answer in answers for a, b in zip(answer.times, answer.times[1:])]
@@ -182,8 +178,7 @@ class Client:
 
     async def prefill(self, length):
         """Prompt tokens a second of requests for a single token."""
-        count = 2 if self.quick else 5
-        answers = [await self.one(self.prompts.next(length), 1) for _ in range(count)]
+        answers = [await self.one(self.prompts.next(length), 1) for _ in range(self.effort.prefills)]
         return round(length / statistics.median(a.times[0] - a.sent for a in answers), 1)
 
     async def measure(self, levels, prefills):
@@ -206,10 +201,10 @@ def main():
     parser.add_argument("--levels", type=numbers, default=[1, 4, 8, 16])
     parser.add_argument("--prefill", type=numbers, default=[512, 2048])
     parser.add_argument("--extra", type=json.loads, default={}, help="further fields of the request, as JSON")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--effort", choices=EFFORTS, default="full", help="requests of a level, and their lengths")
     arguments = parser.parse_args()
     prompts = Prompts(arguments.tokenizer, arguments.text)
-    client = Client(arguments.url, arguments.model, prompts, arguments.extra, arguments.quick)
+    client = Client(arguments.url, arguments.model, prompts, arguments.extra, EFFORTS[arguments.effort])
     print(json.dumps(asyncio.run(client.measure(arguments.levels, arguments.prefill))))
 
 

