@@ -12,7 +12,7 @@ impl<B: Backend> Traced<B> {
         let start = self.origin.elapsed();
         let result = call(&mut self.backend);
         let end = self.origin.elapsed();
-        self.recorder.get_mut().add(kernel, start, end.saturating_sub(start));
+        self.recorder.get_mut().add(kernel, start, end);
         result
     }
 }
@@ -130,11 +130,7 @@ impl<B: Backend> Backend for Traced<B> {
         let drawn = self.backend.sample(inner, first, draws)?;
         let end = self.origin.elapsed();
         if drawn.is_some() {
-            self.recorder.get_mut().add(
-                Kernel::Sample { rows: draws.len(), width: *width },
-                start,
-                end.saturating_sub(start),
-            );
+            self.recorder.get_mut().add(Kernel::Sample { rows: draws.len(), width: *width }, start, end);
         }
         Ok(drawn)
     }

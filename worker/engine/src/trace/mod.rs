@@ -78,14 +78,14 @@ struct Recorder {
 
 impl Recorder {
     /// Adds a kernel to the current step; outside of one, such as a download between steps, nothing is recorded.
-    fn add(&mut self, kernel: Kernel, start: Duration, duration: Duration) {
+    fn add(&mut self, kernel: Kernel, start: Duration, end: Duration) {
         let Some(step) = &mut self.current else { return };
         // A layer is what follows the embedding, and ends with the product behind the activation.
         let activated = step.calls.last().is_some_and(|call| matches!(call.kernel, Kernel::GatedSilu { .. }));
         if matches!(kernel, Kernel::GatherLogitRows { .. } | Kernel::End) {
             self.layer = None;
         }
-        step.calls.push(Call { kernel, layer: self.layer, start, duration });
+        step.calls.push(Call { kernel, layer: self.layer, start, duration: end.saturating_sub(start) });
         if matches!(kernel, Kernel::Embed(_)) {
             self.layer = Some(0);
         } else if activated {
@@ -154,11 +154,7 @@ impl<B: Backend> Device for Traced<B> {
         let start = self.origin.elapsed();
         let result = self.backend.download(&buffer.inner, rows, host);
         let end = self.origin.elapsed();
-        self.recorder.borrow_mut().add(
-            Kernel::Download { rows, width: buffer.about },
-            start,
-            end.saturating_sub(start),
-        );
+        self.recorder.borrow_mut().add(Kernel::Download { rows, width: buffer.about }, start, end);
         result
     }
 

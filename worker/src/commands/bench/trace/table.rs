@@ -9,8 +9,9 @@ use modelprofile_kernels::cpu::probe::Machine;
 pub(super) const LEGEND: &str = "\
 GB/s and GOP/s: the bytes that a kernel reads and writes at the least, and the operations of products and attention.
 Of bound: the time in which the machine reads as many bytes from memory, or computes as many operations, whichever is
-longer, as a share of the time taken. Above 100% bytes came from a cache. Norms and activations compute more than is
-counted, so that theirs says only how far they are from the memory's speed.";
+longer, as a share of the time taken. Above 100%, bytes came from a cache, or the kernel's instructions do more than
+those that the peak was measured with: without AVX-512 that is portable code. What norms and activations compute is
+not counted.";
 
 /// All calls of one kernel in the steps.
 struct Row {
