@@ -33,7 +33,10 @@ def main():
     from . import run
 
     this = run.Run(ARGUMENTS, PLAN)
-    this.everything(dry=ARGUMENTS.dry_run)
+    try:
+        this.everything(dry=ARGUMENTS.dry_run)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command with --resume goes on from here")
     if ARGUMENTS.dry_run:
         return
     outcome = this.outcome()
