@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 
 from . import options, report, rows
@@ -26,11 +27,16 @@ def main():
     check()
     # It is for this program's modules; the engines have Python of their own.
     os.environ.pop("PYTHONPATH", None)
+    # As Ctrl-C does: the server that runs is in a session of its own, and is stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     # Only now: the load client needs a package that printing the plan does not.
     from . import run
 
     this = run.Run(ARGUMENTS, PLAN)
-    this.everything(dry=ARGUMENTS.dry_run)
+    try:
+        this.everything(dry=ARGUMENTS.dry_run)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command with --resume goes on from here")
     if ARGUMENTS.dry_run:
         return
     outcome = this.outcome()

@@ -105,7 +105,7 @@ class Files:
             raise Failed("this worker makes the checkpoint and is left out; take it in, or leave out vllm-w8a8")
         return self.make(self.folder / "W8A8", f"a W8A8 checkpoint of {self.model.title}", lambda part: [
             self.tools.worker, "export", "hub", "--model", self.checkpoint(), "--format", "INT8", "--layout", "compressed-tensors",
-            "--cache", self.worker_cache(), "--output", part])
+            "--cache", self.worker_cache(), "--device", "cpu", "--output", part])
 
     def worker_cache(self):
         return self.tools.cache / "bench-peers" / "worker"

@@ -123,7 +123,7 @@ def ours(contestant, files, room, threads, text):
 def serve(files, manifest, room, threads):
     return Launch(
         [files.tools.worker, "serve", "--config", manifest, "--profile", "bench", "--port", "{port}", "--admin-port", "{admin}",
-         "--cache", files.worker_cache(), "--threads", threads],
+         "--cache", files.worker_cache(), "--threads", threads, "--device", "cpu"],
         "http://127.0.0.1:{admin}/readyz", [], 0, room.kv_tokens, environment={"MODELPROFILE_ADMIN_TOKEN": secrets.token_hex(16)})
 
 

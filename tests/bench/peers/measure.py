@@ -24,7 +24,7 @@ class Machine:
         if not self.tools.worker:
             return None
         command = [self.tools.worker, "bench", "--limits", "--model", self.tools.gguf, "--format", "Q4_1", "--threads", self.threads,
-                   "--cache", self.tools.cache / "bench-peers" / "worker"]
+                   "--cache", self.tools.cache / "bench-peers" / "worker", "--device", "cpu"]
         ran = subprocess.run([str(word) for word in command], capture_output=True, text=True,
                              preexec_fn=lambda: os.sched_setaffinity(0, self.cores))
         if ran.returncode != 0:

@@ -134,23 +134,30 @@ def best(names, path, lower, figures):
 
 
 def compare(cell, lower, figures, missing):
-    """The cell as it goes into the file: who is compared, the ratio, and the reason where it is not to be trusted."""
+    """The cell as it goes into the file: who is compared, the ratio, and who of those that count is missing and why."""
     ours, our_figure = best(cell.ours, cell.path, lower, figures)
     peer, peer_figure = best(cell.peers, cell.path, lower, figures)
     absent = [name for name in cell.ours + cell.peers if not value(figures.get(name, {}), cell.path)]
-    reason = "; ".join(f"{name}: {missing.get(name, 'not measured: ' + ' '.join(cell.path))}" for name in absent)
+    why = {name: missing.get(name, "not measured: " + " ".join(cell.path)) for name in absent}
     return {
         "cell": cell.name, "ours": ours, "ours_figure": our_figure, "peer": peer, "peer_figure": peer_figure,
-        "ratio": round(our_figure / peer_figure, 3) if ours and peer else None, **({"reason": reason} if reason else {}),
+        "ratio": round(our_figure / peer_figure, 3) if ours and peer else None, **({"missing": why} if why else {}),
     }
+
+
+def sentence(cells):
+    """Who is missing in some cell, those with the same reason together; none where nobody is."""
+    by_reason = {}
+    for name, why in {name: why for cell in cells for name, why in cell.get("missing", {}).items()}.items():
+        by_reason.setdefault(why, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items())
 
 
 def ratio_of(key, figures, missing):
     """(ratio or none, its cells, the reason where there is none)."""
     cells = [compare(cell, key.lower, figures, missing) for cell in key.cells]
-    reasons = dict.fromkeys(part for cell in cells for part in cell.get("reason", "").split("; ") if part)
-    if reasons:
-        return None, cells, "; ".join(reasons)
+    if reason := sentence(cells):
+        return None, cells, reason
     return (max if key.lower else min)(cell["ratio"] for cell in cells), cells, None
 
 

@@ -75,6 +75,11 @@ class Ratios(unittest.TestCase):
         self.assertEqual((result, reason), (None, "vllm-bf16: left out by --without vllm"))
         self.assertEqual((cells[0]["peer"], cells[0]["ratio"]), ("llama-bf16", 1.0))
 
+    def test_those_that_are_missing_for_one_reason_are_named_together(self):
+        some = {name: each for name, each in figures().items() if name not in ("llama-q4_0", "llama-q4_1", "openvino-q4_1")}
+        why = {"llama-q4_0": "left out", "llama-q4_1": "left out", "openvino-q4_1": "failed"}
+        self.assertEqual(ratio("batch16_int4", some, why)[2], "llama-q4_0, llama-q4_1: left out; openvino-q4_1: failed")
+
     def test_a_cell_that_was_not_measured_is_named(self):
         some = figures()
         del some["llama-q8_0"]["streams"]["1"]
