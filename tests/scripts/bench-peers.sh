@@ -6,7 +6,7 @@
 #
 # Useful options:
 #   --quick                        one round, few tokens: shows that everything works
-#   --models smollm2               without the 1B shape, whose files take 20 GB and whose rounds take hours
+#   --models smollm2               without the 1B shape, whose files take 22 GB and whose rounds take hours
 #   --without vllm                 without an engine, or one contestant of it
 #   --only decode_int4 prefill_int4_1b   only what these keys need
 #   --resume                       go on after a run that was broken off

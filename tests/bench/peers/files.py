@@ -110,7 +110,7 @@ class Files:
     def worker_cache(self):
         return self.tools.cache / "bench-peers" / "worker"
 
-    def manifest(self, contestant, weights, budget, text):
+    def manifest(self, contestant, weights, budget, context, text):
         """A ModelProfile of one profile. JSON is YAML."""
         # A start measures the quality of what it has not measured yet: of two windows here, since nobody looks at it.
         sample = self.folder / "quality.txt"
@@ -118,7 +118,7 @@ class Files:
         value = {
             "apiVersion": "modelprofile.dev/v1alpha1", "kind": "ModelProfile", "metadata": {"name": "bench"},
             "spec": {
-                "model": {"uri": f"file://{self.checkpoint().resolve()}", "servedName": "bench", "maxContextTokens": 4096,
+                "model": {"uri": f"file://{self.checkpoint().resolve()}", "servedName": "bench", "maxContextTokens": context,
                           "license": {"accepted": "unknown"}},
                 "profiles": [{"name": "bench", "weights": weights, "kvCache": {"format": "BF16"}}],
                 "quality": {"onFailure": "Warn",

@@ -82,7 +82,7 @@ def vllm(contestant, files, room, threads, text):
               file=sys.stderr)
     environment["LD_PRELOAD"] = ":".join(str(path) for path in preload.values() if path)
     return Launch(
-        [folder / "bin" / "vllm", "serve", model, "--dtype", "bfloat16", "--max-model-len", "4096", "--max-num-seqs", room.streams,
+        [folder / "bin" / "vllm", "serve", model, "--dtype", "bfloat16", "--max-model-len", room.tokens, "--max-num-seqs", room.streams,
          "--block-size", BLOCK, "--num-gpu-blocks-override", room.kv_tokens // BLOCK, "--no-enable-prefix-caching",
          "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", "{port}"],
         "http://127.0.0.1:{port}/health", all_of(model), bytes_of(model), room.kv_tokens, environment=environment)
@@ -110,12 +110,12 @@ def ours(contestant, files, room, threads, text):
     weights, name = OURS[contestant.name], contestant.name
     kv_bytes = room.kv_tokens * files.kv_token_bytes()
     generous = bytes_of(files.checkpoint()) * 3 // 2 + kv_bytes + 1024 * MIB
-    launch = serve(files, files.manifest(name, weights, generous, text), room, threads)
+    launch = serve(files, files.manifest(name, weights, generous, room.tokens, text), room, threads)
     # The first start makes the artifact, and says what beside the cache takes memory: then the budget is what leaves just
     # as many tokens as the peers have room for.
     memory = first_start(launch, files, name)
     budget = memory["weights"] + memory["workspace"] + kv_bytes
-    launch = serve(files, files.manifest(name, weights, int(budget), text), room, threads)
+    launch = serve(files, files.manifest(name, weights, int(budget), room.tokens, text), room, threads)
     launch.weight_bytes, launch.files = int(memory["weights"]), [memory["file"]]
     return launch
 

@@ -100,16 +100,18 @@ class Store:
     def path(self, task):
         return self.folder / f"{task.model}.{task.contestant}.{task.round}.json"
 
-    def get(self, task):
-        """The kept result that has every cell of the task, or none."""
+    def get(self, task, engine=None):
+        """The kept result of this engine (its version, by the folder that it is installed in) that has every cell of the task,
+        or none."""
         try:
             kept = json.loads(self.path(task).read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return None
-        return kept["result"] if task.covers(kept) else None
+        return kept["result"] if task.covers(kept) and kept["engine"] == engine else None
 
-    def put(self, task, result):
-        self._write(self.path(task), {"levels": task.levels, "prefills": task.prefills, "result": result})
+    def put(self, task, result, engine=None):
+        kept = {"engine": engine, "levels": task.levels, "prefills": task.prefills, "result": result}
+        self._write(self.path(task), kept)
 
     @staticmethod
     def _write(path, value):

@@ -42,7 +42,6 @@ def circumstances(arguments):
     """What a kept result must agree in to be taken."""
     return {
         "processor": processor()[0], "threads": arguments.threads, "worker": digest(arguments.worker),
-        "engines": [str(path) for path in (arguments.llama, arguments.vllm, arguments.openvino)],
         "efforts": {model.name: dataclasses.asdict(options.effort_of(arguments, model)) for model in models.BY_NAME.values()},
         "room": {model.name: dataclasses.asdict(room_of(arguments, model)) for model in models.BY_NAME.values()},
     }
@@ -88,6 +87,11 @@ class Run:
         prompts.at = 11 * number
         return prompts
 
+    def engine(self, task):
+        """Where a peer is installed, which names its version; ours is the worker, whose digest is among the circumstances."""
+        path = getattr(self.arguments, contestants.BY_NAME[task.contestant].family, None)
+        return str(path) if path else None
+
     def guessed(self, task):
         model = models.BY_NAME[task.model]
         family = contestants.BY_NAME[task.contestant].family
@@ -96,7 +100,7 @@ class Run:
     def everything(self, dry=False):
         """Makes what is missing and measures what is not kept; `dry`: says only how long the measuring will take."""
         tasks = self.plan.tasks
-        kept = {task: result for task in tasks if (result := self.store.get(task))}
+        kept = {task: result for task in tasks if (result := self.store.get(task, self.engine(task)))}
         for task, result in kept.items():
             self.note(task, result)
         self.taken = len(kept)
@@ -147,7 +151,7 @@ class Run:
         result = measure.measure(
             contestant, self.start_of(model, contestant), task, options.effort_of(self.arguments, model),
             self.prompts_of(model, task.round), self.machine, self.files_of(model), logs / f"{task.model}.{task.contestant}.log")
-        self.store.put(task, result)
+        self.store.put(task, result, self.engine(task))
         self.note(task, result)
         print(f"    {measure.summary(result)}", file=sys.stderr, flush=True)
 

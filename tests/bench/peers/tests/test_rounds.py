@@ -143,6 +143,12 @@ class Kept(unittest.TestCase):
         self.assertIsNone(self.store(True, worker="b").get(self.TASK))
         self.assertEqual(self.store(True, worker="a").get(self.TASK), {"start_s": 1})
 
+    def test_of_another_version_of_an_engine_nothing_is_taken(self):
+        store = self.store(False)
+        store.put(self.TASK, {"start_s": 1}, "llama.cpp-1")
+        self.assertIsNone(store.get(self.TASK, "llama.cpp-2"))
+        self.assertEqual(store.get(self.TASK, "llama.cpp-1"), {"start_s": 1})
+
     def test_a_file_that_was_cut_counts_as_not_measured(self):
         store = self.store(False)
         store.path(self.TASK).write_text('{"levels": [1')
