@@ -25,8 +25,15 @@ demo: tools model ## Serve a real model and change its precision under load
 # be compiled once more.
 test: export BINARIES := --bins --tests
 .PHONY: test
-test: tools fmt-check clippy doc test-rust test-cuda test-openai test-charts test-bench test-cluster-beside-interchange test-demo ## Run everything the project tests
+test: tools fmt-check test-code-beside-cluster-parts test-charts test-cluster-beside-interchange test-demo ## Run everything the project tests
 	$(call step,all tests passed)
+
+# From nothing the cluster's parts take nine minutes of Go's compiler; much of that fits where cargo links and tests wait.
+.PHONY: test-code-beside-cluster-parts
+test-code-beside-cluster-parts:
+	$(call step,the code; beside it, the cluster's parts are built where they are not there)
+	tests/scripts/beside.sh cluster bash -c '. tests/scripts/lib.sh && cluster_mode' -- \
+	  $(MAKE) --no-print-directory clippy doc test-rust test-cuda test-openai test-bench
 
 .PHONY: tools
 tools: ## Check that what the other targets need is installed

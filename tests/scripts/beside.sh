@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/scripts/lib.sh
 
-name="$1"
-shift
+name="${1:-}"
+[ $# -eq 0 ] || shift
 other=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   other+=("$1")
