@@ -25,15 +25,25 @@ demo: tools model ## Serve a real model and change its precision under load
 # be compiled once more.
 test: export BINARIES := --bins --tests
 .PHONY: test
-test: tools fmt-check test-code-beside-cluster-parts test-charts test-cluster-beside-interchange test-demo ## Run everything the project tests
+test: tools fmt-check test-code test-serving test-demo ## Run everything the project tests
 	$(call step,all tests passed)
 
-# From nothing the cluster's parts take nine minutes of Go's compiler; much of that fits where cargo links and tests wait.
-.PHONY: test-code-beside-cluster-parts
-test-code-beside-cluster-parts:
-	$(call step,the code; beside it, the cluster's parts are built where they are not there)
-	tests/scripts/beside.sh cluster bash -c '. tests/scripts/lib.sh && cluster_mode' -- \
-	  $(MAKE) --no-print-directory clippy doc test-rust test-cuda test-openai test-bench
+# From nothing the cluster's parts take nine minutes of Go's compiler, and foreign readers 5 GB of Python packages: much of that
+# fits where cargo links and tests wait.
+.PHONY: test-code
+test-code:
+	$(call step,the code; beside it, what later steps want is installed where it is not there)
+	tests/scripts/beside.sh install tests/scripts/install-test-tools.sh -- \
+	  $(MAKE) --no-print-directory clippy doc test-rust test-cuda
+
+# The scenarios wait a third of their time: for clocks, and for what they took away to come back. What foreign readers do has no
+# limits of time, and takes what that leaves of the processors.
+.PHONY: test-serving
+test-serving: model
+	$(call step,what users drive, up to a cluster; beside it, what foreign readers make of quantized models)
+	cargo build --workspace $(or $(BINARIES),--bins)
+	tests/scripts/beside.sh interchange tests/scripts/test-interchange.sh -- \
+	  $(MAKE) --no-print-directory test-openai test-charts test-bench test-cluster-harness test-cluster
 
 .PHONY: tools
 tools: ## Check that what the other targets need is installed
@@ -138,14 +148,6 @@ test-cluster-harness:
 test-cluster: model ## Run the scenarios on a real one-node cluster; names of some in SCENARIOS="..."
 	$(call step,scenarios on a real cluster)
 	tests/scripts/test-cluster.sh $(SCENARIOS)
-
-# The scenarios wait a third of their time: for clocks, and for what they took away to come back. What foreign readers do has no
-# limits of time, and takes what that leaves of the processors; so does their installation where the cluster's parts are built.
-.PHONY: test-cluster-beside-interchange
-test-cluster-beside-interchange: model
-	$(call step,the cluster and its scenarios; beside them, what foreign readers make of quantized models)
-	cargo build --workspace $(or $(BINARIES),--bins)
-	tests/scripts/beside.sh interchange tests/scripts/test-interchange.sh -- $(MAKE) --no-print-directory test-cluster-harness test-cluster
 
 .PHONY: test-bench
 test-bench:

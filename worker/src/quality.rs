@@ -2,13 +2,13 @@
 //! its own for another text than the worker's.
 //!
 //! ```text
-//! Dataset -> tokens -> windows -> reference (BF16) and profile -> Comparison -> MeasuredQuality -> quality.json
+//! Dataset -> tokens -> windows -> reference (BF16) and profiles -> Comparison -> MeasuredQuality -> quality.json
 //! ```
 //!
 //! The figure is the artifact's: weights as stored, activations as the backend computes them, a BF16 KV cache. What a
 //! narrower cache adds is the same for all profiles of a ladder; `modelprofile-worker evaluate --kv` shows it.
 
-use std::{fs, io::Write, path::Path};
+use std::{collections::HashSet, fs, io::Write, path::Path};
 
 use anyhow::Context;
 use modelprofile_api::MeasuredQuality;
@@ -150,48 +150,73 @@ fn file(label: &str) -> String {
     format!("quality-{}.json", hex(&digest[..8]))
 }
 
-/// The quality of an artifact on a text: read beside it, or measured and written there. `progress` first counts the bytes of
-/// the reference being built, then windows of the text.
+/// The quality of artifacts of one checkpoint on a text: read beside each, or measured and written there. What is measured is
+/// measured together, beside one pass of the reference, which takes as long as a pass of theirs. `progress` first counts the
+/// bytes of the reference being built, then windows of the text.
 ///
 /// One profile's weights are resident at a time, and the reference's logits of half a window.
 ///
 /// # Errors
-/// A text that is shorter than a window; errors of the checkpoint, the device and the disk.
+/// A text that is shorter than a window; errors of the checkpoint, the device and the disk. None says which artifact's weights
+/// are damaged; asked for one alone, it is that one, or the reference.
 pub fn measure_or_load<B: Backend>(
+    backend: impl FnOnce() -> anyhow::Result<B>,
+    cache: &Path,
+    checkpoint: &Checkpoint,
+    artifacts: &[&Artifact],
+    dataset: &Dataset,
+    progress: &mut dyn FnMut(Progress),
+) -> anyhow::Result<Vec<MeasuredQuality>> {
+    let mut missing: Vec<&Artifact> =
+        artifacts.iter().copied().filter(|artifact| load(artifact.directory(), dataset).is_none()).collect();
+    let mut keys = HashSet::new();
+    missing.retain(|artifact| keys.insert(&artifact.manifest().key));
+    if !missing.is_empty() {
+        measure(backend()?, cache, checkpoint, &missing, dataset, progress)?;
+    }
+    // As it is read: the first start and all later ones tell the same figures, to the last bit.
+    let read = |artifact: &&Artifact| {
+        load(artifact.directory(), dataset).context("the measured quality was written but cannot be read")
+    };
+    artifacts.iter().map(read).collect()
+}
+
+/// [`measure_or_load`] of different artifacts that have none.
+fn measure<B: Backend>(
     backend: B,
     cache: &Path,
     checkpoint: &Checkpoint,
-    artifact: &Artifact,
+    artifacts: &[&Artifact],
     dataset: &Dataset,
     progress: &mut dyn FnMut(Progress),
-) -> anyhow::Result<MeasuredQuality> {
-    if let Some(found) = load(artifact.directory(), dataset) {
-        return Ok(found);
-    }
+) -> anyhow::Result<()> {
     let config = checkpoint.config();
     let tokenizer = Text::load(checkpoint)?.tokenizer;
     let tokens = dataset.tokens(&tokenizer, config)?;
     let base = Store::new(cache).prepare(checkpoint, WeightFormat::Bf16, progress)?;
     let mut evaluator =
         Evaluator::new(backend, config, KvFormat::Bf16, dataset.window(config))?.with_bos(leading_token(&tokenizer)?);
-    let base_weights = ProfileWeights::load(evaluator.backend(), config, &base)?;
-    let weights = ProfileWeights::load(evaluator.backend(), config, artifact)?;
-    // The reference beside itself changes nothing, and costs half of that.
-    let both = [&base_weights, &weights];
-    let profiles = if base.manifest().key == artifact.manifest().key { &both[..1] } else { &both[..] };
-    let scores = evaluator.compare(profiles, &tokens, &mut |done, total| {
+    // The reference beside itself changes nothing, and costs a pass less.
+    let is_base = |artifact: &&Artifact| artifact.manifest().key == base.manifest().key;
+    let mut scored: Vec<&Artifact> = vec![&base];
+    scored.extend(artifacts.iter().filter(|artifact| !is_base(artifact)));
+    let weights = scored
+        .iter()
+        .map(|artifact| ProfileWeights::load(evaluator.backend(), config, artifact))
+        .collect::<Result<Vec<_>, _>>()?;
+    let scores = evaluator.compare(&weights.iter().collect::<Vec<_>>(), &tokens, &mut |done, total| {
         let activity = format!("measuring quality, window {done} of {total}");
         progress(Progress { done: done as u64, total: total as u64, activity });
     })?;
-    // The artifact stays mapped by whoever goes on to serve it, and what was read of it would count against its budget.
-    for weights in profiles {
+    // The artifacts stay mapped by whoever goes on to serve them, and what was read of them would count against its budget.
+    for weights in &weights {
         weights.release(evaluator.backend());
     }
-    let score = scores.last().context("no profile was scored")?;
-    let quality = measured(&score.comparison(), dataset);
-    store(artifact.directory(), &quality)?;
-    // As it is read: the first start and all later ones tell the same figures, to the last bit.
-    load(artifact.directory(), dataset).context("the measured quality was written but cannot be read")
+    let skipped = usize::from(!artifacts.iter().any(is_base));
+    for (artifact, score) in scored.iter().zip(&scores).skip(skipped) {
+        store(artifact.directory(), &measured(&score.comparison(), dataset))?;
+    }
+    Ok(())
 }
 
 /// This moment in RFC 3339, to the second.

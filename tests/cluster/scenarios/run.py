@@ -29,9 +29,9 @@ MODULES = [
 # Some of these run at once: they have namespaces of their own, change nothing that others see, and decide nothing by load. In this
 # order, the long ones first, so that none is left alone at the end. The first one prepares the model, which the others of BESIDE
 # then find; those of FIRST need none.
-FIRST = ("first_answer", "steady", "verdicts", "shipped", "immutable", "people")
+FIRST = ("first_answer", "steady", "llama_cpp", "verdicts", "shipped", "immutable", "people")
 BESIDE = (
-    "window_opens_and_closes", "rolling_update", "llama_cpp", "deletion", "preparation_under_way", "surge",
+    "window_opens_and_closes", "rolling_update", "deletion", "preparation_under_way", "surge",
     "quality_beyond_its_limits", "people_pin_and_unpin", "neighbours_are_left_alone", "metrics_that_are_stale",
     "image_that_is_missing", "others_scale", "worker_that_crashes", "edited_limits_are_followed", "memory_that_is_short",
     "gpu_that_is_missing", "licence_that_differs", "names_that_are_taken", "worker_killed", "admin_port", "api_keys",

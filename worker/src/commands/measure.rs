@@ -14,7 +14,7 @@ use super::Devices;
 use crate::{
     app::App,
     outcome::Invalid,
-    quality::{Dataset, load, measure_or_load},
+    quality::{Dataset, measure_or_load},
     source,
 };
 
@@ -37,6 +37,18 @@ impl<D: Devices> Measure<'_, D> {
         profiles: &[ProfileSpec],
         artifacts: &[Artifact],
     ) -> anyhow::Result<()> {
+        // All at once: they share the reference's pass. What goes wrong shows again below, where it has a profile's name.
+        if artifacts.len() > 1
+            && let Ok(dataset) = dataset(quality, volumes)
+        {
+            let all: Vec<&Artifact> = artifacts.iter().collect();
+            let tell = &mut |progress: Progress| {
+                (0..artifacts.len()).for_each(|index| app.progress(index, progress.clone()));
+            };
+            if let Err(error) = self.artifacts(&all, &dataset, tell) {
+                tracing::info!("the profiles' quality cannot be measured at once: {error:#}; measuring one by one");
+            }
+        }
         for (index, (profile, artifact)) in profiles.iter().zip(artifacts).enumerate() {
             let measured = dataset(quality, volumes)
                 .and_then(|dataset| self.artifact(artifact, &dataset, &mut |progress| app.progress(index, progress)))
@@ -55,18 +67,26 @@ impl<D: Devices> Measure<'_, D> {
         Ok(())
     }
 
-    /// The quality of one artifact. A device is taken only where something is to be measured.
+    /// The quality of one artifact.
     pub(super) fn artifact(
         &self,
         artifact: &Artifact,
         dataset: &Dataset,
         progress: &mut dyn FnMut(Progress),
     ) -> anyhow::Result<MeasuredQuality> {
+        let found = self.artifacts(&[artifact], dataset, progress)?;
+        found.into_iter().next().context("no artifact was measured")
+    }
+
+    /// The quality of artifacts, in their order. A device is taken only where something is to be measured.
+    fn artifacts(
+        &self,
+        artifacts: &[&Artifact],
+        dataset: &Dataset,
+        progress: &mut dyn FnMut(Progress),
+    ) -> anyhow::Result<Vec<MeasuredQuality>> {
         let dataset = dataset.clone().with_activations(self.devices.activations());
-        match load(artifact.directory(), &dataset) {
-            Some(found) => Ok(found),
-            None => measure_or_load(self.devices.open()?, self.cache, self.checkpoint, artifact, &dataset, progress),
-        }
+        measure_or_load(|| self.devices.open(), self.cache, self.checkpoint, artifacts, &dataset, progress)
     }
 }
 

@@ -7,7 +7,11 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use modelprofile_engine::{WeightFormat, artifact::Store, checkpoint::Checkpoint};
+use modelprofile_engine::{
+    WeightFormat,
+    artifact::{Artifact, Store},
+    checkpoint::Checkpoint,
+};
 use modelprofile_kernels::{
     GroupedActivations,
     cpu::{Cpu, CpuOptions},
@@ -129,22 +133,26 @@ fn a_quality_is_measured_once_for_an_artifact_and_text() {
     let artifact = Store::new(&cache()).prepare(&checkpoint, WeightFormat::Q4_1, &mut |_| {}).unwrap();
     let text: String = Dataset::built_in().text().chars().take(1500).collect();
     let dataset = Dataset::new("a test's text", text).with_window(64).with_most_tokens(Some(200));
-    let directory = directory(WeightFormat::Q4_1);
-    // The artifact stays from run to run, and with it what was measured on the built-in text, which has another name.
+    let base = Store::new(&cache()).prepare(&checkpoint, WeightFormat::Bf16, &mut |_| {}).unwrap();
+    // The artifacts stay from run to run, and with them what was measured on the built-in text, which has another name.
     let remove = || {
-        let files = fs::read_dir(&directory).unwrap().map(|file| file.unwrap().path());
+        let files = [&artifact, &base].into_iter().flat_map(|artifact| fs::read_dir(artifact.directory()).unwrap());
+        let files = files.map(|file| file.unwrap().path());
         let measured = files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("quality-"));
         measured.for_each(|path| fs::remove_file(path).unwrap());
     };
     remove();
-    let measure = |dataset: &Dataset| {
-        let cpu =
-            Cpu::new(CpuOptions { threads: 2, isa: None, grouped_activations: GroupedActivations::Int8 }).unwrap();
+    let measure_all = |artifacts: &[&Artifact], dataset: &Dataset| {
+        let cpu = || Ok(Cpu::new(CpuOptions { threads: 2, isa: None, grouped_activations: GroupedActivations::Int8 })?);
         let mut windows = 0;
-        let found = quality::measure_or_load(cpu, &cache(), &checkpoint, &artifact, dataset, &mut |progress| {
+        let found = quality::measure_or_load(cpu, &cache(), &checkpoint, artifacts, dataset, &mut |progress| {
             windows += usize::from(progress.activity.starts_with("measuring"));
         });
         (found.unwrap(), windows)
+    };
+    let measure = |dataset: &Dataset| {
+        let (found, windows) = measure_all(&[&artifact], dataset);
+        (found[0].clone(), windows)
     };
     let (first, windows) = measure(&dataset);
     assert_eq!((windows, first.tokens), (3, 3 * 31));
@@ -155,7 +163,15 @@ fn a_quality_is_measured_once_for_an_artifact_and_text() {
     assert_eq!(windows, 2);
     assert_ne!(other.dataset, first.dataset);
     // Each has a file of its own.
-    assert_eq!(measure(&dataset), (first, 0));
+    assert_eq!(measure(&dataset), (first.clone(), 0));
+    remove();
+    // Together, in one pass over the windows, each gives what it gives alone; the reference has lost nothing.
+    let (together, windows) = measure_all(&[&artifact, &base, &artifact], &dataset);
+    assert_eq!(windows, 3);
+    assert_eq!(together[0].perplexity.to_bits(), first.perplexity.to_bits());
+    assert_eq!(together[0].p99_kl_divergence.to_bits(), first.p99_kl_divergence.to_bits());
+    assert_eq!(together[2], together[0]);
+    assert_eq!((together[1].mean_kl_divergence, together[1].perplexity), (0.0, first.reference_perplexity));
     remove();
 }
 

@@ -25,8 +25,8 @@ use process::{Streams, Worker};
 /// Devices of the emulated driver.
 const DEVICES: &str = "2";
 
-/// A manifest whose ladder is an FP8 rung and an INT4 rung, which so many GPUs share.
-fn manifest(model: &Path, gpus: usize) -> String {
+/// A manifest whose ladder is an FP8 rung and an INT4 rung, which so many GPUs share. Their quality is measured on `text`.
+fn manifest(model: &Path, text: &Path, gpus: usize) -> String {
     format!(
         "apiVersion: modelprofile.dev/v1alpha1
 kind: ModelProfile
@@ -34,7 +34,7 @@ metadata: {{name: tiny}}
 spec:
   model: {{uri: 'file://{}'}}
   placement: {{memoryBudget: 256Mi}}
-  quality: {{onFailure: Warn}}
+  quality: {{onFailure: Warn, dataset: {{uri: 'file://{}', contextTokens: 64}}}}
   profiles:
   - {{name: quality, weights: {{format: FP8}}, kvCache: {{format: FP8E4M3}}, tensorParallel: {gpus}}}
   - name: density
@@ -42,7 +42,8 @@ spec:
     kvCache: {{format: FP8E4M3}}
     tensorParallel: {gpus}
 ",
-        model.display()
+        model.display(),
+        text.display()
     )
 }
 
@@ -86,12 +87,19 @@ impl Setup {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         model::write(&folder.path().join("model"));
+        // Three windows, where the worker's own text would have fifty: they go through an emulated device.
+        let text: Vec<String> = (0..200).map(|word| format!("w{}", word % 100)).collect();
+        fs::write(folder.path().join("text.txt"), text.join(" ")).unwrap();
         share_kernels(&folder.path().join("cache"));
         Self { folder }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    fn manifest(&self, gpus: usize) -> String {
+        manifest(&self.path("model"), &self.path("text.txt"), gpus)
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -114,7 +122,7 @@ impl Setup {
 
     fn serve(&self, device: &str, gpus: usize) -> Worker {
         let path = self.path("profile.yaml");
-        fs::write(&path, manifest(&self.path("model"), gpus)).unwrap();
+        fs::write(&path, self.manifest(gpus)).unwrap();
         Worker::serve(&self.path("cache"), &path, |command| {
             // As the GPU computes groups: W4A16.
             command.env("CUDASIM_DEVICES", DEVICES).args([
@@ -184,7 +192,7 @@ fn two_gpus_share_a_model_and_say_what_one_says() {
     // Each GPU has a scale for its own part of a token's activations, so that they round to other FP8 values.
     assert_within(0.3, "FP8 on two GPUs and on one", &fp8, &fp8_of_one);
 
-    fs::write(setup.path("shared.yaml"), manifest(&setup.path("model"), 2)).unwrap();
+    fs::write(setup.path("shared.yaml"), setup.manifest(2)).unwrap();
     let mut command = setup.command(&["serve", "--port", "0", "--admin-port", "0", "--device", "cpu", "--config"]);
     let error = tiny::fail(command.arg(setup.path("shared.yaml")));
     assert!(error.contains("tensorParallel is 2") && error.contains("--device cpu"), "{error}");

@@ -1,12 +1,16 @@
 //! Continuous batching: one token budget a step; decodes first, then prompts in chunks, first come first served. When
 //! blocks run out, the newest running sequence is preempted: its blocks are freed and its tokens recomputed later.
 
+mod room;
+mod sequence;
+
 use std::collections::{HashMap, VecDeque};
 
-use modelprofile_kernels::{BLOCK_TOKENS, BlockMove};
+use modelprofile_kernels::BLOCK_TOKENS;
+use sequence::Sequence;
 
 use super::{
-    blocks::{BlockHash, BlockPool, blocks_for, chain, retagged, tags},
+    blocks::{BlockPool, blocks_for},
     step::{Item, ScheduledStep},
 };
 
@@ -58,41 +62,6 @@ pub struct Stats {
     pub preemptions: u64,
 }
 
-struct Sequence {
-    /// Prompt and generated tokens.
-    tokens: Vec<u32>,
-    /// Tokens whose K and V are in the cache.
-    computed: usize,
-    blocks: Vec<u32>,
-    /// Hashes of the first full blocks. They depend on the tokens alone, so they outlive a preemption.
-    hashes: Vec<BlockHash>,
-    /// Blocks whose content the pool knows, and the tag of that chain so far.
-    registered: usize,
-    tag: u8,
-    /// Prompt rows get logits; until the first new token, which comes after all of them.
-    score_prompt: bool,
-    prompt_tokens: usize,
-}
-
-impl Sequence {
-    /// The chained hash of full block `index`; computes the chain as far as it must.
-    fn hash(&mut self, index: usize) -> BlockHash {
-        for tokens in self.tokens.chunks_exact(BLOCK_TOKENS).take(index + 1).skip(self.hashes.len()) {
-            let hash = chain(self.hashes.last().copied(), tokens);
-            self.hashes.push(hash);
-        }
-        self.hashes[index]
-    }
-}
-
-/// The part of a sequence's beginning that the cache holds.
-#[derive(Clone, Copy, Debug, Default)]
-struct Prefix {
-    blocks: usize,
-    /// Those that nobody uses: taking them makes as many less available.
-    idle: usize,
-}
-
 /// Decides which tokens are computed next.
 pub struct Scheduler {
     config: SchedulerConfig,
@@ -135,18 +104,7 @@ impl Scheduler {
         if total > limit {
             return Err(AddError::TooLong { tokens: total, limit });
         }
-        let prompt_tokens = tokens.len();
-        let sequence = Sequence {
-            tokens,
-            computed: 0,
-            blocks: Vec::new(),
-            hashes: Vec::new(),
-            registered: 0,
-            tag: 0,
-            score_prompt,
-            prompt_tokens,
-        };
-        self.sequences.insert(id, sequence);
+        self.sequences.insert(id, Sequence::new(tokens, score_prompt));
         self.waiting.push_back(id);
         Ok(())
     }
@@ -161,13 +119,6 @@ impl Scheduler {
             } else if let Some(at) = self.waiting.iter().position(|w| *w == id) {
                 self.waiting.remove(at);
             }
-        }
-    }
-
-    fn release(&mut self, blocks: Vec<u32>) {
-        // The end of a chain is useless without its start, so it gets old first.
-        for block in blocks.into_iter().rev() {
-            self.pool.release(block);
         }
     }
 
@@ -250,101 +201,6 @@ impl Scheduler {
         self.sequences.get(&id).map_or(0, |s| s.tokens.len() - s.computed)
     }
 
-    /// The cached blocks of a waiting sequence's beginning. At least its last token stays to be computed. Takes nothing:
-    /// a sequence that waits for room asks at every step.
-    fn cached_prefix(&mut self, id: u64, rung: u8) -> Prefix {
-        let mut prefix = Prefix::default();
-        let Some(sequence) = self.sequences.get_mut(&id) else { return prefix };
-        if sequence.score_prompt {
-            return prefix;
-        }
-        let reusable = (sequence.tokens.len() - 1) / BLOCK_TOKENS;
-        while prefix.blocks < reusable
-            && let Some(idle) = self.pool.peek(sequence.hash(prefix.blocks), rung)
-        {
-            prefix.blocks += 1;
-            prefix.idle += usize::from(idle);
-        }
-        prefix
-    }
-
-    /// A sequence begins to run only when all its present tokens fit, with a block to spare for each running sequence:
-    /// one that begins just to be preempted helps nobody. Alone it may always begin.
-    fn admissible(&self, id: u64, prefix: Prefix) -> bool {
-        let Some(sequence) = self.sequences.get(&id) else { return false };
-        let needed = blocks_for(sequence.tokens.len() + 1).saturating_sub(prefix.blocks) + prefix.idle;
-        self.running.is_empty() || needed + self.running.len() <= self.pool.available()
-    }
-
-    /// Takes over a prefix. Returns its tokens.
-    fn attach(&mut self, id: u64, prefix: Prefix, rung: u8) -> usize {
-        let Some(sequence) = self.sequences.get_mut(&id) else { return 0 };
-        for index in 0..prefix.blocks {
-            let Some((block, tag)) = self.pool.lookup(sequence.hash(index), rung) else { break };
-            sequence.blocks.push(block);
-            sequence.tag = sequence.tag.max(tag);
-        }
-        sequence.registered = sequence.blocks.len();
-        sequence.computed = sequence.blocks.len() * BLOCK_TOKENS;
-        sequence.computed
-    }
-
-    /// Blocks for `rows` more tokens; preempts newer sequences while there are none. False when `id` itself had to go.
-    fn reserve(&mut self, id: u64, rows: usize, scheduled: &mut Vec<(u64, usize)>, budget: &mut usize) -> bool {
-        while !self.extend(id, rows) {
-            let Some(newest) = self.running.last().copied() else { return false };
-            self.preempt(newest);
-            if let Some(at) = scheduled.iter().position(|(s, _)| *s == newest) {
-                *budget += scheduled.remove(at).1;
-            }
-            if newest == id {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Makes room for `rows` more tokens of a sequence; all or nothing.
-    fn extend(&mut self, id: u64, rows: usize) -> bool {
-        let Some(sequence) = self.sequences.get_mut(&id) else { return false };
-        let wanted = blocks_for(sequence.computed + rows);
-        if wanted.saturating_sub(sequence.blocks.len()) > self.pool.available() {
-            return false;
-        }
-        while sequence.blocks.len() < wanted {
-            let Some(block) = self.pool.allocate() else { return false };
-            sequence.blocks.push(block);
-        }
-        true
-    }
-
-    /// Gives all blocks of a sequence back; its tokens stay.
-    fn detach(&mut self, id: u64) {
-        if let Some(sequence) = self.sequences.get_mut(&id) {
-            sequence.computed = 0;
-            sequence.tag = 0;
-            sequence.registered = 0;
-            let blocks = std::mem::take(&mut sequence.blocks);
-            self.release(blocks);
-        }
-    }
-
-    fn preempt(&mut self, id: u64) {
-        self.detach(id);
-        self.running.retain(|r| *r != id);
-        self.waiting.push_front(id);
-        self.preemptions += 1;
-    }
-
-    /// Preempts the newest running sequence; false when none runs.
-    pub fn preempt_newest(&mut self) -> bool {
-        let newest = self.running.last().copied();
-        if let Some(id) = newest {
-            self.preempt(id);
-        }
-        newest.is_some()
-    }
-
     /// Records that a step was computed and which tokens it gave. A sequence whose logits gave no token is damaged
     /// somewhere in its cache: none of its blocks is reused.
     pub fn commit(&mut self, step: &ScheduledStep, sampled: &[(u64, u32)]) {
@@ -371,38 +227,6 @@ impl Scheduler {
                 sequence.score_prompt = false;
             }
         }
-    }
-
-    /// Removes blocks at the upper end; the moves must be carried out on the device before the next step.
-    ///
-    /// # Errors
-    /// The number of blocks that running sequences must give up first.
-    pub fn shrink(&mut self, blocks: usize) -> Result<Vec<BlockMove>, usize> {
-        let moves = self.pool.shrink(blocks)?;
-        let to: HashMap<u32, u32> = moves.iter().map(|m| (m.from, m.to)).collect();
-        for sequence in self.sequences.values_mut() {
-            for block in &mut sequence.blocks {
-                if let Some(moved) = to.get(block) {
-                    *block = *moved;
-                }
-            }
-        }
-        Ok(moves)
-    }
-
-    /// The ladder becomes another one: `places` says where each rung of the present one is then, `None` that it has left.
-    pub fn rearrange(&mut self, places: &[Option<usize>]) {
-        let tags = tags(places);
-        self.pool.retag(&tags);
-        // One of which nothing is computed has no part of any rung.
-        for sequence in self.sequences.values_mut().filter(|sequence| sequence.computed > 0) {
-            sequence.tag = retagged(sequence.tag, &tags);
-        }
-    }
-
-    /// Adds blocks at the upper end.
-    pub fn grow(&mut self, blocks: usize) {
-        self.pool.grow(blocks);
     }
 
     /// Checks the accounting: the references to each block are the tables that name it. For tests.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::sched::blocks::chain;
 
 fn scheduler(blocks: usize) -> Scheduler {
     Scheduler::new(SchedulerConfig { blocks, max_batched_tokens: 32, max_running: 8, max_tokens: blocks * 16 })
