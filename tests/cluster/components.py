@@ -86,8 +86,9 @@ def second(layout: Layout) -> list[Component]:
         layout.tool("kube-controller-manager"), f"--kubeconfig={pki}/controller-manager", *calls,
         "--use-service-account-credentials=true", f"--service-account-private-key-file={pki}/sa.key",
         f"--root-ca-file={pki}/ca.crt", f"--flex-volume-plugin-dir={state}/volume-plugins",
-        # A test that stops the kubelet needs to wait only so long for the node to be reported lost (default 50 s).
-        "--node-monitor-grace-period=20s",
+        # A test that stops the kubelet needs to wait only so long for the node to be reported lost (default 50 s). Longer than the
+        # 20 s that another one takes the API server away for, the 5 s until that is up, and the 5 s between two heartbeats.
+        "--node-monitor-grace-period=40s",
         # A new autoscaler is looked at for the first time after as long (default 15 s).
         "--horizontal-pod-autoscaler-sync-period=2s",
     ])]

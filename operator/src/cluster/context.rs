@@ -75,20 +75,13 @@ impl Context {
 
     /// Forgets what is not there any more; `uid` has the UID of a ModelProfile that is.
     pub fn keep(&self, uid: impl Fn(&Key) -> Option<String>) {
-        let mut gone = Vec::new();
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, memory| {
-            let there = uid(key);
-            if there.is_none() {
-                gone.push(key.clone());
-            }
             // One of the same name that was made since has another UID, and nothing to remember.
-            there.as_deref() == Some(memory.0.as_str())
+            uid(key).as_deref() == Some(memory.0.as_str())
         });
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| uid(key).is_some());
         self.looks.keep(|key| uid(key).is_some());
-        for (namespace, name) in gone {
-            self.metrics.forget(&namespace, &name);
-        }
+        self.metrics.keep(|key| uid(key).is_some());
     }
 
     /// Writes the status where it says something new, and tells what happened.

@@ -202,9 +202,10 @@ impl Metrics {
         self.models().insert((namespace.to_owned(), name.to_owned()), model);
     }
 
-    /// A ModelProfile is gone: its series end.
-    pub fn forget(&self, namespace: &str, name: &str) {
-        self.models().remove(&(namespace.to_owned(), name.to_owned()));
+    /// The series of ModelProfiles that are gone end. Asked for each that has series, not for each that is known to go: a pass
+    /// that was under way when one went tells of it once more.
+    pub fn keep(&self, there: impl Fn(&Key) -> bool) {
+        self.models().retain(|key, _| there(key));
     }
 
     fn models(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Model>> {
@@ -290,7 +291,13 @@ mod tests {
         assert!(render().contains(series), "{}", render());
         metrics.observed("n", "llama", &ModelProfileStatus { active_profile: Some("density".to_owned()), ..status });
         assert!(!render().contains(series));
-        metrics.forget("n", "llama");
+        metrics.observed("n", "staying", &ModelProfileStatus::default());
+        let there = |key: &Key| key.1 == "staying";
+        metrics.keep(there);
+        assert!(!render().contains("llama") && render().contains("staying"), "{}", render());
+        // By a pass that began before it went.
+        metrics.observed("n", "llama", &ModelProfileStatus::default());
+        metrics.keep(there);
         assert!(!render().contains("llama"), "{}", render());
     }
 }
